@@ -1,0 +1,427 @@
+"""Every setting, declared once.
+
+The dataclasses below are the only declaration: the command line's flags, the recipe file, the JSON Schemas and the
+table in the docs are all made from their fields (see ``entrodrop_prep.settings``).
+
+``Setting.role`` says what a setting means for resuming a run: an ``identity`` setting changes the stored result, so a
+run can only be continued with the same value; an ``operation`` setting (batch size, what to do with bad rows) may
+differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from entrodrop_prep.errors import ConfigError
+from entrodrop_prep.settings import Setting, build, flag, identity, model_of, settings, validate
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Settings of ``entrodrop score``: which rows, which model, how long documents are cut, how scores are stored."""
+
+    source: Annotated[
+        str,
+        Setting(
+            "What to score: a Hub dataset id, a save_to_disk directory, or local files: a file, a directory, a glob or "
+            "an fsspec URL of Parquet, JSONL/JSON (.gz, .zst too), CSV, Arrow or text (one row a line).",
+            argument=True,
+        ),
+    ]
+    model: Annotated[str, Setting("Reference model: a local directory or a Hub id. It is only read.")]
+    out: Annotated[
+        str,
+        Setting("Directory for the scored shards, on a local or shared disk.", metavar="DIR", role="operation"),
+    ]
+    backend: Annotated[
+        Literal["auto", "transformers"],
+        Setting("What computes the scores.", role="operation"),
+    ] = "auto"
+    revision: Annotated[
+        str | None,
+        Setting("Revision (branch, tag or commit) of the model on the Hub.", default_text="the default branch"),
+    ] = None
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16", "auto"],
+        Setting(
+            "Number format the model runs in; auto takes the checkpoint's. The entropy is float32 arithmetic always."
+        ),
+    ] = "auto"
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "mps"],
+        Setting("Where the model runs; auto takes a GPU where there is one.", role="operation"),
+    ] = "auto"
+    tokenizer: Annotated[
+        str | None,
+        Setting(
+            "Tokenizer you will train with: directory or Hub id. Every id in use must mean the same token to the "
+            "model.",
+            default_text="the model's",
+        ),
+    ] = None
+    chat_template: Annotated[
+        str | None,
+        Setting("Jinja file used instead of the tokenizer's chat template.", metavar="FILE"),
+    ] = None
+    chat_template_kwargs: Annotated[
+        dict[str, Any] | None,
+        Setting("JSON object of variables for the chat template, e.g. '{\"enable_thinking\": false}'.", metavar="JSON"),
+    ] = None
+    split: Annotated[str, Setting("Split to read, where the source has splits.")] = "train"
+    config: Annotated[
+        str | None,
+        Setting("Configuration (subset) of a Hub dataset.", metavar="NAME"),
+    ] = None
+    text_column: Annotated[str | None, Setting("Column of plain text.", default_text="detected")] = None
+    prompt_column: Annotated[str | None, Setting("Column of prompts.", default_text="detected")] = None
+    completion_column: Annotated[str | None, Setting("Column of completions.", default_text="detected")] = None
+    messages_column: Annotated[str | None, Setting("Column of chat messages.", default_text="detected")] = None
+    id_column: Annotated[
+        str | None,
+        Setting("Column that names each row; it is kept as `id`, must be unique, and is shown in messages."),
+    ] = None
+    keep_columns: Annotated[
+        tuple[str, ...],
+        Setting("Source columns to carry into the scored shards.", metavar="A,B"),
+    ] = ()
+    limit: Annotated[int | None, Setting("Score only the first N rows.", ge=1)] = None
+    max_length: Annotated[
+        int | None,
+        Setting("Longest row in tokens.", ge=2, default_text="the model's context, at most 4096"),
+    ] = None
+    long_documents: Annotated[
+        Literal["auto", "split", "truncate", "drop", "error"],
+        Setting(
+            "What happens to rows over --max-length. auto splits plain and pre-tokenized text and drops (and lists) "
+            "chats and prompt/completion rows: half a conversation is not a conversation."
+        ),
+    ] = "auto"
+    overlap: Annotated[
+        int,
+        Setting(
+            "Tokens of the window before that each further window of a split document repeats as context. At least one "
+            "is always repeated.",
+            ge=0,
+        ),
+    ] = 0
+    append_eos: Annotated[
+        bool,
+        Setting(
+            "End plain text and plain completions with the EOS token where they do not already (chats never need it)."
+        ),
+    ] = True
+    rows_per_shard: Annotated[
+        int,
+        Setting(
+            "Source rows in one shard: the unit of work, and the most that a killed run loses. One shard is held in "
+            "memory: lower it for very long documents.",
+            ge=1,
+        ),
+    ] = 2000
+    score_dtype: Annotated[
+        Literal["float16", "float32"],
+        Setting("Number format the scores are stored in. float16 halves their size at about three digits."),
+    ] = "float32"
+    logprob: Annotated[bool, Setting("Store the log-probability of each token beside the entropy.")] = True
+    batch_tokens: Annotated[
+        int,
+        Setting(
+            "Tokens in one forward pass, padding included. Halved on its own when memory runs out.",
+            ge=1,
+            role="operation",
+        ),
+    ] = 8192
+    on_bad_row: Annotated[
+        Literal["stop", "skip"],
+        Setting(
+            "Stop at the first bad row, or write it with the reason to rejected.jsonl and go on.", role="operation"
+        ),
+    ] = "stop"
+    overwrite: Annotated[
+        bool,
+        Setting("Throw away what an earlier run left in --out and start anew.", role="operation"),
+    ] = False
+    accept_environment_change: Annotated[
+        bool,
+        Setting("Continue a run that was begun with other library versions or another device.", role="operation"),
+    ] = False
+    trust_remote_code: Annotated[
+        bool,
+        Setting("Run Python code that comes with the model or the tokenizer.", role="operation"),
+    ] = False
+    allow_pickle: Annotated[
+        bool,
+        Setting("Also load weights that are not safetensors. A pickle can run code.", role="operation"),
+    ] = False
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if bool(self.prompt_column) != bool(self.completion_column):
+            raise ConfigError("--prompt-column and --completion-column go together", fix="give both or neither")
+        chosen = [c for c in (self.text_column, self.prompt_column, self.messages_column) if c]
+        if len(chosen) > 1:
+            raise ConfigError(
+                "--text-column, --prompt-column/--completion-column and --messages-column exclude each other",
+                fix="give the columns of one row format",
+            )
+        if self.max_length is not None and self.overlap >= self.max_length:
+            raise ConfigError(
+                f"--overlap {self.overlap} is not below --max-length {self.max_length}",
+                fix="a window must hold at least one token that the one before did not",
+            )
+        if len(set(self.keep_columns)) != len(self.keep_columns):
+            raise ConfigError("--keep-columns names a column twice", fix="name each column once")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What decides which tokens are dropped in which epoch, and what a dropped token looks like.
+
+    Everything here but ``epochs`` is part of the masks' identity; ``epochs`` is so only through ``horizon``.
+    """
+
+    epochs: Annotated[int, Setting("Number of epochs to write.", ge=1, le=65535, role="operation")]
+    target: Annotated[
+        Literal["labels", "inputs", "both"],
+        Setting("What a dropped token loses: its label (-100), its input id (replaced), or both."),
+    ] = "labels"
+    drop_token: Annotated[
+        str,
+        Setting(
+            "Replacement for a dropped input id: random draws from the corpus's unigram distribution, special tokens "
+            "excluded.",
+            metavar="random|ID|TEXT",
+        ),
+    ] = "random"
+    select: Annotated[
+        Literal["low-entropy", "high-entropy", "random"],
+        Setting("Which tokens may be dropped; high-entropy and random are control arms."),
+    ] = "low-entropy"
+    quantile: Annotated[
+        float | None,
+        Setting("Share of the trainable tokens, by entropy, that may be dropped.", ge=0, le=1, default_text="0.5"),
+    ] = None
+    threshold: Annotated[
+        float | None,
+        Setting("Entropy in nats that bounds what may be dropped, instead of --quantile.", ge=0, metavar="NATS"),
+    ] = None
+    scope: Annotated[
+        Literal["corpus", "row"],
+        Setting("What the quantile is taken over: all trainable tokens, or those of each row."),
+    ] = "corpus"
+    protect: Annotated[
+        str,
+        Setting(
+            "Tokens never dropped nor replaced: the tokenizer's special tokens, none, or a list of ids.",
+            metavar="special|none|ID,ID",
+        ),
+    ] = "special"
+    keep_surprising: Annotated[
+        float | None,
+        Setting(
+            "Never drop a token whose -logprob exceeds this: the model was confident, and wrong.",
+            ge=0,
+            metavar="NATS",
+            default_text="off",
+        ),
+    ] = None
+    schedule: Annotated[
+        Literal["sigmoid", "linear", "cosine", "constant", "step"],
+        Setting("How the drop rate grows with progress p from 0 to 1."),
+    ] = "sigmoid"
+    max_rate: Annotated[float, Setting("Highest drop rate of an eligible token.", ge=0, le=1)] = 0.8
+    min_rate: Annotated[float, Setting("Lowest drop rate of an eligible token.", ge=0, le=1)] = 0.0
+    steepness: Annotated[float, Setting("Slope K of the sigmoid, per unit of progress.", gt=0)] = 10.0
+    midpoint: Annotated[
+        float, Setting("Progress at which the sigmoid is half-way, or the step happens.", ge=0, le=1)
+    ] = 0.5
+    rates: Annotated[
+        tuple[float, ...] | None,
+        Setting(
+            "Drop rate of each epoch in turn, instead of a schedule.",
+            metavar="A,B,...",
+            default_text="from the schedule",
+        ),
+    ] = None
+    progress: Annotated[
+        Literal["epoch", "row"],
+        Setting("Whether the rate is one number an epoch, or grows row by row in training order."),
+    ] = "epoch"
+    horizon: Annotated[
+        int | None,
+        Setting(
+            "Number of epochs that the curriculum spans. With the same horizon, more epochs leave earlier ones as they "
+            "are.",
+            ge=1,
+            le=65535,
+            default_text="--epochs",
+        ),
+    ] = None
+    shuffle: Annotated[
+        Literal["epoch", "once", "none"],
+        Setting(
+            "Row order: a new one each epoch, one for all epochs, or the source's. Trainers must then read in order."
+        ),
+    ] = "epoch"
+    seed: Annotated[int, Setting("Seed of every random choice.", ge=0, le=2**63 - 1)] = 0
+
+    def check(self) -> None:
+        """Rules that span several fields. Raises ConfigError."""
+        if self.threshold is not None and self.quantile is not None:
+            raise ConfigError("--quantile and --threshold exclude each other", fix="give one of them")
+        if self.threshold is not None and self.select == "random":
+            raise ConfigError(
+                "--select random has no entropy threshold", fix="give --quantile, the share that may be dropped"
+            )
+        if self.threshold is not None and self.scope == "row":
+            raise ConfigError(
+                "--threshold is the same number for every row", fix="leave out --scope row, or use --quantile"
+            )
+        if self.min_rate > self.max_rate:
+            raise ConfigError(f"--min-rate {self.min_rate} is above --max-rate {self.max_rate}", fix="swap them")
+        if self.drop_token != "random" and self.target == "labels":
+            raise ConfigError(
+                "--drop-token has no use with --target labels, which leaves the input as it is",
+                fix="add --target inputs or --target both",
+            )
+        horizon = self.horizon or self.epochs
+        if self.rates is not None:
+            if len(self.rates) != horizon:
+                raise ConfigError(
+                    f"--rates gives {len(self.rates)} rates for {horizon} epochs",
+                    fix="give one rate for each epoch of the horizon",
+                )
+            bad = [r for r in self.rates if not 0 <= r <= 1]
+            if bad:
+                raise ConfigError(f"--rates holds {bad[0]:g}", fix="a rate lies between 0 and 1")
+            if self.progress == "row":
+                raise ConfigError(
+                    "--rates gives one rate an epoch, --progress row one a row", fix="leave out one of them"
+                )
+            defaults = {f.name: f.default for f in dataclasses.fields(Recipe)}
+            for name in ("schedule", "max_rate", "min_rate", "steepness", "midpoint"):
+                if getattr(self, name) != defaults[name]:
+                    raise ConfigError(f"--rates and {flag(name)} exclude each other", fix="leave out one of them")
+            if self.epochs > horizon:
+                raise ConfigError(f"--rates covers {horizon} epochs, --epochs asks for {self.epochs}", fix="add rates")
+        if self.protect not in ("special", "none"):
+            for item in self.protect.split(","):
+                if item.strip() != "special" and not item.strip().isdecimal():
+                    raise ConfigError(
+                        f"--protect {self.protect!r} is not understood",
+                        fix="give special, none, or token ids separated by commas",
+                    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaterializeConfig(Recipe):
+    """Settings of ``entrodrop materialize``: a recipe, and where the result goes."""
+
+    scored: Annotated[str, Setting("Scored directory.", argument=True, role="operation")]
+    out: Annotated[str, Setting("Directory for the masked dataset.", metavar="DIR", role="operation")]
+    only_epochs: Annotated[
+        str | None,
+        Setting(
+            "Write only these epochs, e.g. 2-5: the rest may be written elsewhere or later.",
+            metavar="A-B",
+            role="operation",
+            default_text="all",
+        ),
+    ] = None
+    recipe: Annotated[
+        str | None,
+        Setting("YAML or JSON file of settings; flags beside it win.", metavar="FILE", role="operation"),
+    ] = None
+    rows_per_shard: Annotated[int, Setting("Rows in one output file.", ge=1)] = 100_000
+    compression: Annotated[Literal["zstd", "snappy", "none"], Setting("Compression of the Parquet files.")] = "zstd"
+    overwrite: Annotated[
+        bool, Setting("Throw away what an earlier run left in --out and start anew.", role="operation")
+    ] = False
+
+    def __post_init__(self) -> None:
+        validate(self)
+        self.check()
+        self.epochs_to_write()
+
+    def epochs_to_write(self) -> range:
+        """The epochs this run writes. Raises ConfigError for a range that is not inside ``epochs``."""
+        if self.only_epochs is None:
+            return range(self.epochs)
+        first, _, last = self.only_epochs.partition("-")
+        if not first.strip().isdecimal() or not (last.strip() or first).strip().isdecimal():
+            raise ConfigError(f"--only-epochs {self.only_epochs!r} is not understood", fix="write it as 2 or 2-5")
+        chosen = range(int(first), int(last or first) + 1)
+        if not chosen or chosen[-1] >= self.epochs:
+            raise ConfigError(
+                f"--only-epochs {self.only_epochs} is not inside epochs 0 to {self.epochs - 1}",
+                fix="epochs count from 0",
+            )
+        return chosen
+
+    @classmethod
+    def load(cls, recipe: str | None = None, **flags: Any) -> MaterializeConfig:
+        """Settings from a recipe file (YAML or JSON) with ``flags`` laid over it. Raises ConfigError."""
+        values = {**read_recipe(recipe), "recipe": recipe} if recipe else {}
+        return build(cls, {**values, **flags})
+
+
+def _parsed(text: str) -> Any:
+    """YAML, or JSON that YAML does not take (indented with tabs). Raises yaml.YAMLError."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        try:
+            return json.loads(text)
+        except ValueError:
+            pass
+        raise
+
+
+RECIPE_FIELDS = tuple(f.name for f in dataclasses.fields(Recipe))
+
+
+def read_recipe(path: str) -> dict[str, Any]:
+    """The settings in a recipe file, keys checked. Raises ConfigError naming the file and the key."""
+    import yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        values = _parsed(text)
+    except OSError as e:
+        raise ConfigError(f"cannot read the recipe: {e.strerror}", where=path, fix="check the path") from e
+    except (yaml.YAMLError, ValueError) as e:
+        raise ConfigError(f"the recipe is neither YAML nor JSON: {e}", where=path, fix="mend the file") from e
+    if not isinstance(values, dict):
+        raise ConfigError(
+            "the recipe is not a table of settings", where=path, fix="write lines such as `quantile: 0.5`"
+        )
+    allowed = (*RECIPE_FIELDS, "rows_per_shard", "compression")
+    values = {str(key).replace("-", "_"): value for key, value in values.items()}
+    for key in values:
+        if key not in allowed:
+            near = difflib.get_close_matches(key, allowed, n=1)
+            fix = f"did you mean {near[0]}?" if near else f"settings are: {', '.join(allowed)}"
+            raise ConfigError(f"unknown setting {key!r}", where=path, fix=fix)
+    return values
+
+
+__all__ = [
+    "RECIPE_FIELDS",
+    "MaterializeConfig",
+    "Recipe",
+    "ScoreConfig",
+    "Setting",
+    "build",
+    "flag",
+    "identity",
+    "model_of",
+    "read_recipe",
+    "settings",
+]

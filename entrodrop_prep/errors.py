@@ -1,0 +1,67 @@
+"""Every error a user can cause, in one tree.
+
+    EntrodropError            the command line prints exactly this family as one line and exits with 2
+    ├── ConfigError           an option, a flag or a recipe file
+    ├── SourceError           the input cannot be found, opened or understood
+    │   └── RowError          one row of it is bad (number, file and line, column)
+    ├── ModelError            a model or a tokenizer is missing, gated, or does not fit
+    ├── ScoreError            the model gave no usable scores
+    ├── OutputError           the output directory cannot be used
+    │   ├── MismatchError     it belongs to another run
+    │   └── DiskSpaceError    it does not have the room
+    └── IntegrityError        a scored or masked directory is incomplete or damaged
+
+Anything else that escapes is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class EntrodropError(Exception):
+    """What went wrong, where, and how to mend it; ``str()`` is one line."""
+
+    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
+        self.what, self.where, self.fix = what, where, fix
+        super().__init__(what, where, fix)
+
+    def __str__(self) -> str:
+        line = f"{self.where}: {self.what}" if self.where else self.what
+        if self.fix:
+            line = f"{line}; {self.fix}"
+        return " ".join(line.split())
+
+
+class ConfigError(EntrodropError):
+    """An option, a flag or a recipe file holds a value that cannot be used."""
+
+
+class SourceError(EntrodropError):
+    """The input cannot be found, opened or understood."""
+
+
+class RowError(SourceError):
+    """One row of the input cannot be used; ``--on-bad-row skip`` sets it aside."""
+
+
+class ModelError(EntrodropError):
+    """A model or a tokenizer is missing, gated, or does not fit what it is asked to do."""
+
+
+class ScoreError(EntrodropError):
+    """The model returned scores that cannot be stored (not finite, too few)."""
+
+
+class OutputError(EntrodropError):
+    """The output directory cannot be used."""
+
+
+class MismatchError(OutputError):
+    """The output directory belongs to a run with other settings."""
+
+
+class DiskSpaceError(OutputError):
+    """The output directory does not have the room."""
+
+
+class IntegrityError(EntrodropError):
+    """A scored or masked directory is incomplete or damaged."""

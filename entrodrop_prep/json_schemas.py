@@ -1,0 +1,102 @@
+"""JSON Schemas of everything on disk, made from the declarations in ``config`` and ``schema``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from entrodrop_prep.config import MaterializeConfig, Recipe, model_of
+from entrodrop_prep.schema import MASKED, SCORED, json_schema, masked_schema, scored_schema
+from entrodrop_prep.shards import local_directory, write_bytes
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_SHA = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+
+
+def schemas() -> dict[str, dict[str, Any]]:
+    """File name -> JSON Schema."""
+    return {
+        "scored.json": json_schema(scored_schema("float32", with_id=True), SCORED)
+        | {"required": [f.name for f in scored_schema("float32", logprob=False)]},
+        "masked.json": json_schema(masked_schema(), MASKED) | {"additionalProperties": False},
+        "recipe.json": _recipe(),
+        "manifest.json": _manifest(),
+    }
+
+
+def write_schemas(directory: str) -> list[Path]:
+    """Write every schema into a directory; returns the paths."""
+    out = local_directory(directory)
+    written = []
+    for name, content in schemas().items():
+        write_bytes(out / name, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+        written.append(out / name)
+    return written
+
+
+def _recipe() -> dict[str, Any]:
+    """A recipe file: any subset of these settings."""
+    schema: dict[str, Any] = model_of(MaterializeConfig).model_json_schema()
+    names = [*Recipe.__dataclass_fields__, "rows_per_shard", "compression"]
+    return {
+        "$schema": DIALECT,
+        "title": "recipe/1",
+        "description": "Settings of `entrodrop materialize --recipe FILE` (YAML or JSON). Flags win over the file.",
+        "type": "object",
+        "properties": {n: schema["properties"][n] for n in names},
+        "additionalProperties": False,
+    }
+
+
+def _manifest() -> dict[str, Any]:
+    """manifest.json of both kinds of directory."""
+    common = {
+        "schema": {"enum": [SCORED, MASKED]},
+        "generator": {"type": "string"},
+        "identity": {"type": "object", "description": "What the content depends on; must match to continue a run."},
+        "content_digest": {**_SHA, "description": "What the dataset is known by, whatever files hold it."},
+        "manifest_digest": {**_SHA, "description": "SHA-256 of this file's bytes with these 64 digits zeroed."},
+        "files": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "file": {"type": "string", "description": "Relative path."},
+                    "bytes": {"type": "integer"},
+                    "sha256": _SHA,
+                    "rows": {"type": "integer"},
+                    "tokens": {"type": "integer"},
+                    "content_digest": _SHA,
+                    "epoch": {"type": "integer"},
+                    "trainable_tokens": {"type": "integer"},
+                },
+                "required": ["file", "bytes", "sha256"],
+                "additionalProperties": False,
+            },
+        },
+    }
+    only = {
+        SCORED: {
+            "environments": "array",
+            "source": "object",
+            "model": "object",
+            "tokenizer": "object",
+            "counts": "object",
+        },
+        MASKED: {"recipe": "object", "scored": "object", "epochs": "array", "rows_without_loss": "integer"},
+    }
+    return {
+        "$schema": DIALECT,
+        "title": "manifest/1",
+        "type": "object",
+        "properties": common,
+        "required": list(common),
+        "oneOf": [
+            {
+                "properties": {"schema": {"const": kind}, **{n: {"type": t} for n, t in fields.items()}},
+                "required": list(fields),
+            }
+            for kind, fields in only.items()
+        ],
+    }

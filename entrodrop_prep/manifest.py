@@ -1,0 +1,213 @@
+"""The manifest: what a finished directory holds, and the proof that it still does.
+
+``manifest.json`` lists every file with its SHA-256 and covers itself: ``manifest_digest`` is the SHA-256 of the
+manifest's exact bytes with that field's 64 digits zeroed. It holds no time, host or path of a machine, so a directory
+can be moved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from entrodrop_prep import digest
+from entrodrop_prep.errors import IntegrityError, MismatchError, OutputError
+from entrodrop_prep.shards import LOCK, TMP, read_footer, write_bytes, writing
+
+NAME = "manifest.json"
+STATE = ".state.json"
+_ZERO = "0" * 64
+_MEND = "remove it and run the command that made it again, or restore it"
+_FIELD = re.compile(rb'("manifest_digest": ")([0-9a-f]{64})(")')
+
+
+def write(directory: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Write ``manifest.json``, atomically, with its own digest; returns it as written."""
+    manifest = {**manifest, "manifest_digest": _ZERO}
+    data = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=True).encode() + b"\n"
+    manifest["manifest_digest"] = hashlib.sha256(data).hexdigest()
+    data = _FIELD.sub(rb"\g<1>" + manifest["manifest_digest"].encode() + rb"\g<3>", data)
+    write_bytes(directory / NAME, data)
+    return manifest
+
+
+def read(directory: Path, schema: str) -> dict[str, Any]:
+    """The manifest of a finished directory, its own digest checked.
+
+    Raises IntegrityError if there is none, it was changed, or it describes something else than ``schema``
+    (``scored/1`` or ``masked/1``).
+    """
+    path = directory / NAME
+    kind = schema.split("/")[0]
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        if not directory.is_dir():
+            raise IntegrityError("no such directory", where=str(directory), fix=f"give a {kind} directory") from None
+        if (directory / STATE).exists():
+            command = {"scored": "score", "masked": "materialize"}[kind]
+            raise IntegrityError(
+                f"the {kind} directory is not finished",
+                where=str(directory),
+                fix=f"run the same `entrodrop {command}` command again to finish it",
+            ) from None
+        raise IntegrityError(
+            f"it has no {NAME}, so it is no {kind} directory", where=str(directory), fix=f"give a {kind} directory"
+        ) from None
+    except OSError as e:
+        raise IntegrityError(f"cannot be read: {e.strerror}", where=str(path)) from e
+    try:
+        manifest = json.loads(data)
+        claimed = manifest["manifest_digest"]
+        found = manifest["schema"]
+    except (ValueError, KeyError, TypeError) as e:
+        raise IntegrityError("the manifest is damaged", where=str(path), fix="make the directory again") from e
+    zeroed, fields = _FIELD.subn(rb"\g<1>" + _ZERO.encode() + rb"\g<3>", data)
+    if fields != 1 or hashlib.sha256(zeroed).hexdigest() != claimed:
+        raise IntegrityError(
+            "the manifest was changed after it was written",
+            where=str(path),
+            fix="restore it, or make the directory again",
+        )
+    if found != schema:
+        raise IntegrityError(
+            f"it holds {found!r}, this needs {schema!r}",
+            where=str(directory),
+            fix=f"give a {kind} directory made by this version",
+        )
+    return dict(manifest)
+
+
+def check_files(directory: Path, manifest: dict[str, Any], pattern: str) -> None:
+    """Every file the manifest lists is there with the same bytes, and none beside them matches ``pattern``.
+
+    Raises IntegrityError naming the file.
+    """
+    listed = {entry["file"] for entry in manifest["files"]}
+    for path in sorted(directory.glob(pattern)):
+        name = path.relative_to(directory).as_posix()
+        if name not in listed and not path.name.startswith(TMP):
+            raise IntegrityError("the manifest does not list this file", where=str(path), fix="remove it")
+    for entry in manifest["files"]:
+        check_file(directory, entry)
+
+
+def check_file(directory: Path, entry: dict[str, Any]) -> None:
+    """One listed file has the size and SHA-256 it should. Raises IntegrityError."""
+    check_size(directory, entry)
+    path = directory / entry["file"]
+    if digest.of_file(path) != entry["sha256"]:
+        raise IntegrityError("its bytes are not those the manifest was written for", where=str(path), fix=_MEND)
+
+
+def check_size(directory: Path, entry: dict[str, Any]) -> None:
+    """One listed file is there with the size it should have: a quick look. Raises IntegrityError."""
+    path = directory / entry["file"]
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError as e:
+        raise IntegrityError("the file is missing", where=str(path), fix="run the command that made it again") from e
+    if size != entry["bytes"]:
+        raise IntegrityError(f"it has {size} bytes, the manifest says {entry['bytes']}", where=str(path), fix=_MEND)
+
+
+def file_entry(directory: Path, path: Path, **more: Any) -> dict[str, Any]:
+    """The manifest's entry for one file."""
+    name = path.relative_to(directory).as_posix()
+    return {"file": name, "bytes": path.stat().st_size, "sha256": digest.of_file(path), **more}
+
+
+def read_state(directory: Path) -> dict[str, Any] | None:
+    """What a run noted for its own continuation, or None. Never part of the result."""
+    try:
+        return dict(json.loads((directory / STATE).read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def write_state(directory: Path, state: dict[str, Any]) -> None:
+    """Note what a later run needs to continue this one."""
+    write_bytes(directory / STATE, json.dumps(state, indent=1, sort_keys=True).encode())
+
+
+def check_usable(directory: Path, kind: str) -> None:
+    """An output directory is new, empty, or one of ours. Raises OutputError naming what else lies there."""
+    with writing(directory):
+        if not directory.exists():
+            return
+        if not directory.is_dir():
+            raise OutputError("this is a file, not a directory", where=str(directory), fix="choose another --out")
+        present = sorted(p.name for p in directory.iterdir() if p.name != LOCK and not p.name.startswith(TMP))
+    if not present:
+        return
+    state = read_state(directory) or (_footer_of_a_shard(directory) if NAME not in present else None)
+    if state is None and NAME not in present:
+        raise OutputError(
+            f"the directory holds something else ({present[0]})",
+            where=str(directory),
+            fix="choose an empty or a new directory for --out",
+        )
+    if state is None:
+        try:
+            state = dict(json.loads((directory / NAME).read_bytes()))
+        except (ValueError, TypeError) as e:
+            raise IntegrityError(
+                "the manifest is damaged", where=str(directory / NAME), fix="restore it, or choose another --out"
+            ) from e
+    found = str(state.get("schema")).split("/")[0]
+    if found != kind:
+        raise OutputError(
+            f"the directory holds a {found} dataset",
+            where=str(directory),
+            fix=f"choose another --out for the {kind} one",
+        )
+
+
+def _footer_of_a_shard(directory: Path) -> dict[str, Any] | None:
+    """What a shard says of an unfinished directory whose private note was not copied along; None if none is ours."""
+    for path in (*sorted(directory.glob("shard-*.parquet")), *sorted(directory.glob("epoch_*/*.parquet"))):
+        try:
+            return read_footer(path).info
+        except IntegrityError:
+            return None
+    return None
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """Names and values of what differs between two identities, one line each."""
+    found = []
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key} was {_short(old)}, now {_short(new)}")
+    return found
+
+
+def check_identity(directory: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises MismatchError naming the keys in which two identities differ."""
+    changed = differences(before, now)
+    if changed:
+        raise MismatchError(
+            f"it was made with other settings: {'; '.join(changed)}",
+            where=str(directory),
+            fix="use the settings it was made with, another --out, or --overwrite",
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def peek_schema(directory: Path) -> str | None:
+    """What a manifest says it describes, unchecked; None without a manifest. Raises ValueError if it is not JSON."""
+    path = directory / NAME
+    if not path.exists():
+        return None
+    described = json.loads(path.read_bytes())
+    return str(described.get("schema")) if isinstance(described, dict) else None

@@ -1,0 +1,71 @@
+"""How far long work is: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+LOG_EVERY = 30.0
+
+
+class Progress:
+    """Progress in rows (or bytes) for the estimate of the end, and in tokens for the speed."""
+
+    def __init__(self, what: str, total: int | None, unit: str, done: float = 0) -> None:
+        from tqdm import tqdm
+
+        self._what, self._total, self._unit, self._first = what, total, unit, done
+        self._units, self._tokens = done, 0
+        self._start = self._said = time.monotonic()
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            unit=f" {unit}",
+            unit_scale=True,
+            desc=what,
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+            leave=False,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}{postfix}]"
+            if total
+            else None,
+        )
+
+    def add(self, units: float, tokens: int) -> None:
+        """Some more is done."""
+        self._units += units
+        self._tokens += tokens
+        now = time.monotonic()
+        speed = self._tokens / max(now - self._start, 1e-9)
+        if not self._bar.disable:
+            self._bar.set_postfix_str(f"{speed:,.0f} tokens/s", refresh=False)
+            self._bar.update(units)
+        elif now - self._said > LOG_EVERY:
+            self._said = now
+            print(
+                f"{self._what}: {self._share()}{self._tokens:,} tokens, {speed:,.0f} tokens/s{self._eta(now)}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._start
+
+    def _share(self) -> str:
+        return f"{self._units / self._total:.0%} of the {self._unit}, " if self._total else ""
+
+    def _eta(self, now: float) -> str:
+        done = self._units - self._first
+        if not self._total or done <= 0:
+            return ""
+        left = (now - self._start) * max(0.0, self._total - self._units) / done
+        return f", about {left / 60:.0f} min left"
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._bar.close()
