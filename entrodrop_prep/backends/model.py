@@ -1,0 +1,210 @@
+"""What is known of a reference model before it is loaded: context, vocabulary, number format, identity."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from entrodrop_prep import digest
+from entrodrop_prep.errors import ModelError
+from entrodrop_prep.shards import user_path
+
+if TYPE_CHECKING:
+    from entrodrop_prep.config import ScoreConfig
+
+DEFAULT_CONTEXT = 4096
+_CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length")
+_PICKLES = ("*.bin", "*.pt", "*.pth")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A reference model as its configuration describes it.
+
+    Attributes:
+        name: directory name or Hub id, for people.
+        vocab_size: columns of the logits, the text config's ``vocab_size``.
+        context: longest input in tokens, or None where the configuration does not say.
+        dtype: ``float32``, ``bfloat16`` or ``float16``: what it will run in.
+        commit: the resolved revision of a model on the Hub; None for a local one.
+    """
+
+    name: str
+    vocab_size: int
+    context: int | None
+    dtype: str
+    commit: str | None = None
+
+    def max_length(self, asked: int | None) -> int:
+        """Longest row in tokens: what was asked for, else the context but at most 4096. Raises ModelError."""
+        if asked is None:
+            return min(self.context or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+        if self.context is not None and asked > self.context:
+            raise ModelError(
+                f"--max-length {asked} is over the model's context of {self.context} tokens",
+                where=self.name,
+                fix=f"use at most {self.context}",
+            )
+        return asked
+
+
+def inspect_model(config: ScoreConfig) -> ModelInfo:
+    """Look at a model without loading it: it exists, is open to us, is a causal LM, and has weights.
+
+    Raises:
+        ModelError: missing, gated, without usable weights, or not a causal language model.
+    """
+    import torch
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    path = user_path(config.model)
+    local = os.path.isdir(path)
+    if not local and looks_like_path(config.model):
+        raise ModelError("no such directory", where=config.model, fix="give a model directory or a Hub id")
+    if local:
+        _check_local(path, config.allow_pickle)
+    with loading(config.model, "model"):
+        hf = AutoConfig.from_pretrained(
+            str(path) if local else config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    auto_map = getattr(hf, "auto_map", None) or {}
+    if hf.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "AutoModelForCausalLM" not in auto_map:
+        raise ModelError(
+            f"{hf.model_type} is not a causal language model",
+            where=config.model,
+            fix="the reference model must predict the next token (AutoModelForCausalLM)",
+        )
+    if (
+        "AutoModelForCausalLM" in auto_map
+        and not config.trust_remote_code
+        and (hf.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    ):
+        raise ModelError(
+            "it brings its own Python code", where=config.model, fix="read that code, then add --trust-remote-code"
+        )
+    text = hf.get_text_config()
+    dtype: str = config.dtype
+    if dtype == "auto":
+        stored = getattr(hf, "dtype", None) or getattr(text, "dtype", None) or torch.float32
+        dtype = str(stored).removeprefix("torch.")
+        if dtype not in ("float32", "bfloat16", "float16"):
+            raise ModelError(
+                f"its checkpoint is {dtype}",
+                where=config.model,
+                fix="name the number format to run in: --dtype bfloat16, say",
+            )
+    context = next((c for c in (getattr(text, name, None) for name in _CONTEXT_NAMES) if c is not None), None)
+    return ModelInfo(
+        name=path.resolve().name if local else config.model,
+        commit=None if local else str(getattr(hf, "_commit_hash", None) or config.revision),
+        vocab_size=int(text.vocab_size),
+        context=int(context) if isinstance(context, int) and context > 0 else None,
+        dtype=dtype,
+    )
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Which weights exactly.
+
+    Attributes:
+        identity: a digest of a local model's files, or a Hub id with the commit.
+        files: private note of the files' sizes, times and digests, so that a rerun need not hash them again.
+    """
+
+    identity: dict[str, str]
+    files: dict[str, list[Any]]
+
+
+def identify_weights(config: ScoreConfig, info: ModelInfo, known_files: dict[str, list[Any]] | None) -> Weights:
+    """Hash a local model's files, but those unchanged since ``known_files`` was noted; a Hub model has its commit."""
+    if info.commit is not None:
+        return Weights({"hub_id": config.model, "commit": info.commit}, {})
+    path = user_path(config.model)
+    files = _hash_files(path, config.allow_pickle, known_files or {})
+    content = {"config": _plain_config(path), **{name: entry[2] for name, entry in files.items()}}
+    return Weights({"digest": digest.of_json(content)}, files)
+
+
+def looks_like_path(name: str) -> bool:
+    """Whether a name can only be a path: it is no ``name`` or ``owner/name``."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+
+
+@contextmanager
+def loading(name: str, what: str) -> Iterator[None]:
+    """Turn the Hugging Face libraries' refusals to load into a ModelError that says what to do."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, StrictDataclassError) as e:
+        # What the libraries raise for files that are JSON but not what a model or a tokenizer needs.
+        raise ModelError(
+            f"cannot load the {what}, its files are not as they should be: {type(e).__name__}: {e}",
+            where=name,
+            fix="fetch it again, or mend its JSON files",
+        ) from e
+    except (OSError, ValueError, ImportError, SafetensorError) as e:
+        text = " ".join(str(e).split())
+        lower = text.lower()
+        if "gated" in lower or "401" in lower or "403" in lower:
+            fix = "accept its terms on the Hub and log in (`hf auth login`, or set HF_TOKEN)"
+        elif "trust_remote_code" in lower:
+            fix = "read its code, then add --trust-remote-code"
+        elif "offline" in lower or "couldn't connect" in lower or "connection" in lower:
+            fix = "check the network and the id; a local directory is written ./NAME"
+        elif isinstance(e, ImportError):
+            fix = "install what it names"
+        elif isinstance(e, SafetensorError):
+            fix = "a file of weights is damaged: fetch it again"
+        else:
+            fix = "check the name and the revision"
+        raise ModelError(f"cannot load the {what}: {text[:300]}", where=name, fix=fix) from e
+
+
+def _check_local(path: Path, allow_pickle: bool) -> None:
+    if not (path / "config.json").is_file():
+        raise ModelError(
+            "the directory has no config.json, so it is no model",
+            where=str(path),
+            fix="give a directory made by save_pretrained, or a Hub id",
+        )
+    if any(path.glob("*.safetensors")):
+        return
+    if any(any(path.glob(p)) for p in _PICKLES):
+        if not allow_pickle:
+            raise ModelError(
+                "its weights are pickles, which can run code when loaded",
+                where=str(path),
+                fix="convert them to safetensors, or add --allow-pickle",
+            )
+        return
+    raise ModelError("the directory has no weights", where=str(path), fix="it needs *.safetensors files")
+
+
+def _hash_files(path: Path, allow_pickle: bool, known: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """``name -> [bytes, mtime_ns, sha256]`` of the weights."""
+    patterns = ("*.safetensors", "*.py", *(_PICKLES if allow_pickle else ()))
+    found: dict[str, list[Any]] = {}
+    for file in sorted({f for p in patterns for f in path.glob(p)}):
+        stat = file.stat()
+        before = known.get(file.name)
+        if before and before[:2] == [stat.st_size, stat.st_mtime_ns]:
+            found[file.name] = before
+        else:
+            found[file.name] = [stat.st_size, stat.st_mtime_ns, digest.of_file(file)]
+    return found
+
+
+def _plain_config(path: Path) -> dict[str, Any]:
+    """config.json without what says nothing of the model."""
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    return {k: v for k, v in config.items() if k not in ("_name_or_path", "transformers_version")}

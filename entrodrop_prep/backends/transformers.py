@@ -1,0 +1,272 @@
+"""Scores from a transformers model, for every AutoModelForCausalLM.
+
+Two ways to the logits. The general way calls the model and lets it make the logits of a bounded number of positions at
+a time (``logits_to_keep``). The chunked-head way runs the model's body once and then only its tail (the head with
+whatever scale, bias or soft cap the architecture has) on slices of the hidden states. The second is used once a probe
+batch has shown that it gives the same scores as the first. The probe also shows that the model looks only back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from entrodrop_prep.backends.model import ModelInfo, loading
+from entrodrop_prep.backends.reduce import entropy_and_logprob
+from entrodrop_prep.errors import ModelError, ScoreError
+from entrodrop_prep.shards import user_path
+
+if TYPE_CHECKING:
+    from entrodrop_prep.backends import Scores
+    from entrodrop_prep.config import ScoreConfig
+
+log = logging.getLogger(__name__)
+
+# Bytes of float32 logits alive at once. Small on a CPU, where a chunk that stays in the cache is faster.
+LOGITS_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20, "mps": 128 << 20}
+PROBE_LENGTHS = (2, 17, 33)
+PROBE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
+
+
+class TransformersBackend:
+    """A frozen model in eval and inference mode."""
+
+    def __init__(self, config: ScoreConfig, info: ModelInfo) -> None:
+        self.info = info
+        self.device = pick_device(config.device)
+        self.batch_tokens = config.batch_tokens
+        try:
+            self.model: Any = _load(config, info).to(self.device).eval()
+            self.rows = max(1, LOGITS_BYTES[self.device.type] // (4 * info.vocab_size))
+            self.keeps_logits = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+            self.body: Any = None
+            self.chunked_head = self._probe()
+        except RuntimeError as e:
+            if not is_out_of_memory(e):
+                raise
+            raise ModelError(
+                f"it does not fit in the memory of {self.device.type}",
+                where=info.name,
+                fix="use a smaller --dtype, another --device, or a smaller model",
+            ) from e
+
+    def environment(self) -> dict[str, str]:
+        """Library versions, device and dtype path."""
+        import tokenizers
+        import transformers
+
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return {
+            "backend": "transformers",
+            "device": name,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "tokenizers": tokenizers.__version__,
+            "head": "chunked" if self.chunked_head else "general",
+        }
+
+    def score(self, sequences: Sequence[np.ndarray[Any, Any]], done: Callable[[int], None]) -> list[Scores]:
+        """See ``Backend.score``. Sequences of like length share a batch, at most ``batch_tokens`` padded tokens."""
+        order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+        results: list[Any] = [None] * len(sequences)
+        start = 0
+        while start < len(order):
+            width = len(sequences[order[start]])
+            stop = start + max(1, self.batch_tokens // width)
+            batch = order[start:stop]
+            for i, scores in zip(batch, self._batch([sequences[i] for i in batch]), strict=True):
+                results[i] = scores
+            done(sum(len(sequences[i]) for i in batch))
+            start = stop
+        return results
+
+    def _batch(self, sequences: list[np.ndarray[Any, Any]]) -> list[Scores]:
+        """One forward pass; when memory runs out, two of half the rows."""
+        try:
+            return self._forward(sequences, self.chunked_head)
+        except RuntimeError as e:  # torch.OutOfMemoryError is one; the CPU allocator raises the plain kind
+            if not is_out_of_memory(e):
+                raise
+        # outside the except block, so that the traceback no longer holds the failed pass's tensors
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(sequences) > 1:
+            half = len(sequences) // 2
+            self.batch_tokens = max(1, half * max(len(s) for s in sequences))
+            log.warning("out of memory: going on with batches of %d tokens", self.batch_tokens)
+            return self._batch(sequences[:half]) + self._batch(sequences[half:])
+        if self.rows > 16:
+            self.rows //= 2
+            return self._batch(sequences)
+        raise ScoreError(
+            f"one row of {len(sequences[0])} tokens does not fit in memory",
+            where=self.info.name,
+            fix="lower --max-length, or use a smaller --dtype",
+        )
+
+    @torch.inference_mode()
+    def _forward(self, sequences: list[np.ndarray[Any, Any]], chunked_head: bool) -> list[Scores]:
+        """Scores of sequences padded on the right into one batch of B rows and T columns."""
+        lengths = [len(s) for s in sequences]
+        ids = torch.zeros((len(sequences), max(lengths)), dtype=torch.int64)
+        for row, s in zip(ids, sequences, strict=True):
+            row[: len(s)] = torch.from_numpy(s.astype(np.int64))
+        ids = ids.to(self.device)
+        there = (
+            torch.arange(ids.shape[1], device=self.device)[None] < torch.tensor(lengths, device=self.device)[:, None]
+        )
+        chunks = self._chunked(ids, there) if chunked_head else self._general(ids, there)
+        entropy = torch.zeros(ids.shape, dtype=torch.float32)
+        logprob = torch.zeros(ids.shape, dtype=torch.float32)
+        for rows, columns, logits in chunks:
+            if logits.shape[-1] < self.info.vocab_size:
+                raise ModelError(
+                    f"its logits have {logits.shape[-1]} columns, its configuration says {self.info.vocab_size}",
+                    where=self.info.name,
+                    fix="mend the model's config.json",
+                )
+            h, lp = entropy_and_logprob(logits[:, : self.info.vocab_size], ids[rows, columns + 1])
+            rows, columns = rows.cpu(), columns.cpu()
+            entropy[rows, columns], logprob[rows, columns] = h.cpu(), lp.cpu()
+        return [(entropy[i, : n - 1].numpy(), logprob[i, : n - 1].numpy()) for i, n in enumerate(lengths)]
+
+    def _chunked(self, ids: torch.Tensor, there: torch.Tensor) -> Iterator[tuple[Any, Any, torch.Tensor]]:
+        """(row index [n], column index [n], logits [n, V]) from hidden states and the model's tail."""
+        output = self.body(input_ids=ids, attention_mask=there.long(), use_cache=False)
+        hidden = output.last_hidden_state
+        rows, columns = there[:, 1:].nonzero(as_tuple=True)
+        for i in range(0, len(rows), self.rows):
+            r, c = rows[i : i + self.rows], columns[i : i + self.rows]
+            with self._body_returns(dataclasses.replace(output, last_hidden_state=hidden[r, c][None])):
+                logits = self.model(input_ids=ids[r, c][None], use_cache=False).logits[0]
+            yield r, c, logits
+
+    def _general(self, ids: torch.Tensor, there: torch.Tensor) -> Iterator[tuple[Any, Any, torch.Tensor]]:
+        """The same from plain calls of the model, each making the logits of at most ``self.rows`` positions."""
+        together = self.keeps_logits and self.rows >= ids.shape[0]
+        rows_at_once = ids.shape[0] if together else 1
+        width = self.rows // rows_at_once if self.keeps_logits else ids.shape[1]
+        for first in range(0, ids.shape[0], rows_at_once):
+            some, mask = ids[first : first + rows_at_once], there[first : first + rows_at_once]
+            last = int(mask.sum(1).max()) - 1
+            for start in range(0, last, width):
+                stop = min(start + width, last)
+                keep = {"logits_to_keep": torch.arange(start, stop, device=self.device)} if self.keeps_logits else {}
+                out = self.model(input_ids=some, attention_mask=mask.long(), use_cache=False, **keep).logits
+                out = out if self.keeps_logits else out[:, start:stop]
+                rows, columns = mask[:, start + 1 : stop + 1].nonzero(as_tuple=True)
+                for i in range(0, len(rows), self.rows):
+                    r, c = rows[i : i + self.rows], columns[i : i + self.rows]
+                    yield r + first, c + start, out[r, c]
+
+    @contextmanager
+    def _body_returns(self, output: Any) -> Iterator[None]:
+        """Within the block the model's body returns ``output``, so calling the model runs its tail alone."""
+        self.body.forward = lambda *args, **kwargs: output
+        try:
+            yield
+        finally:
+            del self.body.forward
+
+    def _probe(self) -> bool:
+        """Whether the chunked head gives this model's own scores, on a batch of mixed lengths; if so, sets ``body``.
+
+        Raises ModelError for a model whose scores of a token depend on what comes after it.
+        """
+        generator = np.random.Generator(np.random.Philox(key=0))
+        longest = min(self.info.context or max(PROBE_LENGTHS), max(PROBE_LENGTHS))
+        probe = [generator.integers(0, self.info.vocab_size, min(n, longest), np.int32) for n in PROBE_LENGTHS]
+        general = self._forward(probe, chunked_head=False)
+        other_ends = [np.append(p[:-1], (p[-1:] + 1) % self.info.vocab_size) for p in probe]
+        ahead = _worst([s[:1] for s in general], [s[:1] for s in self._forward(other_ends, chunked_head=False)])
+        if ahead > PROBE_TOLERANCE[self.info.dtype]:
+            raise ModelError(
+                f"what it predicts depends on what comes after (the entropy changes by {ahead:.1e})",
+                where=self.info.name,
+                fix="the reference model must look only back, as decoders do",
+            )
+        # The body, as its class says; or what the model calls in its place.
+        for body in dict.fromkeys((self.model.base_model, self.model.get_decoder())):
+            if body is self.model:
+                continue
+            self.body = body
+            try:
+                worst = _worst(general, self._forward(probe, chunked_head=True))
+            except (TypeError, AttributeError, ValueError, IndexError, RuntimeError) as e:
+                if is_out_of_memory(e):
+                    raise
+                log.debug("the head cannot run on its own: %s", e)
+                continue
+            if worst <= PROBE_TOLERANCE[self.info.dtype]:
+                return True
+            log.debug("the head on its own differs by %.1e", worst)
+        log.info("the head of %s cannot run on its own: using the general, slower way", self.info.name)
+        return False
+
+
+def _load(config: ScoreConfig, info: ModelInfo) -> Any:
+    """The model with every weight from its checkpoint. Raises ModelError."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    path = user_path(config.model)
+    with loading(config.model, "model"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(path) if os.path.isdir(path) else config.model,
+            revision=info.commit or config.revision,
+            dtype=getattr(torch, info.dtype),
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=None if config.allow_pickle else True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    model, report = loaded
+    missing = sorted(report["missing_keys"])
+    if missing:  # transformers fills them with random numbers
+        raise ModelError(
+            f"its weights lack {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""),
+            where=config.model,
+            fix="give a complete causal language model; a bare body has no head to predict with",
+        )
+    for name, stored, wanted in sorted(report["mismatched_keys"]):
+        raise ModelError(
+            f"its weight {name} is {list(stored)}, its configuration makes it {list(wanted)}",
+            where=config.model,
+            fix="mend the model's config.json",
+        )
+    return model
+
+
+def _worst(some: Sequence[Sequence[np.ndarray[Any, Any]]], others: Sequence[Sequence[np.ndarray[Any, Any]]]) -> float:
+    """The largest difference between two lists of scores; NaN where there is one."""
+    pairs = ((a, b) for x, y in zip(some, others, strict=True) for a, b in zip(x, y, strict=True))
+    return max(float(np.max(np.abs(a - b), initial=0)) for a, b in pairs)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that ``--device`` means. Raises ModelError where it is not there."""
+    have = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(d for d in ("cuda", "mps", "cpu") if have[d])
+    if not have[name]:
+        raise ModelError(
+            f"--device {name}: torch {torch.__version__} sees none here",
+            fix=f"use one of: {', '.join(d for d, there in have.items() if there)}",
+        )
+    return torch.device(name)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on any device."""
+    text = str(error).lower()
+    signs = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed")
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in signs)

@@ -1,0 +1,159 @@
+"""A finished scored directory, as everything after scoring reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from entrodrop_prep import manifest
+from entrodrop_prep.errors import IntegrityError
+from entrodrop_prep.sample.mask import Rows
+from entrodrop_prep.schema import SCORED, check_schema, scored_schema
+from entrodrop_prep.shards import read_batches, reading
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BATCH_TOKENS = 1 << 18
+SHARD_FILES = "shard-*.parquet"
+
+
+class ScoredDataset:
+    """A scored directory whose manifest holds.
+
+    Raises IntegrityError on opening one that is unfinished, damaged or of another schema version.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.manifest = manifest.read(directory, SCORED)
+        self.files: list[dict[str, Any]] = [e for e in self.manifest["files"] if "rows" in e]
+        self.schema = self._schema()
+
+    @property
+    def content_digest(self) -> str:
+        """What this dataset is known by, wherever it lies."""
+        return str(self.manifest["content_digest"])
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns of the reference model's logits."""
+        return int(self.manifest["model"]["vocab_size"])
+
+    @property
+    def special_ids(self) -> list[int]:
+        """Ids of the tokenizer's special tokens, ascending."""
+        return list(self.manifest["tokenizer"]["special_ids"])
+
+    @property
+    def has_logprob(self) -> bool:
+        """Whether log-probabilities were stored."""
+        return "logprob" in self.schema.names
+
+    @property
+    def score_dtype(self) -> np.dtype[Any]:
+        """float16 or float32."""
+        kind: np.dtype[Any] = np.dtype(self.schema.field("entropy").type.value_type.to_pandas_dtype())
+        return kind
+
+    @property
+    def rows_per_batch(self) -> int:
+        """Rows that hold about 260,000 tokens."""
+        rows = sum(e["rows"] for e in self.files)
+        tokens = sum(e["tokens"] for e in self.files)
+        return int(np.clip(BATCH_TOKENS * rows // max(1, tokens), 1, 1 << 16))
+
+    @cached_property
+    def unigram(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """[V] int64: how often each id stands in the corpus, every token of a document counted once."""
+        with reading(self.directory / "unigram.npy"):
+            counts: np.ndarray[Any, np.dtype[np.int64]] = np.load(self.directory / "unigram.npy", allow_pickle=False)
+        return counts
+
+    def check(self) -> None:
+        """Every file has the bytes it was finished with, and no shard is there beside them. Raises IntegrityError."""
+        manifest.check_files(self.directory, self.manifest, SHARD_FILES)
+        for entry in self.files:
+            path = self.directory / entry["file"]
+            with reading(path):
+                check_schema(pq.read_schema(path), self.schema, str(path))
+
+    def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """All rows in order of (row_id, window), about 260,000 tokens at a time."""
+        for entry in self.files:
+            yield from read_batches(self.directory / entry["file"], columns, self.rows_per_batch)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer stored beside the shards. Its code, if it came with any, is not run."""
+        from transformers import AutoTokenizer
+
+        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(self.directory / "tokenizer"))
+        return loaded
+
+    def _schema(self) -> pa.Schema:
+        if not self.files:
+            raise IntegrityError("the manifest lists no shard", where=str(self.directory))
+        path = self.directory / self.files[0]["file"]
+        identity = self.manifest["identity"]
+        core = scored_schema(identity["score_dtype"], logprob=identity["logprob"], with_id=bool(identity["id_column"]))
+        try:
+            with reading(path):
+                found = pq.read_schema(path)
+            kept = [f for f in found if f.name not in core.names]
+            expected = scored_schema(
+                identity["score_dtype"], logprob=identity["logprob"], with_id=bool(identity["id_column"]), kept=kept
+            )
+            check_schema(found, expected, str(path))
+        except UnicodeDecodeError as e:
+            raise IntegrityError(
+                f"the file is damaged: {e}", where=str(path), fix="remove it and run the command that made it again"
+            ) from e
+        return expected
+
+
+def to_rows(batch: pa.RecordBatch | pa.Table) -> Rows:
+    """Columns of a scored batch as the flat arrays that masks are made from (no copy where Arrow allows it)."""
+    if isinstance(batch, pa.Table):
+        batch = batch.combine_chunks()
+    ids = _column(batch, "input_ids")
+    offsets = ids.offsets.to_numpy().astype(np.int64)
+    return Rows(
+        row_id=_column(batch, "row_id").to_numpy(),
+        window=_column(batch, "window").to_numpy(),
+        offsets=offsets - offsets[0],
+        input_ids=ids.flatten().to_numpy(),
+        entropy=_scores(_column(batch, "entropy")),
+        logprob=_scores(_column(batch, "logprob")) if "logprob" in batch.schema.names else None,
+        loss_mask=_column(batch, "loss_mask").flatten().to_numpy(zero_copy_only=False),
+    )
+
+
+def _column(batch: pa.RecordBatch | pa.Table, name: str) -> pa.Array:
+    column = batch.column(name)
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+        if isinstance(column, pa.ChunkedArray):
+            column = column.chunk(0)
+    return column
+
+
+def _scores(lists: pa.ListArray) -> np.ndarray[Any, Any]:
+    """[N] scores with NaN for null."""
+    flat = lists.flatten()
+    kind = flat.type.to_pandas_dtype()
+    values = (
+        np.frombuffer(flat.buffers()[1], kind)[flat.offset : flat.offset + len(flat)]
+        if len(flat)
+        else (np.zeros(0, kind))
+    )
+    if flat.null_count:
+        values = values.copy()
+        values[pc.is_null(flat).to_numpy(zero_copy_only=False)] = np.nan
+    return values

@@ -1,0 +1,113 @@
+"""From finished shards to a finished directory: counts, tokenizer, rejected rows, manifest."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from entrodrop_prep import __version__, digest, manifest
+from entrodrop_prep.digest import ContentDigest
+from entrodrop_prep.errors import IntegrityError, SourceError
+from entrodrop_prep.schema import SCORED
+from entrodrop_prep.scoring.plan import Plan
+from entrodrop_prep.scoring.span import COUNTS
+from entrodrop_prep.shards import Footer, read_batches, write_bytes, writing
+
+UNIGRAM = "unigram.npy"
+REJECTED = "rejected.jsonl"
+TOKENIZER = "tokenizer"
+
+
+def finish(plan: Plan, out: Path, shards: list[tuple[Path, Footer]]) -> dict[str, Any]:
+    """Read every shard once more, count its tokens, and write what makes the directory whole."""
+    counts = dict.fromkeys(COUNTS, 0)
+    unigram = np.zeros(plan.info.vocab_size, np.int64)
+    files, rejected, sources = [], [], []
+    environments: dict[str, dict[str, Any]] = {}
+    for index, (path, footer) in enumerate(shards):
+        if footer.info["shard"] != index:
+            raise IntegrityError(
+                f"it holds shard {footer.info['shard']}", where=str(path), fix="remove it and run again"
+            )
+        _count_tokens(path, plan, footer, unigram)
+        for name in COUNTS:
+            counts[name] += footer.info["counts"][name]
+        rejected += footer.info["rejected"]
+        sources.append(footer.info["source"]["digest"])
+        key = digest.of_json(footer.info["environment"])
+        environments.setdefault(key, {"environment": footer.info["environment"], "shards": []})["shards"].append(index)
+        files.append(
+            manifest.file_entry(
+                out,
+                path,
+                rows=footer.rows,
+                tokens=footer.info["counts"]["tokens"],
+                trainable_tokens=footer.info["counts"]["trainable_tokens"],
+                content_digest=footer.content_digest,
+            )
+        )
+    if not counts["rows"]:
+        raise SourceError(
+            f"nothing is left to score: of {counts['rows_read']} rows {counts['short_rows']} have fewer than two "
+            f"tokens, {counts['dropped_long_rows']} are too long, {counts['bad_rows']} are bad",
+            where=plan.source.name,
+            fix="check the column and the limits",
+        )
+    buffer = io.BytesIO()
+    np.save(buffer, unigram)
+    write_bytes(out / UNIGRAM, buffer.getvalue())
+    lines = [json.dumps(entry, sort_keys=True, ensure_ascii=False) + "\n" for entry in rejected]
+    if lines:
+        write_bytes(out / REJECTED, "".join(lines).encode("utf-8", "backslashreplace"))
+    _save_tokenizer(plan, out)
+    extra = [out / UNIGRAM, *([out / REJECTED] if lines else []), *sorted((out / TOKENIZER).rglob("*"))]
+    described = {
+        "schema": SCORED,
+        "generator": f"entrodrop-prep {__version__}",
+        "identity": plan.identity,
+        "environments": list(environments.values()),
+        "source": {"name": plan.source.name, "digest": digest.of_json(sources)},
+        "model": {"name": plan.info.name, "context": plan.info.context, "vocab_size": plan.info.vocab_size},
+        "tokenizer": {
+            "digest": plan.identity["tokenizer"],
+            "special_ids": plan.special_ids,
+            "eos_id": plan.tokenizer.eos_token_id,
+            "pad_id": plan.tokenizer.pad_token_id,
+        },
+        "counts": counts,
+        "content_digest": digest.of_json({"identity": plan.identity, "shards": [f["content_digest"] for f in files]}),
+        "files": files + [manifest.file_entry(out, p) for p in extra if p.is_file()],
+    }
+    return manifest.write(out, described)
+
+
+def _count_tokens(path: Path, plan: Plan, footer: Footer, unigram: np.ndarray[Any, Any]) -> None:
+    """Add a shard's tokens to the counts, each token of a document once; check its content digest on the way."""
+    content = ContentDigest(plan.schema)
+    for batch in read_batches(path):
+        content.update(batch)
+        ids = batch.column("input_ids")
+        new = pc.is_valid(batch.column("entropy").flatten()).to_numpy(zero_copy_only=False).copy()
+        starts = ids.offsets.to_numpy()[:-1] - ids.offsets[0].as_py()
+        new[starts[batch.column("window").to_numpy() == 0]] = True
+        unigram += np.bincount(ids.flatten().to_numpy()[new], minlength=len(unigram))
+    if content.hexdigest() != footer.content_digest:
+        raise IntegrityError("its rows are not those that were written", where=str(path), fix="remove it and run again")
+
+
+def _save_tokenizer(plan: Plan, out: Path) -> None:
+    """The tokenizer as later stages and trainers load it; written beside and renamed, so that it is whole."""
+    tmp = out / f".tmp-{TOKENIZER}"
+    with writing(out):
+        tmp.mkdir()
+        if plan.tokenizer.is_fast:  # of a full disk its own save says no more than a bare Exception: find out before
+            (tmp / "tokenizer.json").write_text(plan.tokenizer.backend_tokenizer.to_str(pretty=True), encoding="utf-8")
+        plan.tokenizer.save_pretrained(str(tmp))
+        shutil.rmtree(out / TOKENIZER, ignore_errors=True)
+        tmp.rename(out / TOKENIZER)

@@ -1,0 +1,186 @@
+"""What a scoring run will do, settled before a row is scored: source, tokenizer, row format, model, identity."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from entrodrop_prep import __version__, digest
+from entrodrop_prep.backends.model import ModelInfo, Weights, identify_weights, inspect_model
+from entrodrop_prep.config import ScoreConfig
+from entrodrop_prep.config import identity as setting_identity
+from entrodrop_prep.errors import ConfigError
+from entrodrop_prep.schema import RESERVED, SCORED, scored_schema
+from entrodrop_prep.scoring.kept import infer_field
+from entrodrop_prep.scoring.source import Source, open_source
+from entrodrop_prep.scoring.tokenize import Encoder, RowFormat, detect_format
+from entrodrop_prep.scoring.tokenizer import (
+    Disagreement,
+    load_tokenizer,
+    special_ids,
+    tokenizer_digest,
+    vocabulary_disagreement,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+TYPE_SAMPLE_ROWS = 1000
+# Settings whose meaning is in the identity under another name: what they resolved to, not how they were written.
+_RESOLVED = (
+    "source",
+    "model",
+    "revision",
+    "tokenizer",
+    "chat_template",
+    "dtype",
+    "max_length",
+    "long_documents",
+    "split",
+    "config",
+    "text_column",
+    "prompt_column",
+    "completion_column",
+    "messages_column",
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a span of rows needs to become a shard, but the model itself."""
+
+    config: ScoreConfig
+    source: Source
+    tokenizer: PreTrainedTokenizerBase
+    row_format: RowFormat
+    encoder: Encoder
+    info: ModelInfo
+    weights: Weights
+    schema: pa.Schema
+    columns: tuple[str, ...]
+    max_length: int
+    long_documents: str
+    disagreement: Disagreement
+    identity: dict[str, Any]
+    special_ids: list[int]
+
+    @property
+    def exact_units(self) -> bool:
+        """Whether a span's share of the source can be told to the byte: not inside a compressed file."""
+        return not any(str(f["name"]).endswith((".gz", ".zst")) for f in self.source.identity().get("files", []))
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the identity."""
+        return digest.of_json(self.identity)
+
+
+def make_plan(config: ScoreConfig, known_files: dict[str, list[Any]] | None) -> Plan:
+    """Open and check everything a run needs, cheapest first. Raises the error of whatever does not fit."""
+    info = inspect_model(config)
+    source = open_source(
+        config.source, split=config.split, split_given=config.split != "train", config=config.config, limit=config.limit
+    )
+    row_format = detect_format(source.columns, config)
+    log.info("%s: %s", source.name, row_format.describe())
+    columns = _columns(config, source, row_format)
+    max_length = info.max_length(config.max_length)
+    if config.overlap >= max_length:
+        raise ConfigError(
+            f"--overlap {config.overlap} is not below the longest row, {max_length} tokens", fix="lower --overlap"
+        )
+    tokenizer = load_tokenizer(
+        config.tokenizer or config.model,
+        revision=None if config.tokenizer else info.commit or config.revision,
+        trust_remote_code=config.trust_remote_code,
+        chat_template_file=config.chat_template,
+    )
+    reference = tokenizer
+    if config.tokenizer:
+        reference = load_tokenizer(
+            config.model,
+            revision=info.commit or config.revision,
+            trust_remote_code=config.trust_remote_code,
+            chat_template_file=None,
+        )
+    long_documents = config.long_documents
+    if long_documents == "auto":
+        long_documents = "split" if row_format.is_plain else "drop"
+    weights = identify_weights(config, info, known_files)
+    kept = _kept_fields(config, source, columns)
+    identity = {
+        "schema": SCORED,
+        "estimator": "exact",
+        **{k: v for k, v in setting_identity(config).items() if k not in _RESOLVED},
+        "source": source.identity(),
+        "row_format": row_format.describe(),
+        "model": weights.identity,
+        "vocab_size": info.vocab_size,
+        "dtype": info.dtype,
+        "tokenizer": tokenizer_digest(tokenizer),
+        "max_length": max_length,
+        "long_documents": long_documents,
+        "kept_types": [f"{f.name}: {f.type}" for f in kept],
+    }
+    return Plan(
+        config=config,
+        source=source,
+        tokenizer=tokenizer,
+        row_format=row_format,
+        info=info,
+        weights=weights,
+        columns=columns,
+        encoder=Encoder(
+            tokenizer, row_format, append_eos=config.append_eos, chat_template_kwargs=config.chat_template_kwargs
+        ),
+        schema=scored_schema(config.score_dtype, logprob=config.logprob, with_id=bool(config.id_column), kept=kept),
+        max_length=max_length,
+        long_documents=long_documents,
+        disagreement=vocabulary_disagreement(tokenizer, reference, info.vocab_size),
+        identity=identity,
+        special_ids=special_ids(tokenizer),
+    )
+
+
+def host_environment() -> dict[str, str]:
+    """Versions that may change what a run stores, beside those the backend names."""
+    return {
+        "entrodrop_prep": __version__,
+        "python": platform.python_version(),
+        "pyarrow": pa.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _columns(config: ScoreConfig, source: Source, row_format: RowFormat) -> tuple[str, ...]:
+    """Columns to read. Raises ConfigError for one that is not there or whose name is taken."""
+    extra = [*([config.id_column] if config.id_column else []), *config.keep_columns]
+    for name in extra:
+        if name not in source.columns:
+            raise ConfigError(
+                f"there is no column {name!r}", where=source.name, fix=f"its columns are: {', '.join(source.columns)}"
+            )
+    for name in config.keep_columns:
+        if name in RESERVED:
+            raise ConfigError(
+                f"--keep-columns cannot keep a column called {name!r}: the scored dataset has its own",
+                where=source.name,
+                fix="rename it in the source",
+            )
+    return tuple(dict.fromkeys([*row_format.columns, *extra]))
+
+
+def _kept_fields(config: ScoreConfig, source: Source, columns: tuple[str, ...]) -> list[pa.Field]:
+    """Arrow fields of the kept columns, inferred from the first rows."""
+    if not config.keep_columns:
+        return []
+    rows = source.read(0, TYPE_SAMPLE_ROWS, None, columns).rows
+    good = [r.values for r in rows if r.values is not None]
+    return [infer_field(name, [values.get(name) for values in good], source.name) for name in config.keep_columns]

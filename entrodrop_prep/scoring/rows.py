@@ -1,0 +1,85 @@
+"""What a source gives: numbered rows, in chunks.
+
+A source numbers its rows from 0 in one fixed order. It is read in spans; each chunk says where the next one begins, so
+that a later process goes on there without reading what lies before, where the format can seek.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """One row of the source.
+
+    row_id: place in the source, from 0; broken rows count too.
+    where: for messages, relative to the source's root: ``train.jsonl:17`` (line, from 1), ``data.parquet row 5``
+        (row of the file, from 0), ``org/name[train] row 5``.
+    values: column name -> value as plain Python objects (null is None); None where ``problem`` is set.
+    problem: why the row cannot be read, in one line; None for a good row.
+    """
+
+    row_id: int
+    where: str
+    values: dict[str, Any] | None
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows in order, and where the row after them is found.
+
+    rows: at most as many as were asked for; fewer only at the end of the source.
+    next: small JSON object for ``Source.read(position=...)``; None when no row follows. It holds that row's number.
+    bytes_read: the source's bytes from the chunk's first row to the next chunk's, for showing progress; over a whole
+        source they add up to ``size_bytes``. Of compressed files it is what was taken in by then, so a resumed run may
+        divide it among the chunks a little differently.
+    """
+
+    rows: list[SourceRow]
+    next: dict[str, Any] | None
+    bytes_read: int
+
+
+class Source(ABC):
+    """Rows that can be read in spans. Made by ``open_source``.
+
+    name: basename of the file, directory or pattern, or the Hub id.
+    columns: declared columns; where a format declares none (JSON), the keys of the first 100 rows by first appearance.
+    total_rows: number of rows, ``--limit`` included; None where only reading everything would tell.
+    size_bytes: bytes of all files; for a Hub dataset or a saved one, of its Arrow data.
+    """
+
+    name: str
+    columns: list[str]
+    total_rows: int | None
+    size_bytes: int | None
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What the rows are, as plain JSON: kind, relative file names and sizes in order, or Hub id and revision.
+
+        Holds no time, host or absolute path.
+        """
+
+    @abstractmethod
+    def stat(self) -> dict[str, Any]:
+        """What a quick look can tell of a change: size and mtime_ns per file, asked for anew at each call."""
+
+    @abstractmethod
+    def read(
+        self, first: int, count: int, position: dict[str, Any] | None, columns: Sequence[str] | None = None
+    ) -> Chunk:
+        """Rows ``first`` to ``first + count - 1``, fewer at the end of the source.
+
+        position: ``Chunk.next`` of the chunk that ended before ``first``, of this process or an earlier one. Without it
+            the rows before ``first`` are skipped. A source that already stands at ``first`` goes on from there.
+        columns: columns to read where the format stores columns (Parquet, Arrow); None reads all. Other formats always
+            give whole rows.
+
+        Raises SourceError for a file that is damaged or cannot be read; a single bad row comes with ``problem`` set.
+        """

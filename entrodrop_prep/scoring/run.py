@@ -1,0 +1,219 @@
+"""Scoring a source into shards: what is missing is made, what is there is kept."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from entrodrop_prep import manifest
+from entrodrop_prep.backends import Backend, choose, load_backend
+from entrodrop_prep.config import ScoreConfig
+from entrodrop_prep.errors import IntegrityError, MismatchError, OutputError
+from entrodrop_prep.progress import Progress
+from entrodrop_prep.schema import SCORED
+from entrodrop_prep.scoring.finish import REJECTED, TOKENIZER, UNIGRAM, finish
+from entrodrop_prep.scoring.plan import Plan, host_environment, make_plan
+from entrodrop_prep.scoring.span import Span, read_span, rows_digest, span_table
+from entrodrop_prep.scoring.unique import UniqueIds
+from entrodrop_prep.shards import (
+    Footer,
+    local_directory,
+    locked,
+    read_footer,
+    remove_leftovers,
+    user_path,
+    write_shard,
+    writing,
+)
+
+log = logging.getLogger(__name__)
+
+SHARDS = "shard-*.parquet"
+ENVIRONMENT_KEYS = ("device", "backend", "torch", "transformers", "tokenizers", "head", "entrodrop_prep")
+
+
+@dataclass(frozen=True)
+class ScoreSummary:
+    """What a finished scored directory holds."""
+
+    directory: Path
+    counts: dict[str, int]
+    seconds: float
+    scored_tokens: int
+    already_complete: bool
+
+
+def score(config: ScoreConfig) -> ScoreSummary:
+    """Score a source into ``config.out``, continuing whatever an earlier run of the same settings finished.
+
+    Raises:
+        EntrodropError: see ``entrodrop_prep.errors``; finished shards stay.
+    """
+    out = local_directory(config.out)
+    source = user_path(config.source)
+    if os.path.isdir(source) and source.resolve() in (out.resolve(), *out.resolve().parents):
+        raise OutputError(
+            "the scored dataset cannot lie inside its source, where it would be read as part of it",
+            where=str(out),
+            fix="choose another --out",
+        )
+    manifest.check_usable(out, "scored")
+    with locked(out):
+        manifest.check_usable(out, "scored")
+        with writing(out):
+            remove_leftovers(out)
+        state = manifest.read_state(out) or {}
+        plan = make_plan(config, state.get("model"))
+        if config.overwrite:  # only now: settings that do not work must not cost what is there
+            with writing(out):
+                _remove_earlier(out)
+            state = {}
+        finished = manifest.read(out, SCORED) if (out / manifest.NAME).exists() else None
+        before = finished["identity"] if finished else _identity_of_shards(out, state)
+        if before is not None:
+            manifest.check_identity(out, before, plan.identity)
+            if state.get("source") != plan.source.stat():
+                _check_source_unchanged(plan, out)
+        note = {"schema": SCORED, "identity": plan.identity, "source": plan.source.stat(), "model": plan.weights.files}
+        if note != state:
+            manifest.write_state(out, note)
+        if finished and all((out / e["file"]).exists() for e in finished["files"]):
+            for entry in finished["files"]:
+                manifest.check_size(out, entry)
+            return ScoreSummary(out, finished["counts"], 0.0, 0, already_complete=True)
+        with writing(out):
+            (out / manifest.NAME).unlink(missing_ok=True)
+        seconds, tokens = _make_missing(plan, out)
+        shards = [(path, _own_footer(path, plan)) for path in _shards(out)]
+        return ScoreSummary(out, finish(plan, out, shards)["counts"], seconds, tokens, already_complete=False)
+
+
+def shard_path(out: Path, index: int) -> Path:
+    """``shard-00000.parquet`` and so on."""
+    return out / f"shard-{index:05d}.parquet"
+
+
+def _make_missing(plan: Plan, out: Path) -> tuple[float, int]:
+    """Make every shard that is not there; returns seconds and tokens scored. Loads the model only if one is missing."""
+    backend: Backend | None = None
+    environment: dict[str, str] = {}
+    position: dict[str, Any] | None = None
+    seen_ids = UniqueIds(plan.config.id_column)
+    total, unit = (
+        (plan.source.total_rows, "rows") if plan.source.total_rows is not None else (plan.source.size_bytes, "bytes")
+    )
+    tokens, index = 0, 0
+    with Progress("scoring", total, unit) as progress:
+        while True:
+            path = shard_path(out, index)
+            if path.exists():
+                footer = _own_footer(path, plan)
+                seen_ids.add_shard(path)
+                position = footer.info["source"]["next"]
+                progress.add(footer.info["source"]["units"], 0)
+            else:
+                span = read_span(plan, index, position)
+                seen_ids.add(span)
+                if backend is None:
+                    backend = load_backend(choose(plan.config.backend), plan.config, plan.info)
+                    environment = {**host_environment(), **backend.environment()}
+                    _check_environment(plan, out, environment)
+                    log.info(
+                        "scoring with %s on %s (%s)", environment["backend"], environment["device"], plan.info.dtype
+                    )
+                _score_span(plan, backend, span, path, environment, progress)
+                tokens += span.tokens
+                position = span.next
+            index += 1
+            if position is None:
+                return progress.seconds, tokens
+
+
+def _score_span(
+    plan: Plan, backend: Backend, span: Span, path: Path, environment: dict[str, str], progress: Progress
+) -> None:
+    """Score one span and write its shard."""
+    share = span.units / max(1, span.tokens)
+    scores = backend.score([w.input_ids for w in span.windows], lambda n: progress.add(n * share, n))
+    if not span.tokens:
+        progress.add(span.units, 0)
+    info = {
+        "schema": SCORED,
+        "shard": span.index,
+        "fingerprint": plan.fingerprint,
+        "identity": plan.identity,
+        "environment": environment,
+        "counts": span.counts,
+        "rejected": span.rejected,
+        "source": {"digest": span.source_digest, "next": span.next, "units": span.units if plan.exact_units else 0},
+    }
+    write_shard(path, plan.schema, [span_table(plan, span, scores)], info)
+
+
+def _own_footer(path: Path, plan: Plan) -> Footer:
+    """A finished shard's footer, checked to be of this run. Raises IntegrityError or MismatchError."""
+    footer = read_footer(path)
+    if footer.info.get("fingerprint") != plan.fingerprint:
+        manifest.check_identity(path.parent, footer.info.get("identity", {}), plan.identity)
+        raise IntegrityError(
+            "its fingerprint is not that of its settings", where=str(path), fix="remove it and run again"
+        )
+    return footer
+
+
+def _shards(out: Path) -> list[Path]:
+    """In order; from 100,000 on a number has more digits."""
+    return sorted(out.glob(SHARDS), key=lambda path: (len(path.name), path.name))
+
+
+def _identity_of_shards(out: Path, state: dict[str, Any]) -> dict[str, Any] | None:
+    """The identity of an unfinished run, as it noted it; None where it left no shard, so that any settings will do."""
+    found: dict[str, Any] | None = state.get("identity") if _shards(out) else None
+    return found
+
+
+def _check_environment(plan: Plan, out: Path, environment: dict[str, str]) -> None:
+    """Shards that are there were made in this environment, or the change is accepted. Raises MismatchError."""
+    for path in _shards(out):
+        before = read_footer(path).info["environment"]
+        changed = [d for d in manifest.differences(before, environment) if d.split(" ")[0] in ENVIRONMENT_KEYS]
+        if changed and not plan.config.accept_environment_change:
+            raise MismatchError(
+                f"it was begun in another environment: {'; '.join(changed)}",
+                where=str(out),
+                fix="go back to that one, or add --accept-environment-change: scores may then differ "
+                "in the last digits, and the manifest lists both",
+            )
+
+
+def _check_source_unchanged(plan: Plan, out: Path) -> None:
+    """Files whose times changed are read again and compared with what the finished shards were made from."""
+    shards = _shards(out)
+    if shards:
+        log.info("the source's times changed: comparing it with what was scored")
+    position, following, size = None, 0, plan.config.rows_per_shard
+    for path in shards:
+        footer = read_footer(path)
+        index = footer.info["shard"]
+        chunk = plan.source.read(index * size, size, position if index == following else None, plan.columns)
+        if rows_digest(chunk.rows) != footer.info["source"]["digest"]:
+            raise MismatchError(
+                f"the source changed: rows {index * size} to {(index + 1) * size - 1} are not those "
+                f"that {path.name} was made from",
+                where=str(out),
+                fix="restore the source, choose another --out, or add --overwrite",
+            )
+        position, following = chunk.next, index + 1
+
+
+def _remove_earlier(out: Path) -> None:
+    """Remove what an earlier run wrote, and nothing else."""
+    for path in _shards(out):
+        path.unlink()
+    for name in (manifest.NAME, manifest.STATE, UNIGRAM, REJECTED):
+        (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / TOKENIZER, ignore_errors=True)

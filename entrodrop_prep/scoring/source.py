@@ -1,0 +1,51 @@
+"""What SOURCE means, and opening it.
+
+In this order: a local path that exists; an fsspec URL (``scheme://``); a local glob; a name that looks like a path is
+an error; anything else is a Hub dataset id.
+"""
+
+from __future__ import annotations
+
+import glob
+
+from entrodrop_prep.errors import ConfigError, SourceError
+from entrodrop_prep.scoring.file_source import FileSource
+from entrodrop_prep.scoring.files import find_glob, find_local, find_url, local_path, looks_like_path
+from entrodrop_prep.scoring.hub_source import is_saved, open_hub, open_saved
+from entrodrop_prep.scoring.rows import Chunk, Source, SourceRow
+
+__all__ = ["Chunk", "Source", "SourceRow", "open_source"]
+
+
+def open_source(source: str, *, split: str, split_given: bool, config: str | None, limit: int | None) -> Source:
+    """The rows of SOURCE.
+
+    split: split to read where the source has splits: a Hub dataset, a saved DatasetDict, a directory whose file or
+        folder names carry split names. split_given: whether the user asked for it; a file or a glob has no splits.
+    config: configuration of a Hub dataset; files have none.
+    limit: rows to read at most, None for all.
+
+    Raises SourceError for a source that is missing, empty, damaged or without that split; ConfigError for ``split`` or
+    ``config`` with a source that has none.
+    """
+    if not source.strip():
+        raise SourceError("SOURCE is empty", fix="give a path, a glob, a URL or a Hub dataset id")
+    path = local_path(source)
+    is_glob = path is None and "://" not in source and glob.has_magic(source)
+    if path is None and "://" not in source and not is_glob:
+        if looks_like_path(source):
+            raise SourceError("no such file or directory", where=source, fix="check the path")
+        return open_hub(source, split=split, config=config, limit=limit)
+    if config is not None:
+        raise ConfigError(f"--config {config} has no use with files", where=source, fix="leave out --config")
+    if path is not None and is_saved(path):
+        return open_saved(path, split=split, split_given=split_given, limit=limit)
+    if path is not None:
+        found = find_local(path)
+    elif is_glob:
+        found = find_glob(source)
+    else:
+        found = find_url(source)
+    if not found.directory and split_given and split != "train":
+        raise ConfigError(f"--split {split}: files have no splits", where=source, fix="leave out --split")
+    return FileSource(found, where=source, split=split, limit=limit)

@@ -1,0 +1,226 @@
+"""The unit of work: rows [i*R, (i+1)*R) of the source become shard i."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from entrodrop_prep.errors import OutputError, RowError, ScoreError
+from entrodrop_prep.scoring.kept import misfits
+from entrodrop_prep.scoring.plan import Plan
+from entrodrop_prep.scoring.source import SourceRow
+from entrodrop_prep.scoring.tokenize import Encoded
+from entrodrop_prep.scoring.tokenizer import check_ids
+from entrodrop_prep.scoring.windows import Window, cut
+
+if TYPE_CHECKING:
+    from entrodrop_prep.backends import Scores
+
+log = logging.getLogger(__name__)
+
+FLOAT16_MAX = 65504.0
+COUNTS = (
+    "rows_read",
+    "rows",
+    "windows",
+    "tokens",
+    "trainable_tokens",
+    "rows_without_loss",
+    "short_rows",
+    "truncated_rows",
+    "dropped_long_rows",
+    "bad_rows",
+)
+
+
+@dataclass
+class Span:
+    """A shard's rows, read and tokenized, waiting for scores."""
+
+    index: int
+    windows: list[Window] = field(default_factory=list)
+    wheres: dict[int, str] = field(default_factory=dict)
+    ids: dict[int, str] = field(default_factory=dict)
+    kept: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
+    source_digest: str = ""
+    next: dict[str, Any] | None = None
+    units: float = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to score, repeated context included."""
+        return sum(len(w.input_ids) for w in self.windows)
+
+
+def read_span(plan: Plan, index: int, position: dict[str, Any] | None) -> Span:
+    """Read, tokenize, check and cut the rows of shard ``index``.
+
+    Raises RowError at a bad row, unless bad rows are skipped.
+    """
+    size = plan.config.rows_per_shard
+    chunk = plan.source.read(index * size, size, position, plan.columns)
+    span = Span(index, next=chunk.next, source_digest=rows_digest(chunk.rows))
+    span.units = float(chunk.bytes_read if plan.source.total_rows is None else len(chunk.rows))
+    span.counts["rows_read"] = len(chunk.rows)
+    good = []
+    for row in chunk.rows:
+        span.wheres[row.row_id] = row.where
+        if row.values is None:
+            _reject(plan, span, row, row.problem or "it cannot be read")
+        else:
+            good.append((row, row.values))
+    bad = misfits([plan.schema.field(name) for name in plan.config.keep_columns], [values for _, values in good])
+    for i, reason in bad.items():
+        _reject(plan, span, good[i][0], reason)
+    good = [pair for i, pair in enumerate(good) if i not in bad]
+    encoded = plan.encoder.encode([values for _, values in good])
+    for (row, values), result in zip(good, encoded, strict=True):
+        _take(plan, span, row, values, result)
+    span.rejected.sort(key=lambda entry: int(entry["row_id"]))
+    return span
+
+
+def rows_digest(rows: Sequence[SourceRow]) -> str:
+    """SHA-256 of what was read: the columns in use, or what is wrong with the row."""
+    h = hashlib.sha256()
+    for row in rows:
+        what = row.problem if row.values is None else row.values
+        text = json.dumps([row.row_id, what], sort_keys=True, default=repr, ensure_ascii=False)
+        h.update(text.encode("utf-8", "surrogatepass") + b"\n")
+    return h.hexdigest()
+
+
+def _take(plan: Plan, span: Span, row: SourceRow, values: Mapping[str, Any], result: Encoded | str) -> None:
+    """One row becomes windows, or is set aside and counted."""
+    if isinstance(result, str):
+        return _reject(plan, span, row, result)
+    ids, mask = result.input_ids, result.loss_mask
+    name = values.get(plan.config.id_column) if plan.config.id_column else None
+    if plan.config.id_column and (name is None or str(name) == ""):
+        return _reject(plan, span, row, f"column {plan.config.id_column!r} is empty")
+    if len(ids) and int(ids.max()) >= plan.info.vocab_size:
+        t = int(ids.argmax())
+        return _reject(
+            plan,
+            span,
+            row,
+            f"token id {ids[t]} at position {t} is out of the vocabulary of {plan.info.vocab_size} tokens",
+        )
+    check_ids(ids, plan.disagreement)
+    if len(ids) < 2:
+        span.counts["short_rows"] += 1
+        return None
+    if len(ids) > plan.max_length:
+        if plan.long_documents == "error":
+            return _reject(plan, span, row, f"it has {len(ids)} tokens, over --max-length {plan.max_length}")
+        if plan.long_documents == "drop":
+            span.counts["dropped_long_rows"] += 1
+            span.rejected.append(_entry(plan, row, "long", f"{len(ids)} tokens, over --max-length {plan.max_length}"))
+            return None
+        if plan.long_documents == "truncate":
+            span.counts["truncated_rows"] += 1
+            ids, mask = ids[: plan.max_length], mask[: plan.max_length]
+    windows = list(cut(row.row_id, ids, mask, plan.max_length, plan.config.overlap))
+    trainable = sum(int(w.loss_mask.sum()) for w in windows)
+    span.windows += windows
+    span.counts["rows"] += 1
+    span.counts["windows"] += len(windows)
+    span.counts["tokens"] += sum(len(w.input_ids) for w in windows)
+    span.counts["trainable_tokens"] += trainable
+    span.counts["rows_without_loss"] += trainable == 0
+    if plan.config.id_column:
+        span.ids[row.row_id] = str(name)
+    if plan.config.keep_columns:
+        span.kept[row.row_id] = values
+    return None
+
+
+def _reject(plan: Plan, span: Span, row: SourceRow, reason: str) -> None:
+    if plan.config.on_bad_row == "stop":
+        raise RowError(
+            f"row {row.row_id}: {reason}",
+            where=row.where,
+            fix="mend it, or go on without such rows with --on-bad-row skip",
+        )
+    if not span.counts["bad_rows"]:
+        log.warning(
+            "%s: row %d: %s; skipped (further ones of this shard are only listed)", row.where, row.row_id, reason
+        )
+    span.counts["bad_rows"] += 1
+    span.rejected.append(_entry(plan, row, "bad", reason))
+
+
+def _entry(plan: Plan, row: SourceRow, kind: str, reason: str) -> dict[str, Any]:
+    entry = {"row_id": row.row_id, "where": row.where, "kind": kind, "reason": reason}
+    if plan.config.id_column and row.values is not None:
+        entry["id"] = str(row.values.get(plan.config.id_column))
+    return entry
+
+
+def span_table(plan: Plan, span: Span, scores: Sequence[Scores]) -> pa.Table:
+    """The shard's rows in schema order. Raises ScoreError for a score that is not finite."""
+    windows = span.windows
+    lengths = np.array([len(w.input_ids) for w in windows], np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    if offsets[-1] >= 2**31:
+        raise OutputError(
+            f"shard {span.index} would hold {offsets[-1]:,} tokens, more than a Parquet list column addresses",
+            fix="lower --rows-per-shard",
+        )
+    first, repeated = np.zeros(int(offsets[-1]), bool), np.zeros(int(offsets[-1]), bool)
+    first[offsets[:-1]] = True
+    for w, start in zip(windows, offsets, strict=False):
+        repeated[start : start + w.context] = True
+    columns: dict[str, pa.Array] = {
+        "row_id": pa.array([w.row_id for w in windows], pa.int64()),
+        "window": pa.array([w.number for w in windows], pa.int32()),
+        "input_ids": _lists(plan.schema, "input_ids", offsets, _flat([w.input_ids for w in windows], np.int32)),
+        "loss_mask": _lists(plan.schema, "loss_mask", offsets, _flat([w.loss_mask for w in windows], np.bool_)),
+    }
+    if plan.config.id_column:
+        columns["id"] = pa.array([span.ids[w.row_id] for w in windows], pa.string())
+    for i, name in enumerate(("entropy", "logprob")):
+        if name in plan.schema.names:
+            flat = np.zeros(int(offsets[-1]), np.float32)
+            flat[~first] = _flat([s[i] for s in scores], np.float32)
+            _check_finite(span, flat, offsets, name)
+            null = first | repeated
+            if plan.config.score_dtype == "float16":
+                flat = np.clip(flat, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16)
+            columns[name] = _lists(plan.schema, name, offsets, pa.array(flat, mask=null))
+    for f in plan.schema:
+        if f.name not in columns:
+            columns[f.name] = pa.array([span.kept[w.row_id].get(f.name) for w in windows], f.type)
+    return pa.table([columns[f.name] for f in plan.schema], schema=plan.schema)
+
+
+def _flat(arrays: Sequence[np.ndarray[Any, Any]], dtype: Any) -> np.ndarray[Any, Any]:
+    return np.concatenate(arrays) if arrays else np.zeros(0, dtype)
+
+
+def _lists(schema: pa.Schema, name: str, offsets: np.ndarray[Any, Any], values: Any) -> pa.Array:
+    kind = schema.field(name).type
+    if not isinstance(values, pa.Array):
+        values = pa.array(values, kind.value_type)
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, type=kind)
+
+
+def _check_finite(span: Span, flat: np.ndarray[Any, Any], offsets: np.ndarray[Any, Any], name: str) -> None:
+    bad = np.flatnonzero(~np.isfinite(flat))
+    if len(bad):
+        i = int(np.searchsorted(offsets, bad[0], side="right")) - 1
+        w = span.windows[i]
+        raise ScoreError(
+            f"row {w.row_id}: the {name} of token {bad[0] - offsets[i]} of window {w.number} is {flat[bad[0]]}",
+            where=span.wheres[w.row_id],
+            fix="try --dtype float32; if it stays, the model's weights are broken",
+        )

@@ -1,0 +1,307 @@
+"""Rows to token ids and loss masks: what TRL's SFTTrainer (``max_length=None``) trains on for the row and tokenizer.
+
+text               all of it; EOS is added where the text does not end with it
+prompt+completion  strings or messages; the completion, which starts where the ids of prompt and of both diverge
+messages           the assistant's turns (``assistant_only_loss=True``)
+input_ids          what ``labels`` or the masks beside them leave, else all
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from entrodrop_prep.errors import ConfigError, RowError, SourceError
+from entrodrop_prep.scoring import chat
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from entrodrop_prep.config import ScoreConfig
+
+Kind = Literal["text", "prompt_completion", "messages", "input_ids"]
+Row = Mapping[str, Any]
+Bits = npt.NDArray[np.bool_]
+
+IGNORED = -100
+_CHAT_EXTRAS = ("tools", "chat_template_kwargs")
+_CHOOSE = "choose with --text-column, --prompt-column and --completion-column, or --messages-column"
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """What a row is and which columns it is made of: ``main`` holds it, ``extras`` say more about it."""
+
+    kind: Kind
+    main: tuple[str, ...]
+    extras: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns to read."""
+        return self.main + self.extras
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a long row may be split: text, tokenized or not, as opposed to a conversation."""
+        return self.kind in ("text", "input_ids")
+
+    def describe(self) -> str:
+        """One line for people."""
+        names = {
+            "text": "plain text",
+            "prompt_completion": "prompt and completion",
+            "messages": "chat messages",
+            "input_ids": "token ids",
+        }
+        beside = f", with {', '.join(self.extras)}" if self.extras else ""
+        return f"{names[self.kind]} from {' and '.join(self.main)}{beside}"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A row as it would be trained on.
+
+    Attributes:
+        input_ids: [T] int32, T >= 0.
+        loss_mask: [T] bool, whether token t may be trained on; false at 0, which no model predicts.
+    """
+
+    input_ids: npt.NDArray[np.int32]
+    loss_mask: Bits
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A row on its way: the texts to tokenize, and what becomes of their ids (and of the first one's offsets)."""
+
+    texts: tuple[str, ...]
+    special: bool
+    finish: Callable[[list[Any], Any], Encoded]
+    offsets: bool = False
+
+
+def detect_format(columns: Sequence[str], config: ScoreConfig) -> RowFormat:
+    """The row format of a source with these columns: the one the settings name, else the only one there is.
+
+    ``input_ids`` goes before all others, as in TRL. Raises ConfigError for a named column that is not there,
+    SourceError where no format or several fit.
+    """
+    there = f"its columns are: {', '.join(columns) or 'none'}"
+
+    def extras(*names: str) -> tuple[str, ...]:
+        return tuple(name for name in names if name in columns)
+
+    for setting in ("text_column", "prompt_column", "completion_column", "messages_column"):
+        name = getattr(config, setting)
+        if name is not None and name not in columns:
+            raise ConfigError(f"there is no column {name!r} for --{setting.replace('_', '-')}", fix=there)
+    if config.text_column:
+        return RowFormat("text", (config.text_column,))
+    if config.prompt_column and config.completion_column:
+        return RowFormat("prompt_completion", (config.prompt_column, config.completion_column), extras(*_CHAT_EXTRAS))
+    if config.messages_column:
+        return RowFormat("messages", (config.messages_column,), extras(*_CHAT_EXTRAS))
+    if "input_ids" in columns:
+        masks = ("labels",) if "labels" in columns else ("completion_mask", "assistant_masks")  # labels decide alone
+        return RowFormat("input_ids", ("input_ids",), extras(*masks, "attention_mask"))
+    found = [
+        form
+        for form in (
+            RowFormat("text", ("text",)),
+            RowFormat("prompt_completion", ("prompt", "completion"), extras(*_CHAT_EXTRAS)),
+            RowFormat("messages", ("messages",), extras(*_CHAT_EXTRAS)),
+            RowFormat("messages", ("conversations",), extras(*_CHAT_EXTRAS)),
+        )
+        if all(name in columns for name in form.main)
+    ]
+    if len(found) > 1:
+        several = " or as ".join(form.describe() for form in found)
+        raise SourceError(f"its rows can be read as {several}; {there}", fix=_CHOOSE)
+    if not found:
+        wanted = "text, prompt and completion, messages, conversations or input_ids"
+        raise SourceError(f"no column called {wanted}; {there}", fix=_CHOOSE)
+    return found[0]
+
+
+class Encoder:
+    """Turns rows of one format into ids and masks with one tokenizer."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        row_format: RowFormat,
+        *,
+        append_eos: bool,
+        chat_template_kwargs: dict[str, Any] | None,
+    ) -> None:
+        """Raises ConfigError for template variables that are not the template's, ModelError for chats without one."""
+        self._tokenizer = tokenizer
+        self._format = row_format
+        self._eos = str(tokenizer.eos_token) if append_eos and tokenizer.eos_token else ""
+        self._common = chat_template_kwargs or {}
+        chat.check_common(self._common)
+        if row_format.kind == "messages":
+            chat.has_markers(tokenizer, None)
+        if row_format.kind in ("messages", "prompt_completion"):
+            chat.warn_of_clock(tokenizer)
+
+    def encode(self, rows: Sequence[Row]) -> list[Encoded | str]:
+        """Each row's ids and mask, or one line that says why it cannot be used. The rows are left as they are."""
+        drafts = [_or_reason(partial(self._draft, row)) for row in rows]
+        results: list[Encoded | str | None] = [None if isinstance(d, _Draft) else d for d in drafts]
+        for kind in ((True, False), (False, False), (False, True)):
+            group = [(i, d) for i, d in enumerate(drafts) if isinstance(d, _Draft) and (d.special, d.offsets) == kind]
+            if not group:
+                continue
+            ids, offsets = self._tokenize([text for _, d in group for text in d.texts], *kind)
+            at = 0
+            for i, d in group:
+                mine, spans = ids[at : at + len(d.texts)], offsets[at]
+                at += len(d.texts)
+                results[i] = _or_reason(partial(d.finish, mine, spans))
+        return [r for r in results if r is not None]
+
+    def _tokenize(self, texts: list[str], special: bool, offsets: bool) -> tuple[list[Any], list[Any]]:
+        """ids of each text, and their character offsets where asked for and the tokenizer has them, else None."""
+        offsets = offsets and self._tokenizer.is_fast
+        out: Any = self._tokenizer(
+            texts,
+            add_special_tokens=special,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            return_offsets_mapping=offsets,
+            verbose=False,
+        )
+        return out["input_ids"], out["offset_mapping"] if offsets else [None] * len(texts)
+
+    def _draft(self, row: Row) -> _Draft | Encoded:
+        kind, main = self._format.kind, self._format.main
+        if kind == "text":
+            text = self._ended(_text(row, main[0]))
+            return _Draft((text,), True, lambda ids, _: _encoded(ids[0], np.ones(len(ids[0]), np.bool_)))
+        if kind == "prompt_completion":
+            return self._prompt_completion(row, *main)
+        if kind == "messages":
+            return self._messages(row, main[0])
+        return _pretokenized(row, main[0], self._format.extras)
+
+    def _ended(self, text: str) -> str:
+        return text if text.endswith(self._eos) else text + self._eos
+
+    def _prompt_completion(self, row: Row, prompt_column: str, completion_column: str) -> _Draft:
+        if isinstance(row.get(prompt_column), str):
+            prompt, completion = _text(row, prompt_column), self._ended(_text(row, completion_column))
+            return _Draft((prompt, prompt + completion), True, _from_divergence)
+        given = chat.messages_of(row.get(prompt_column), prompt_column)
+        answer = chat.messages_of(row.get(completion_column), completion_column)
+        variables = chat.variables_of(row, self._common)
+        chat.has_markers(self._tokenizer, None)
+        asked = chat.render(self._tokenizer, given, variables, prompt=True)
+        whole = chat.render(self._tokenizer, [*given, *answer], variables)
+        return _Draft((asked, whole), False, _from_divergence)
+
+    def _messages(self, row: Row, column: str) -> _Draft | Encoded:
+        messages = chat.messages_of(row.get(column), column)
+        variables = chat.variables_of(row, self._common)
+        nothing = RowError(
+            f"no assistant turn to train on (roles: {', '.join(dict.fromkeys(m['role'] for m in messages))})"
+        )
+        if chat.has_markers(self._tokenizer, variables["tools"]):
+            ids, bits = chat.marked(self._tokenizer, messages, variables)
+            return _some(_encoded(ids, np.asarray(bits, np.bool_)), nothing)
+        if all(message["role"] != "assistant" for message in messages):
+            raise nothing
+        text, spans = chat.assistant_spans(self._tokenizer, messages, variables)
+
+        def finish(ids: list[Any], offsets: Any) -> Encoded:
+            return _some(_encoded(ids[0], chat.mask_of(self._tokenizer, text, ids[0], offsets, spans)), nothing)
+
+        return _Draft((text,), False, finish, offsets=True)
+
+
+def _or_reason(make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except RowError as e:
+        return str(e)
+
+
+def _text(row: Row, column: str) -> str:
+    value = row.get(column)
+    if not isinstance(value, str):
+        raise RowError(f"column {column!r} holds {chat.kind_of(value)}, not a string")
+    return chat.encodable(value, f"column {column!r}")
+
+
+def _encoded(ids: npt.ArrayLike, mask: Bits) -> Encoded:
+    mask[:1] = False
+    return Encoded(np.asarray(ids, np.int32), mask)
+
+
+def _some(encoded: Encoded, otherwise: RowError) -> Encoded:
+    if not encoded.loss_mask.any():
+        raise otherwise
+    return encoded
+
+
+def _from_divergence(ids: list[Any], _: Any) -> Encoded:
+    """TRL's completion: what follows the common prefix of the prompt's ids and the ids of both together."""
+    prompt, whole = ids
+    start = next(
+        (t for t, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), min(len(prompt), len(whole))
+    )
+    return _some(_encoded(whole, np.arange(len(whole)) >= start), RowError("the completion has no token to train on"))
+
+
+def _pretokenized(row: Row, column: str, extras: Sequence[str]) -> Encoded:
+    ids = _integers(row, column, np.iinfo(np.int32).max)
+    mask = np.ones(len(ids), np.bool_)
+    for name in extras:
+        values = _integers(row, name, None if name == "labels" else 1)
+        if len(values) != len(ids):
+            raise RowError(f"column {name!r} has {len(values)} entries for {len(ids)} input ids")
+        if name == "attention_mask":
+            if not values.all():
+                raise RowError("it is padded: column 'attention_mask' has zeros", fix="give rows without padding")
+        elif name == "labels":
+            mask &= values != IGNORED
+            wrong = np.flatnonzero(mask & (values != ids))
+            if len(wrong):
+                t = wrong[0]
+                raise RowError(
+                    f"label {values[t]} at position {t} is neither -100 nor the input id there, {ids[t]}",
+                    fix="labels must not be shifted",
+                )
+        else:
+            mask &= values != 0
+    return _encoded(ids, mask)
+
+
+def _integers(row: Row, column: str, most: int | None) -> npt.NDArray[np.int64]:
+    """A cell as whole numbers [T], from 0 to ``most`` if that is given. Raises RowError."""
+    value = row.get(column)
+    odd = RowError(f"column {column!r} holds {chat.kind_of(value)}, not a list of whole numbers")
+    if not isinstance(value, (list, tuple, np.ndarray)):
+        raise odd
+    try:
+        numbers = np.asarray(value if len(value) else np.zeros(0, np.int64))
+    except ValueError:  # lists of different lengths in it
+        raise odd from None
+    # NumPy takes booleans among numbers for numbers, and turns numbers over 64 bits into objects.
+    mixed = most != 1 and not isinstance(value, np.ndarray) and any(isinstance(n, bool) for n in value)
+    if mixed or numbers.ndim != 1 or numbers.dtype.kind not in ("iub" if most == 1 else "iu"):
+        at = next((t for t, n in enumerate(value) if isinstance(n, bool) or not isinstance(n, int)), None)
+        if at is None:
+            at = next(t for t, n in enumerate(value) if not -(2**63) <= n < 2**63)
+        raise RowError(f"column {column!r} is not a list of whole numbers: entry {at} is {value[at]!r}")
+    outside = (numbers < 0) | (numbers > most) if most is not None else np.zeros(len(numbers), np.bool_)
+    if outside.any():
+        t = int(outside.argmax())
+        raise RowError(f"column {column!r}: entry {t} is {numbers[t]}, not from 0 to {most}")
+    return numbers.astype(np.int64)

@@ -1,0 +1,164 @@
+"""Tokenizers: loading one, what decides its behaviour, and whether two of them mean the same by an id."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from entrodrop_prep import digest
+from entrodrop_prep.backends.model import loading, looks_like_path
+from entrodrop_prep.errors import ConfigError, ModelError, RowError
+from entrodrop_prep.scoring import chat
+from entrodrop_prep.shards import user_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_FIX = "name one with --tokenizer"
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """Which ids do not mean the same to two tokenizers.
+
+    Attributes:
+        mask: [V] bool, V = the training tokenizer's ids or the reference model's vocabulary, whichever is more: True
+            where id i is not the same token in both or is outside the model's vocabulary.
+        training: token of each id in the tokenizer that is trained with.
+        reference: token of each id in the reference model's tokenizer.
+        vocab_size: columns of the reference model's logits.
+    """
+
+    mask: npt.NDArray[np.bool_]
+    training: dict[int, str]
+    reference: dict[int, str]
+    vocab_size: int
+
+
+def load_tokenizer(
+    name_or_path: str, *, revision: str | None, trust_remote_code: bool, chat_template_file: str | None
+) -> PreTrainedTokenizerBase:
+    """A tokenizer from a directory or the Hub, with the chat template of a file instead of its own where one is given.
+
+    Raises:
+        ModelError: no such directory, no tokenizer in it, missing or gated on the Hub, or the Hub cannot be reached.
+        ConfigError: the template file cannot be read or is no Jinja template.
+    """
+    from transformers import AutoTokenizer
+
+    path = user_path(name_or_path)
+    local = os.path.isdir(path)
+    if not local and looks_like_path(name_or_path):
+        raise ModelError("no such directory", where=name_or_path, fix="give a tokenizer's directory or a Hub id")
+    template = _read_template(chat_template_file) if chat_template_file is not None else None
+    if local and not any(_is_tokenizer_file(file.name) for file in path.iterdir()):
+        raise ModelError("the directory has no tokenizer files", where=name_or_path, fix=_FIX)
+    with loading(name_or_path, "tokenizer"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(path) if local else name_or_path,
+            trust_remote_code=trust_remote_code,
+            **({"revision": revision} if revision is not None else {}),
+        )
+    if len(tokenizer.get_vocab()) <= len(tokenizer.get_added_vocab()):  # what transformers makes of a config alone
+        raise ModelError("it comes with no tokenizer files", where=name_or_path, fix=_FIX)
+    if template is not None:
+        tokenizer.chat_template = template
+        _check_template(tokenizer, str(chat_template_file))
+    return tokenizer
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of special tokens, ascending: the named ones (BOS, EOS, ...) and every added token flagged special."""
+    flagged = (i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return sorted({*tokenizer.all_special_ids, *flagged})
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 over what decides ids and rendered chats, 64 hex digits, the same in every process and machine."""
+    if tokenizer.is_fast:
+        engine = json.loads(tokenizer.backend_tokenizer.to_str())
+        engine["truncation"] = engine["padding"] = None  # set anew by each call
+    else:
+        engine = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    return digest.of_json(
+        {
+            "engine": engine,
+            "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+            "special_ids": special_ids(tokenizer),
+            "template": tokenizer.chat_template,
+            "adds": [getattr(tokenizer, name, None) for name in ("add_bos_token", "add_eos_token")],
+        }
+    )
+
+
+def vocabulary_disagreement(
+    training: PreTrainedTokenizerBase, reference: PreTrainedTokenizerBase, vocab_size: int
+) -> Disagreement:
+    """Compare the tokenizer trained with to the reference model's, id by id. Ids not in use may differ.
+
+    An id that is a token to neither (a reserved row of the embeddings) is the same to both.
+    """
+    ours, theirs = _tokens(training), _tokens(reference)
+    size = max(vocab_size, max(ours, default=-1) + 1)
+    mask = np.zeros(size, np.bool_)
+    mask[[i for i in {*ours, *theirs} if i < size and ours.get(i) != theirs.get(i)]] = True
+    mask[vocab_size:] = True
+    return Disagreement(mask, ours, theirs, vocab_size)
+
+
+def check_ids(ids: npt.NDArray[Any], disagreement: Disagreement) -> None:
+    """Check that ids [T] in use mean the same to both. Raises ModelError naming the first that does not."""
+    known = np.minimum(ids, len(disagreement.mask) - 1)
+    wrong = np.flatnonzero((ids >= len(disagreement.mask)) | disagreement.mask[known])
+    if not len(wrong):
+        return
+    i = int(ids[wrong[0]])
+    ours, theirs = (_quoted(tokens.get(i)) for tokens in (disagreement.training, disagreement.reference))
+    if i >= disagreement.vocab_size:
+        what = f"id {i} ({ours}) is outside the reference model's vocabulary of {disagreement.vocab_size}"
+    else:
+        what = f"id {i} is {ours} to the tokenizer you train with and {theirs} to the reference model"
+    raise ModelError(what, fix="score with a model that has the same tokenizer, or check --tokenizer")
+
+
+def _quoted(token: str | None) -> str:
+    return "no token" if token is None else repr(token)
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    return {i: token for token, i in tokenizer.get_vocab().items()}
+
+
+def _is_tokenizer_file(name: str) -> bool:
+    return name.startswith(("tokenizer", "tokenization", "vocab", "spiece", "sentencepiece", "tekken")) or (
+        name.endswith((".tiktoken", ".model"))
+    )
+
+
+def _read_template(name: str) -> str:
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except OSError as e:
+        raise ConfigError(
+            f"cannot read the chat template: {e.strerror}", where=name, fix="check --chat-template"
+        ) from e
+    except UnicodeDecodeError as e:
+        raise ConfigError("the chat template is not UTF-8", where=name, fix="check --chat-template") from e
+
+
+def _check_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """A template may refuse this chat, but it must be Jinja."""
+    from jinja2 import TemplateSyntaxError
+
+    try:
+        chat.render(tokenizer, [{"role": "user", "content": "x"}], {})
+    except RowError as e:
+        if isinstance(e.__cause__, TemplateSyntaxError):
+            problem = e.__cause__
+            raise ConfigError(f"line {problem.lineno}: {problem.message}", where=name, fix="mend the template") from e
