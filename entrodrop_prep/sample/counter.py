@@ -1,0 +1,168 @@
+"""Counter-based random numbers: each is a function of (seed, stream, source, row, window, token, epoch), with no state.
+
+The generator is Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011). It
+maps a 128-bit counter to 128 random bits under a 64-bit key:
+
+    key       64 bits of BLAKE2b over (FORMAT_VERSION, seed, stream, source name): neighbouring seeds share nothing
+    counter   lane 0: block of tokens · lane 1: window · lane 2: row, low 32 bits · lane 3: epoch << 16 | row >> 32
+
+A uniform number in [0, 1) is ``word * 2**-32``. Published masks rest on every bit of this file: whatever changes a
+number needs a new FORMAT_VERSION.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+FORMAT_VERSION = 1
+
+DROP, REPLACE, ORDER = "drop", "replace", "order"
+"""The streams: which tokens are dropped, what replaces them, in which order the rows stand."""
+
+MAX_ROW_ID = 2**48 - 1
+MAX_EPOCH = 2**16 - 1
+
+_MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_WEYL = 0x9E3779B9, 0xBB67AE85
+_LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
+_CHUNK = 8192  # blocks worked on at a time: six lanes of 64 KiB stay in the processor's cache
+
+
+def philox4x32(counter: NDArray[np.uint32], key: int) -> NDArray[np.uint32]:
+    """Philox4x32-10 (Salmon et al. 2011, section 3): ``counter`` [n, 4] uint32, ``key`` 64 bits -> [n, 4] uint32.
+
+    Lane 0 of the key is its low half. Row i of the result depends on row i of ``counter`` alone.
+    Raises ValueError for another shape of ``counter``, or a key that is not 64 bits.
+    """
+    if counter.ndim != 2 or counter.shape[1] != 4:
+        raise ValueError(f"counter has shape {counter.shape}, not [n, 4]")
+    if not 0 <= key < 2**64:
+        raise ValueError(f"key {key} is not an unsigned 64-bit number")
+    out = np.empty(counter.shape, np.uint32)
+    for start in range(0, len(counter), _CHUNK):
+        piece = slice(start, start + _CHUNK)
+        for lane, values in enumerate(_philox(*counter[piece].T.astype(np.uint64), key=key)):
+            out[piece, lane] = values
+    return out
+
+
+def _philox(
+    c0: NDArray[np.uint64], c1: NDArray[np.uint64], c2: NDArray[np.uint64], c3: NDArray[np.uint64], *, key: int
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
+    """Ten rounds over four lanes, each a uint64 [n] array of 32-bit values; overwrites the arrays it is given."""
+    k0, k1 = key & 0xFFFFFFFF, key >> 32
+    a, b = np.empty_like(c0), np.empty_like(c0)
+    for _ in range(10):
+        np.multiply(c0, _MULTIPLIERS[0], out=a)
+        np.multiply(c2, _MULTIPLIERS[1], out=b)
+        np.right_shift(b, _HALF, out=c0)
+        c0 ^= c1
+        c0 ^= np.uint64(k0)
+        np.right_shift(a, _HALF, out=c2)
+        c2 ^= c3
+        c2 ^= np.uint64(k1)
+        np.bitwise_and(b, _LOW, out=c1)
+        np.bitwise_and(a, _LOW, out=c3)
+        k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
+    return c0, c1, c2, c3
+
+
+def stream_key(seed: int, stream: str, source: str) -> int:
+    """The 64-bit key of one stream of one source: BLAKE2b-64 over version, seed and both length-prefixed names.
+
+    ``stream`` is DROP, REPLACE or ORDER; ``source`` is the name of the dataset that the rows belong to. Raises
+    ValueError for a seed that is not an unsigned 64-bit number.
+    """
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed {seed} is not an unsigned 64-bit number")
+    hashed = hashlib.blake2b(digest_size=8, person=b"entrodrop")
+    hashed.update(FORMAT_VERSION.to_bytes(4, "little") + seed.to_bytes(8, "little"))
+    for name in (stream, source):
+        encoded = name.encode("utf-8", "surrogatepass")
+        hashed.update(len(encoded).to_bytes(8, "little") + encoded)
+    return int.from_bytes(hashed.digest(), "little")
+
+
+def token_words(
+    key: int, row_id: NDArray[np.int64], window: NDArray[np.int32], lengths: NDArray[np.int64], epoch: int
+) -> NDArray[np.uint32]:
+    """One 32-bit word for each token of R rows: uint32 [sum(lengths)], the rows one after the other.
+
+    Token t of row r is lane t % 4 of block t // 4 of (``row_id[r]``, ``window[r]``, ``epoch``). ``row_id`` [R] int64 in
+    [0, 2**48), ``window`` [R] int32 in [0, 2**31), ``lengths`` [R] int64 tokens, ``epoch`` in [0, 2**16). Raises
+    ValueError for a number outside its range.
+    """
+    return _ragged(key, row_id, window, lengths, epoch)
+
+
+def token_words64(
+    key: int, row_id: NDArray[np.int64], window: NDArray[np.int32], lengths: NDArray[np.int64], epoch: int
+) -> NDArray[np.uint64]:
+    """As ``token_words``, with 64 bits a token: uint64 [sum(lengths)].
+
+    Token t has lanes 2 * (t % 2) (its low half) and 2 * (t % 2) + 1 (its high half) of block t // 2.
+    """
+    words = _ragged(key, row_id, window, 2 * lengths, epoch).astype(np.uint64)
+    return words[0::2] | words[1::2] << _HALF
+
+
+def order_keys(
+    seed: int, source: str, epoch: int, row_id: NDArray[np.int64], window: NDArray[np.int32]
+) -> NDArray[np.uint64]:
+    """The 64-bit sort key of each of R rows in ``epoch``: uint64 [R], lanes 0 (low half) and 1 of the row's block 0.
+
+    Rows stand in ascending order of (key, row_id, window). Ranges and errors are those of ``token_words``.
+    """
+    words = _ragged(stream_key(seed, ORDER, source), row_id, window, np.full(len(row_id), 2, np.int64), epoch)
+    halves = words.astype(np.uint64)
+    return halves[0::2] | halves[1::2] << _HALF
+
+
+def rate_limit(rate: NDArray[np.float64]) -> NDArray[np.uint64]:
+    """The integer L [same shape] uint64 for which ``word < L`` is exactly ``word * 2**-32 < rate``: ceil(rate * 2**32).
+
+    Scaling by a power of two is exact, so is the comparison: rate 0 takes no word, rate 1 takes each. Raises ValueError
+    for a rate outside [0, 1].
+    """
+    if not ((rate >= 0) & (rate <= 1)).all():
+        raise ValueError("a drop rate lies between 0 and 1")
+    return np.ceil(rate * 2.0**32).astype(np.uint64)
+
+
+def _ragged(
+    key: int,
+    row_id: NDArray[np.int64],
+    window: NDArray[np.int32],
+    lengths: NDArray[np.int64],
+    epoch: int,
+) -> NDArray[np.uint32]:
+    """``lengths[r]`` words of each row: word j of a row is lane j % 4 of its block j // 4."""
+    if not len(row_id) == len(window) == len(lengths):
+        raise ValueError(f"{len(row_id)} row ids, {len(window)} windows and {len(lengths)} lengths")
+    _check_range("row_id", row_id, MAX_ROW_ID)
+    _check_range("window", window, 2**31 - 1)
+    _check_range("length", lengths, 2**34)
+    if not 0 <= epoch <= MAX_EPOCH:
+        raise ValueError(f"epoch {epoch} is outside 0 to {MAX_EPOCH}")
+
+    blocks = -(-lengths // 4)
+    block_ends, ends = np.cumsum(blocks), np.cumsum(lengths)
+    counter = np.empty((int(blocks.sum()), 4), np.uint32)
+    counter[:, 0] = np.arange(len(counter)) - np.repeat(block_ends - blocks, blocks)
+    counter[:, 1] = np.repeat(window.astype(np.uint32), blocks)
+    counter[:, 2] = np.repeat((row_id & 0xFFFFFFFF).astype(np.uint32), blocks)
+    counter[:, 3] = np.repeat((epoch << 16 | row_id >> 32).astype(np.uint32), blocks)
+    words: NDArray[np.uint32] = philox4x32(counter, key).reshape(-1)
+    if len(words) == lengths.sum():
+        return words
+    padding = 4 * (block_ends - blocks) - (ends - lengths)
+    unpadded: NDArray[np.uint32] = words[np.arange(int(lengths.sum())) + np.repeat(padding, lengths)]
+    return unpadded
+
+
+def _check_range(name: str, values: NDArray[np.int64] | NDArray[np.int32], top: int) -> None:
+    if len(values) and (values.min() < 0 or values.max() > top):
+        raise ValueError(f"{name} {int(values.min())} to {int(values.max())} is outside 0 to {top}")

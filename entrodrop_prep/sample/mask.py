@@ -1,0 +1,219 @@
+"""Which tokens are dropped, and what a masked row then looks like.
+
+``apply`` is a pure function. What happens to a token depends on (seed, source name, row_id, window, t, epoch), the
+stored scores of its row and the plan; the rows it shares a call with, their number and their order change nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from entrodrop_prep.config import Recipe
+from entrodrop_prep.errors import ConfigError
+from entrodrop_prep.sample.counter import DROP, REPLACE, rate_limit, stream_key, token_words, token_words64
+from entrodrop_prep.sample.quantile import quantile_of, row_thresholds
+
+IGNORE = -100
+"""The label of a token that carries no loss (the Hugging Face convention)."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """R scored rows of N tokens in all, one after the other: row r is ``offsets[r]:offsets[r + 1]`` of each [N] array.
+
+    Index i of each [N] array is the same token: its id, and the scores of predicting it. Raises ValueError for arrays
+    whose lengths do not fit together.
+    """
+
+    row_id: NDArray[np.int64]
+    """[R] position in the source."""
+    window: NDArray[np.int32]
+    """[R] window of a split document, else 0."""
+    offsets: NDArray[np.int64]
+    """[R + 1] from 0 to N."""
+    input_ids: NDArray[np.int32]
+    """[N] token ids."""
+    entropy: NDArray[Any]
+    """[N] float16 or float32, nats; NaN where it is null."""
+    logprob: NDArray[Any] | None
+    """[N] as ``entropy``; None where none was stored."""
+    loss_mask: NDArray[np.bool_]
+    """[N] true where a token may be trained on."""
+
+    def __post_init__(self) -> None:
+        n, rows = len(self.input_ids), len(self.row_id)
+        if len(self.window) != rows or len(self.offsets) != rows + 1:
+            raise ValueError(f"{rows} row ids, {len(self.window)} windows and {len(self.offsets)} offsets")
+        if self.offsets[0] != 0 or self.offsets[-1] != n or (np.diff(self.offsets) < 0).any():
+            raise ValueError(f"the offsets do not rise from 0 to {n}")
+        if not len(self.entropy) == len(self.loss_mask) == n or (self.logprob is not None and len(self.logprob) != n):
+            raise ValueError(f"not every column has {n} tokens")
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """[R] tokens of each row."""
+        return np.diff(self.offsets)
+
+    @cached_property
+    def trainable(self) -> NDArray[np.bool_]:
+        """[N] tokens that carry a label: ``loss_mask``, never position 0, which no model predicts."""
+        result = self.loss_mask.copy()
+        result[self.offsets[:-1][self.lengths > 0]] = False
+        return result
+
+    def per_row(self, flags: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """[R] number of true values of ``flags`` [N] in each row."""
+        running = np.concatenate((np.zeros(1, np.int64), np.cumsum(flags, dtype=np.int64)))
+        return running[self.offsets[1:]] - running[self.offsets[:-1]]
+
+
+@dataclass(frozen=True)
+class MaskPlan:
+    """A recipe with all that it needs to know of the corpus and the tokenizer.
+
+    Raises ConfigError where tokens are to be replaced at random and the corpus has no token to draw, and ValueError
+    for parts that do not fit the recipe.
+    """
+
+    recipe: Recipe
+    source: str
+    """Name of the dataset that the rows belong to."""
+    tau: float | None
+    """Corpus threshold, nats (-inf or +inf where it selects none); None for --scope row and --select random."""
+    protected: NDArray[np.int32]
+    """Sorted ids that are never dropped nor replaced."""
+    unigram: NDArray[np.int64] | None
+    """[V] how often each id is drawn as a replacement, relative to the others (special tokens: 0)."""
+    drop_token_id: int | None
+    """The replacement; None draws it from ``unigram``."""
+
+    def __post_init__(self) -> None:
+        if (self.tau is not None) != (self.recipe.threshold is not None or needs_corpus_quantile(self.recipe)):
+            raise ValueError(f"tau is {self.tau} for a recipe that says otherwise")
+        if (self.drop_token_id is None) != (self.recipe.drop_token == "random"):
+            raise ValueError(f"drop_token_id is {self.drop_token_id} for --drop-token {self.recipe.drop_token}")
+        if self.recipe.target != "labels" and self.drop_token_id is None and not self._draws.any():
+            raise ConfigError(
+                "--drop-token random has no token to draw: the corpus holds special tokens only",
+                fix="give --drop-token an id or a token, or use --target labels",
+            )
+
+    @cached_property
+    def _draws(self) -> NDArray[np.int64]:
+        """[V] running sum of ``unigram``; empty where there is none."""
+        return np.cumsum(self.unigram if self.unigram is not None else np.zeros(0, np.int64), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Masked:
+    """The R rows of N tokens in one epoch; index i of an [N] array is the token at i of the ``Rows`` given."""
+
+    input_ids: NDArray[np.int32]
+    """[N] ids to feed to the model, replaced where the recipe says so; with target labels, the array of ``Rows``."""
+    labels: NDArray[np.int32]
+    """[N] unshifted labels; -100 = no loss."""
+    trainable: NDArray[np.int64]
+    """[R] tokens of each row that may be trained on."""
+    eligible: NDArray[np.int64]
+    """[R] of those, tokens that may be dropped."""
+    dropped: NDArray[np.bool_]
+    """[N] tokens dropped."""
+    dropped_count: NDArray[np.int64]
+    """[R] tokens dropped in each row."""
+    labels_left: NDArray[np.int64]
+    """[R] labels of each row that are not -100."""
+
+
+def needs_corpus_quantile(recipe: Recipe) -> bool:
+    """Whether ``MaskPlan.tau`` is to be found among the scores of the whole corpus (else: given, per row, or none)."""
+    return recipe.threshold is None and recipe.select != "random" and recipe.scope == "corpus"
+
+
+def apply(rows: Rows, plan: MaskPlan, epoch: int, rates: NDArray[np.float64]) -> Masked:
+    """``rows`` as they are trained on in ``epoch`` at drop rates ``rates`` [R] (see ``curriculum.row_rates``).
+
+    A row with nothing trainable comes back with every label -100; leaving it out is the caller's part. Raises
+    ConfigError where --keep-surprising finds no log-probabilities, ValueError for rates outside [0, 1] or numbers
+    outside the ranges of ``counter.token_words``.
+    """
+    recipe = plan.recipe
+    if len(rates) != len(rows.row_id):
+        raise ValueError(f"{len(rates)} rates for {len(rows.row_id)} rows")
+    chance = rates * quantile_of(recipe) if recipe.select == "random" else rates
+    eligible = eligible_tokens(rows, plan)
+    words = token_words(stream_key(recipe.seed, DROP, plan.source), rows.row_id, rows.window, rows.lengths, epoch)
+    dropped = eligible & (words < np.repeat(rate_limit(chance), rows.lengths))
+
+    labelled = rows.trainable
+    if recipe.target != "inputs":
+        _rescue(rows, dropped)
+        labelled = labelled & ~dropped
+    return Masked(
+        input_ids=rows.input_ids if recipe.target == "labels" else _replaced(rows, plan, epoch, dropped),
+        labels=np.where(labelled, rows.input_ids, np.int32(IGNORE)),
+        trainable=rows.per_row(rows.trainable),
+        eligible=rows.per_row(eligible),
+        dropped=dropped,
+        dropped_count=rows.per_row(dropped),
+        labels_left=rows.per_row(labelled),
+    )
+
+
+def eligible_tokens(rows: Rows, plan: MaskPlan) -> NDArray[np.bool_]:
+    """[N] tokens that may be dropped: trainable, not protected, selected by entropy, not surprising.
+
+    Scores are compared in float64, in which each stored value is exact. A null score selects nothing.
+    """
+    recipe = plan.recipe
+    eligible = rows.trainable & ~np.isin(rows.input_ids, plan.protected)
+    if recipe.select != "random":
+        high = recipe.select == "high-entropy"
+        tau: Any = plan.tau
+        if tau is None:
+            of_row = row_thresholds(rows.entropy, rows.trainable, rows.offsets, quantile_of(recipe), high)
+            tau = np.repeat(of_row, rows.lengths)
+        entropy = rows.entropy.astype(np.float64)
+        eligible &= entropy >= tau if high else entropy <= tau
+    if recipe.keep_surprising is not None:
+        if rows.logprob is None:
+            raise ConfigError(
+                "--keep-surprising needs log-probabilities, and the scored dataset has none",
+                fix="score again without --no-logprob, or leave out --keep-surprising",
+            )
+        eligible &= ~(-rows.logprob.astype(np.float64) > recipe.keep_surprising)
+    return eligible
+
+
+def _rescue(rows: Rows, dropped: NDArray[np.bool_]) -> None:
+    """In rows that lose every label, take back the drop of the highest entropy (of the first on ties); in place."""
+    lost = rows.per_row(dropped)
+    bare = (lost > 0) & (lost == rows.per_row(rows.trainable))
+    if not bare.any():
+        return
+    tokens = np.flatnonzero(dropped & np.repeat(bare, rows.lengths))
+    entropy = np.nan_to_num(rows.entropy[tokens].astype(np.float64), nan=-np.inf)
+    counts = lost[bare]
+    starts = np.cumsum(counts) - counts
+    highest = entropy == np.repeat(np.maximum.reduceat(entropy, starts), counts)
+    _, first = np.unique(np.repeat(np.arange(len(counts)), counts)[highest], return_index=True)
+    dropped[tokens[highest][first]] = False
+
+
+def _replaced(rows: Rows, plan: MaskPlan, epoch: int, dropped: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """[N] input ids with those of ``dropped`` tokens replaced.
+
+    A drawn id is the first whose running unigram count exceeds floor(u * total), u = 53 bits of the replacement stream.
+    """
+    if plan.drop_token_id is not None:
+        return np.where(dropped, np.int32(plan.drop_token_id), rows.input_ids)
+    key = stream_key(plan.recipe.seed, REPLACE, plan.source)
+    words = token_words64(key, rows.row_id, rows.window, rows.lengths, epoch)[dropped]
+    place = np.floor((words >> np.uint64(11)) * 2.0**-53 * plan._draws[-1]).astype(np.int64)
+    result = rows.input_ids.copy()
+    result[dropped] = np.searchsorted(plan._draws, place, side="right")
+    return result
