@@ -1,0 +1,268 @@
+"""The ``entrodrop`` command: parse, call one function of the library, print.
+
+Options are made from the settings in ``entrodrop_prep.config``. Nothing heavy is imported until a command runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import inspect
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Any, get_args, get_origin
+
+import typer
+from typer.exceptions import TyperException
+
+from entrodrop_prep import __version__
+from entrodrop_prep.config import MaterializeConfig, ScoreConfig, Setting, build, flag, settings
+from entrodrop_prep.errors import EntrodropError
+
+app = typer.Typer(
+    name="entrodrop",
+    help="Entropy-guided token dropout as data preparation: score a corpus once with a frozen reference model, then "
+    "write masked datasets, one an epoch, that any trainer reads unchanged.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Directory = Annotated[str, typer.Argument(metavar="DIR", help="Scored or masked directory.")]
+
+
+def _from_settings(cls: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of a settings class; what the user left out is left out of its keyword arguments."""
+
+    def wrap(function: Callable[..., None]) -> Callable[..., None]:
+        def command(**values: Any) -> None:
+            function(**{k: v for k, v in values.items() if v is not None})
+
+        command.__name__, command.__doc__ = function.__name__, function.__doc__
+        parameters = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None if not s.argument else ...,
+                annotation=_annotation(name, kind, s, default),
+            )
+            for name, (kind, s, default) in settings(cls).items()
+        ]
+        parameters = [p.replace(default=inspect.Parameter.empty) if p.default is ... else p for p in parameters]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return wrap
+
+
+def _annotation(name: str, kind: Any, s: Setting, default: Any) -> Any:
+    """The typer annotation of one setting."""
+    base = next((k for k in get_args(kind) if k is not type(None)), kind) if type(None) in get_args(kind) else kind
+    metavar = s.metavar
+    if get_origin(base) in (tuple, dict) or base in (int, float):  # text here: the settings say what is wrong with it
+        metavar = metavar or {int: "N", float: "X"}.get(base)
+        base = str
+    if s.argument:
+        return Annotated[str, typer.Argument(metavar=name.upper(), help=s.help, show_default=False)]
+    silent = default is None or default == () or isinstance(default, bool) or default is dataclasses.MISSING
+    text = s.default_text or ("" if silent else _plain(default))
+    note = "  [required]" if default is dataclasses.MISSING else f"  [default: {text}]" if text else ""
+    names = [flag(name)]
+    if base is bool and default is True:
+        names = [f"{flag(name)}/--no-{name.replace('_', '-')}"]
+        note = ""
+    return Annotated[
+        base | None,
+        typer.Option(*names, help=s.help + _limits(s) + note, metavar=metavar, show_default=False),
+    ]
+
+
+def _limits(s: Setting) -> str:
+    low = f"at least {s.ge:g}" if s.ge is not None else f"above {s.gt:g}" if s.gt is not None else ""
+    if s.le is None or s.le > 1e9:
+        return f" ({low})" if low and s.ge != 0 else ""
+    return f" ({s.ge:g} to {s.le:g})" if s.ge is not None else ""
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        print(f"entrodrop-prep {__version__}")
+        raise typer.Exit()
+
+
+@app.command("score")
+@_from_settings(ScoreConfig)
+def score_command(**values: Any) -> None:
+    """Score every token of SOURCE with a frozen model: exact entropy and log-probability, into Parquet shards.
+
+    Running the same command again continues a run that was stopped, and does nothing to a finished one.
+    """
+    config = build(ScoreConfig, values)
+    from entrodrop_prep.scoring.run import score
+
+    summary = score(config)
+    c = summary.counts
+    if summary.already_complete:
+        print(f"already complete: {summary.directory}")
+    left_out = [
+        (c["short_rows"], "with fewer than two tokens"),
+        (c["dropped_long_rows"], "over --max-length"),
+        (c["bad_rows"], "bad"),
+    ]
+    print(
+        f"{c['rows']:,} of {c['rows_read']:,} rows, {c['windows']:,} windows, {c['tokens']:,} tokens, "
+        f"{c['trainable_tokens']:,} trainable"
+    )
+    for count, reason in left_out:
+        if count:
+            listed = "" if reason == "with fewer than two tokens" else ", listed in rejected.jsonl"
+            print(f"left out: {count:,} rows {reason}{listed}")
+    if c["truncated_rows"]:
+        print(f"truncated: {c['truncated_rows']:,} rows")
+    if c["rows_without_loss"]:
+        print(f"warning: {c['rows_without_loss']:,} rows have nothing to train on", file=sys.stderr)
+    if summary.scored_tokens:
+        print(
+            f"scored {summary.scored_tokens:,} tokens in {summary.seconds:.1f} s "
+            f"({summary.scored_tokens / summary.seconds:,.0f} tokens/s) into {summary.directory}"
+        )
+
+
+@app.command("materialize")
+@_from_settings(MaterializeConfig)
+def materialize_command(**values: Any) -> None:
+    """Write the masked dataset of each epoch from a SCORED directory.
+
+    A mask depends only on the seed, the row, the token, the epoch, the scores and the recipe. Running the same command
+    again continues a run that was stopped; with the same --horizon, more --epochs add to a finished one.
+    """
+    config = MaterializeConfig.load(**values)
+    from entrodrop_prep.export.card import aligned, epoch_table
+    from entrodrop_prep.export.materialize import materialize
+
+    summary = materialize(config)
+    if summary.already_complete:
+        print(f"already complete: {summary.directory}")
+    print("\n".join(aligned(epoch_table(summary.epochs))))
+    if summary.written_tokens:
+        print(
+            f"wrote {summary.written_tokens:,} tokens in {summary.seconds:.1f} s "
+            f"({summary.written_tokens / max(summary.seconds, 1e-9):,.0f} tokens/s) into {summary.directory}"
+        )
+
+
+@app.command("verify")
+def verify_command(
+    directory: Directory,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="SCORED", help="Scored directory that the masks are proved from."),
+    ] = None,
+) -> None:
+    """Prove that a scored or masked directory is whole and unchanged; with --against, that its masks are right.
+
+    Exits with 0 if it holds and with 2 if not.
+    """
+    from entrodrop_prep.verification import verify
+
+    report = verify(directory, against)
+    for line in report.notes:
+        print(line)
+    for finding in report.findings:
+        print(f"error: {finding}", file=sys.stderr)
+    if report.findings:
+        raise typer.Exit(2)
+
+
+@app.command("inspect")
+def inspect_command(
+    directory: Directory,
+    row: Annotated[int | None, typer.Option("--row", metavar="N", min=0, help="Show the tokens of one row.")] = None,
+) -> None:
+    """Say what a scored or masked directory holds, or show one of its rows token by token."""
+    from entrodrop_prep.show import show
+
+    for line in show(directory, row):
+        print(line)
+
+
+@app.command("schema")
+def schema_command(
+    write: Annotated[str, typer.Option("--write", metavar="DIR", help="Directory for the JSON Schema files.")],
+) -> None:
+    """Write the JSON Schemas of scored rows, masked rows, manifests and recipes."""
+    from entrodrop_prep.json_schemas import write_schemas
+
+    for path in write_schemas(write):
+        print(path)
+
+
+@app.command("demo")
+def demo_command(
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="Directory for what the demo makes.")] = "demo-out",
+) -> None:
+    """Run the whole path on real input: score this Python's own library, write 4 epochs, train on two of them."""
+    from entrodrop_prep.demo.run import demo
+
+    demo(out)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; returns the exit code. User mistakes become one line on stderr and code 2."""
+    _set_up_output()
+    try:
+        return int(app(arguments or ["--help"], prog_name="entrodrop", standalone_mode=False) or 0)
+    except EntrodropError as e:
+        message = str(e)
+    except TyperException as e:
+        message = " ".join(e.format_message().replace("Value error, ", "").split())
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def _set_up_output() -> None:
+    """What a run says goes to stdout, its warnings to stderr; libraries are heard only where they fail."""
+    told, warned = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
+    told.addFilter(lambda record: record.levelno < logging.WARNING)
+    warned.setLevel(logging.WARNING)
+    warned.setFormatter(logging.Formatter("warning: %(message)s"))
+    ours = logging.getLogger("entrodrop_prep")
+    ours.handlers[:], ours.propagate = [told, warned], False
+    ours.setLevel(logging.INFO)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    for name, value in (
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("HF_HUB_VERBOSITY", "error"),
+        ("DATASETS_VERBOSITY", "error"),
+    ):
+        os.environ.setdefault(name, value)
+
+
+def main() -> None:
+    """Entry point of the ``entrodrop`` command."""
+    try:
+        code = run(sys.argv[1:])
+    except OSError as e:
+        if e.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever reads is gone, or has no room
+        code = 1
+        if e.errno == errno.ENOSPC:
+            print("error: no space left for what is printed; free some, or print elsewhere", file=sys.stderr)
+            code = 2
+    if code == 130:
+        print("interrupted: finished files are kept; run the same command again to go on", file=sys.stderr)
+    sys.exit(code)

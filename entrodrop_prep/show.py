@@ -1,0 +1,122 @@
+"""What a directory holds, and one of its rows token by token, as lines of text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from entrodrop_prep import manifest
+from entrodrop_prep.errors import ConfigError
+from entrodrop_prep.export.card import aligned, epoch_table
+from entrodrop_prep.sample.mask import IGNORE
+from entrodrop_prep.schema import MASKED, SCORED
+from entrodrop_prep.scored import ScoredDataset, to_rows
+from entrodrop_prep.shards import local_directory, read_batches
+from entrodrop_prep.verification import kind_of
+
+SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def show(directory: str, row: int | None = None) -> Iterator[str]:
+    """Lines that describe a scored or masked directory, or row ``row`` of it.
+
+    For a scored directory a row is a ``row_id``; for a masked one the place in each epoch's order.
+    Raises IntegrityError for a directory that is neither, ConfigError for a row that is not there.
+    """
+    path = local_directory(directory)
+    if kind_of(path).split("/")[0] == "scored":
+        scored = ScoredDataset(path)
+        return _scored(scored) if row is None else _scored_row(scored, row)
+    described = manifest.read(path, MASKED)
+    return _masked(described) if row is None else _masked_row(path, described, row)
+
+
+def _scored(scored: ScoredDataset) -> Iterator[str]:
+    m = scored.manifest
+    yield f"{SCORED}  {scored.directory}"
+    yield f"source     {m['source']['name']} ({m['identity']['row_format']})"
+    yield f"model      {m['model']['name']}, vocabulary {scored.vocab_size:,}, {m['identity']['dtype']}"
+    yield f"rows       {m['counts']['rows']:,} of {m['counts']['rows_read']:,}, in {m['counts']['windows']:,} windows"
+    yield f"tokens     {m['counts']['tokens']:,}, {m['counts']['trainable_tokens']:,} trainable"
+    yield f"digest     {scored.content_digest}"
+    values = np.concatenate([_trainable_entropy(b) for b in _sample(scored)] or [np.zeros(0)])
+    if len(values):
+        shares = "  ".join(f"{q:.0%} {v:.3f}" for q, v in zip(SHARES, np.quantile(values, SHARES), strict=True))
+        yield f"entropy    {shares}  (nats, of the first {len(values):,} trainable tokens)"
+
+
+def _sample(scored: ScoredDataset) -> Iterator[Any]:
+    """The first 260,000 tokens or so."""
+    yield from (batch for batch, _ in zip(scored.batches(), range(1), strict=False))
+
+
+def _trainable_entropy(batch: Any) -> np.ndarray[Any, Any]:
+    rows = to_rows(batch)
+    values: np.ndarray[Any, Any] = rows.entropy[rows.trainable].astype(np.float64)
+    return values
+
+
+def _scored_row(scored: ScoredDataset, row: int) -> Iterator[str]:
+    tokenizer = scored.tokenizer()
+    found = False
+    for batch in scored.batches():
+        part = batch.filter(pc.equal(batch.column("row_id"), row))
+        if part.num_rows and not found:
+            found = True
+            yield f"{'window':>6} {'t':>5} {'id':>7} {'entropy':>8} {'logprob':>8} loss  token"
+        rows = to_rows(part)
+        for r in range(part.num_rows):
+            for t in range(int(rows.lengths[r])):
+                i = int(rows.offsets[r]) + t
+                h, lp = rows.entropy[i], rows.logprob[i] if rows.logprob is not None else np.nan
+                text = tokenizer.decode([int(rows.input_ids[i])])
+                yield (
+                    f"{rows.window[r]:>6} {t:>5} {rows.input_ids[i]:>7} {_number(h):>8} {_number(lp):>8} "
+                    f"{'yes' if rows.loss_mask[i] else '-':>4}  {text!r}"
+                )
+    if not found:
+        raise ConfigError(
+            f"--row {row}: no such row, or it was left out",
+            fix=f"the source has rows 0 to {scored.manifest['counts']['rows_read'] - 1}",
+        )
+
+
+def _number(value: Any) -> str:
+    return "-" if np.isnan(value) else f"{float(value):.4f}"
+
+
+def _masked(described: dict[str, Any]) -> Iterator[str]:
+    yield f"{MASKED}  from {described['scored']['source']['name']}, scored by {described['scored']['model']['name']}"
+    yield "recipe     " + ", ".join(f"{k} {v}" for k, v in described["recipe"].items() if v is not None)
+    if described["tau_nats"] is not None:
+        tau = described["tau_nats"]
+        yield f"threshold  {tau if isinstance(tau, str) else f'{tau:g} nats'}"
+    yield f"digest     {described['content_digest']}"
+    yield from aligned(epoch_table(described["epochs"]))
+
+
+def _masked_row(path: Path, described: dict[str, Any], row: int) -> Iterator[str]:
+    rows = described["epochs"][0]["rows"]
+    if row >= rows:
+        raise ConfigError(f"--row {row}: an epoch has rows 0 to {rows - 1}", fix="give one of them")
+    for epoch in described["epochs"]:
+        place = row
+        for entry in (e for e in described["files"] if e["epoch"] == epoch["epoch"]):
+            if place < entry["rows"]:
+                yield f"epoch {epoch['epoch']}, row {row}: input id -> label (- = no loss)"
+                yield _masked_tokens(path / entry["file"], place)
+                break
+            place -= entry["rows"]
+
+
+def _masked_tokens(file: Path, place: int) -> str:
+    for batch in read_batches(file):
+        if place < batch.num_rows:
+            ids, labels = (batch.column(n)[place].as_py() for n in ("input_ids", "labels"))
+            return " ".join(f"{i}->{'-' if label == IGNORE else label}" for i, label in zip(ids, labels, strict=True))
+        place -= batch.num_rows
+    return ""

@@ -1,0 +1,286 @@
+"""Proving that a directory is what its manifest says, and that its masks follow from the scores."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from entrodrop_prep import digest, manifest
+from entrodrop_prep.config import MaterializeConfig, build
+from entrodrop_prep.digest import ContentDigest
+from entrodrop_prep.errors import EntrodropError, IntegrityError
+from entrodrop_prep.export.epoch import SCHEMA, SHARD_FILES, EpochReader, Layout, ShardCounts
+from entrodrop_prep.export.materialize import make_order
+from entrodrop_prep.export.plan import mask_plan, masked_identity, survey
+from entrodrop_prep.sample.mask import IGNORE
+from entrodrop_prep.schema import MASKED, SCORED, check_schema
+from entrodrop_prep.scored import SHARD_FILES as SCORED_FILES
+from entrodrop_prep.scored import ScoredDataset, to_rows
+from entrodrop_prep.shards import local_directory, read_batches, read_footer, reading
+
+
+@dataclass
+class Report:
+    """``notes`` say what was proved and what was not; ``findings`` say what does not hold."""
+
+    notes: list[str] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+
+
+def kind_of(directory: Path) -> str:
+    """``scored/1`` or ``masked/1``, by the manifest, else by what lies there. Raises IntegrityError."""
+    if not os.path.isdir(directory):
+        raise IntegrityError("no such directory", where=str(directory), fix="give a scored or a masked directory")
+    state = manifest.read_state(directory) or {}
+    try:
+        schema = manifest.peek_schema(directory) or state.get("schema")
+    except (ValueError, IsADirectoryError) as e:
+        raise IntegrityError(
+            "the manifest is damaged",
+            where=str(directory / manifest.NAME),
+            fix="restore it, or make the directory again",
+        ) from e
+    if schema is None:
+        raise IntegrityError(
+            f"it has no {manifest.NAME}", where=str(directory), fix="give a scored or a masked directory"
+        )
+    return str(schema)
+
+
+def verify(directory: str, against: str | None = None) -> Report:
+    """Check a scored or a masked directory; ``against`` is the scored directory that a masked one was made from.
+
+    Raises EntrodropError only where there is nothing to check; all that does not hold is among the findings.
+    """
+    path = local_directory(directory)
+    report = Report()
+    if kind_of(path).split("/")[0] == "scored":
+        if against is not None:
+            raise IntegrityError("a scored directory has no masks to check", where=str(path), fix="leave out --against")
+        _collect(report, _scored(path, report))
+    else:
+        _collect(report, _masked(path, report))
+        if against is None:
+            report.notes.append("masks not checked: add --against SCORED to prove them")
+        elif not report.findings:
+            _collect(report, _masks(path, ScoredDataset(local_directory(against)), report))
+    report.notes.append("it does not hold" if report.findings else "it holds")
+    return report
+
+
+def _collect(report: Report, findings: Iterator[str]) -> None:
+    """Add findings; an error on the way is the last of them."""
+    try:
+        report.findings.extend(findings)
+    except EntrodropError as e:
+        report.findings.append(str(e))
+
+
+def _files(path: Path, described: dict[str, Any], pattern: str) -> Iterator[str]:
+    """Files that are missing, changed, or not listed."""
+    listed = {e["file"] for e in described["files"]}
+    for found in sorted(path.glob(pattern)):
+        if found.relative_to(path).as_posix() not in listed and not found.name.startswith("."):
+            yield f"{found}: the manifest does not list this file; remove it"
+    for entry in described["files"]:
+        try:
+            manifest.check_file(path, entry)
+        except IntegrityError as e:
+            yield str(e)
+
+
+def _scored(path: Path, report: Report) -> Iterator[str]:
+    described = manifest.read(path, SCORED)
+    broken = list(_files(path, described, SCORED_FILES))
+    yield from broken
+    if broken:
+        return
+    scored = ScoredDataset(path)
+    unigram = np.zeros(scored.vocab_size, np.int64)
+    size = described["identity"]["rows_per_shard"]
+    totals = {"rows": 0, "windows": 0, "tokens": 0, "trainable_tokens": 0}
+    for index, entry in enumerate(scored.files):
+        file = path / entry["file"]
+        yield from _shard(file, entry, scored.schema)
+        last = (-1, -1)
+        for batch in read_batches(file, rows=scored.rows_per_batch):
+            problem, last = _scored_batch(batch, scored.vocab_size, index * size, (index + 1) * size, last)
+            if problem:
+                yield f"{file}: {problem}"
+                return
+            rows = to_rows(batch)
+            new = ~np.isnan(rows.entropy)
+            new[rows.offsets[:-1][rows.window == 0]] = True
+            unigram += np.bincount(rows.input_ids[new], minlength=len(unigram))
+            totals["rows"] += int((rows.window == 0).sum())
+            totals["windows"] += len(rows.row_id)
+            totals["tokens"] += len(rows.input_ids)
+            totals["trainable_tokens"] += int(rows.loss_mask.sum())
+    if not np.array_equal(unigram, scored.unigram):
+        yield f"{path / 'unigram.npy'}: it does not count the shards' tokens"
+    for name, value in totals.items():
+        if described["counts"][name] != value:
+            yield f"{path}: the manifest counts {described['counts'][name]} {name}, the shards hold {value}"
+    content = {"identity": described["identity"], "shards": [e["content_digest"] for e in scored.files]}
+    if digest.of_json(content) != described["content_digest"]:
+        yield f"{path}: the content digest is not that of the shards"
+    report.notes.append(f"scored dataset: {len(scored.files)} shards, {totals['tokens']:,} tokens")
+
+
+def _scored_batch(
+    batch: pa.RecordBatch, vocab_size: int, first: int, stop: int, last: tuple[int, int]
+) -> tuple[str, tuple[int, int]]:
+    """What is wrong with some rows, and the (row_id, window) of the last of them."""
+    lengths = [
+        pc.list_value_length(batch.column(n))
+        for n in batch.schema.names
+        if n in ("input_ids", "entropy", "logprob", "loss_mask")
+    ]
+    if any(not x.equals(lengths[0]) for x in lengths):
+        return "its columns are of different lengths in one row", last
+    rows = to_rows(batch)
+    if not len(rows.row_id):
+        return "", last
+    key = list(zip(rows.row_id.tolist(), rows.window.tolist(), strict=True))
+    if rows.row_id.min() < first or rows.row_id.max() >= stop:
+        return f"it holds a row outside {first} to {stop - 1}", key[-1]
+    if any(a >= b for a, b in zip([last, *key], key, strict=False)):
+        return "its rows are not in order", key[-1]
+    starts = rows.offsets[:-1]
+    if (rows.input_ids < 0).any() or (rows.input_ids >= vocab_size).any():
+        return "it holds a token outside the vocabulary", key[-1]
+    if rows.loss_mask[starts].any():
+        return "a first token has a loss", key[-1]
+    for name, scores, sign in (("entropy", rows.entropy, 1), ("logprob", rows.logprob, -1)):
+        if scores is None:
+            continue
+        null = pc.is_null(batch.column(name).flatten()).to_numpy(zero_copy_only=False)
+        if np.isnan(scores[~null]).any() or np.isinf(scores[~null]).any() or (sign * scores[~null] < -1e-3).any():
+            return f"its {name} holds a value that is none", key[-1]
+        begins = np.zeros(len(null), bool)
+        begins[starts] = True
+        late = null & ~begins & ~np.concatenate([[False], null[:-1]])
+        context = null & np.repeat(rows.window == 0, rows.lengths) & ~begins
+        if not null[starts].all() or late.any() or context.any() or (null & rows.loss_mask).any():
+            return f"its {name} is null where it may not be, or not null where it must", key[-1]
+    return "", key[-1]
+
+
+def _shard(file: Path, entry: dict[str, Any], schema: pa.Schema) -> Iterator[str]:
+    """Schema, footer and content digest of one file."""
+    with reading(file):
+        check_schema(pq.read_schema(file), schema, str(file))
+    footer = read_footer(file)
+    content = ContentDigest(schema)
+    for batch in read_batches(file):
+        content.update(batch)
+    if not footer.content_digest == content.hexdigest() == entry["content_digest"]:
+        yield f"{file}: its rows are not those that were written"
+    if footer.rows != entry["rows"]:
+        yield f"{file}: it has {footer.rows} rows, the manifest says {entry['rows']}"
+
+
+def _masked(path: Path, report: Report) -> Iterator[str]:
+    described = manifest.read(path, MASKED)
+    broken = list(_files(path, described, SHARD_FILES))
+    yield from broken
+    if broken:
+        return
+    tokens = 0
+    labels_left: dict[int, int] = {}
+    vocab_size, target = described["scored"]["model"]["vocab_size"], described["recipe"]["target"]
+    for entry in described["files"]:
+        file = path / entry["file"]
+        yield from _shard(file, entry, SCHEMA)
+        for batch in read_batches(file):
+            problem, kept = _masked_batch(batch, vocab_size, target)
+            if problem:
+                yield f"{file}: {problem}"
+                break
+            labels_left[entry["epoch"]] = labels_left.get(entry["epoch"], 0) + kept
+        tokens += entry["tokens"]
+    for e in described["epochs"]:
+        rows = sum(f["rows"] for f in described["files"] if f["epoch"] == e["epoch"])
+        if rows != e["rows"] or labels_left.get(e["epoch"]) != e["labels_left"]:
+            yield f"{path}: the manifest's figures of epoch {e['epoch']} are not those of its files"
+    if digest.of_json([e["content_digest"] for e in described["files"]]) != described["content_digest"]:
+        yield f"{path}: the content digest is not that of the files"
+    report.notes.append(f"masked dataset: {len(described['epochs'])} epochs, {tokens:,} tokens")
+
+
+def _masked_batch(batch: pa.RecordBatch, vocab_size: int, target: str) -> tuple[str, int]:
+    """What is wrong with some rows, and how many labels they hold."""
+    columns = [batch.column(n) for n in SCHEMA.names]
+    lengths = [pc.list_value_length(c) for c in columns]
+    if any(not x.equals(lengths[0]) for x in lengths):
+        return "its columns are of different lengths in one row", 0
+    ids, attention, labels = (c.flatten().to_numpy() for c in columns)
+    ends = np.cumsum(lengths[0].to_numpy())
+    starts = ends - lengths[0].to_numpy()
+    kept = labels != IGNORE
+    if (ids < 0).any() or (ids >= vocab_size).any() or (kept & ((labels < 0) | (labels >= vocab_size))).any():
+        return "it holds a token outside the vocabulary", 0
+    if (attention != 1).any():
+        return "its attention_mask is not 1 everywhere", 0
+    if (labels[starts] != IGNORE).any():
+        return "a first token has a label", 0
+    if target == "labels" and (labels[kept] != ids[kept]).any():
+        return "a label is not its token", 0
+    running = np.concatenate([[0], np.cumsum(kept)])
+    if (running[ends] == running[starts]).any():
+        return "a row has no label", 0
+    return "", int(kept.sum())
+
+
+def _masks(path: Path, scored: ScoredDataset, report: Report) -> Iterator[str]:
+    """Make every shard again from the scores and compare what it holds."""
+    described = manifest.read(path, MASKED)
+    identity = described["identity"]
+    if identity["scored"] != scored.content_digest:
+        yield f"{path}: it was not made from {scored.directory}: the scores' content digests differ"
+        return
+    scored.check()
+    config = build(
+        MaterializeConfig,
+        {
+            **described["recipe"],
+            "scored": str(scored.directory),
+            "out": str(path),
+            "rows_per_shard": identity["rows_per_shard"],
+            "compression": identity["compression"],
+        },
+    )
+    for line in manifest.differences(identity, masked_identity(scored, config)):
+        yield f"{path}: its recipe does not give its identity: {line}"
+    corpus = survey(scored, config)
+    plan, layout = mask_plan(scored, config, corpus), Layout.of(corpus, config.rows_per_shard)
+    shards = list(range(layout.shards))
+    listed = {e["file"]: e for e in described["files"]}
+    with tempfile.TemporaryDirectory(prefix="entrodrop-") as tmp:
+        order = make_order(scored, plan, corpus, Path(tmp) / "order")
+        for told in described["epochs"]:
+            epoch, counts = told["epoch"], ShardCounts()
+            reader = EpochReader(plan, order, layout, epoch, shards)
+            for shard in shards:
+                content, name = ContentDigest(SCHEMA), layout.name(epoch, shard)
+                for table in reader.shard(shard, counts):
+                    content.update(table)
+                if name not in listed:
+                    yield f"{path / name}: the file is missing"
+                elif listed[name]["content_digest"] != content.hexdigest():
+                    yield f"{path / name}: its masks are not those of the recipe"
+            figures = {**counts.values, "rows": counts.rows, "rate_min": counts.rates[0], "rate_max": counts.rates[1]}
+            wrong = ", ".join(name for name, value in figures.items() if told[name] != value)
+            if wrong:
+                yield f"{path}: the manifest's figures of epoch {epoch} are not those of the masks ({wrong})"
+        order.close()
+    report.notes.append(f"masks made again from {scored.directory} and compared")
