@@ -19,7 +19,7 @@ import typer
 from typer.exceptions import TyperException
 
 from entrodrop_prep import __version__
-from entrodrop_prep.config import MaterializeConfig, ScoreConfig, Setting, build, flag, settings
+from entrodrop_prep.config import MaterializeConfig, ScoreConfig, ServeConfig, Setting, build, flag, settings
 from entrodrop_prep.errors import EntrodropError
 
 app = typer.Typer(
@@ -63,7 +63,9 @@ def _annotation(name: str, kind: Any, s: Setting, default: Any) -> Any:
     """The typer annotation of one setting."""
     base = next((k for k in get_args(kind) if k is not type(None)), kind) if type(None) in get_args(kind) else kind
     metavar = s.metavar
-    if get_origin(base) in (tuple, dict) or base in (int, float):  # text here: the settings say what is wrong with it
+    if s.repeat:
+        base = list[str]
+    elif get_origin(base) in (tuple, dict) or base in (int, float):  # text here: the settings say what is wrong with it
         metavar = metavar or {int: "N", float: "X"}.get(base)
         base = str
     if s.argument:
@@ -137,6 +139,19 @@ def score_command(**values: Any) -> None:
             f"scored {summary.scored_tokens:,} tokens in {summary.seconds:.1f} s "
             f"({summary.scored_tokens / summary.seconds:,.0f} tokens/s) into {summary.directory}"
         )
+
+
+@app.command("serve")
+@_from_settings(ServeConfig)
+def serve_command(**values: Any) -> None:
+    """Serve MODEL with vLLM for scoring, here or from other machines, until Ctrl-C.
+
+    Prints vLLM's own command line first, for those who start it by other means, and a line when it is ready.
+    """
+    config = build(ServeConfig, values)
+    from entrodrop_prep.serving import serve
+
+    serve(config, lambda line: print(line, flush=True))
 
 
 @app.command("materialize")

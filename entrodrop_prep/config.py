@@ -39,8 +39,12 @@ class ScoreConfig:
         Setting("Directory for the scored shards, on a local or shared disk.", metavar="DIR", role="operation"),
     ]
     backend: Annotated[
-        Literal["auto", "transformers"],
-        Setting("What computes the scores.", role="operation"),
+        Literal["auto", "transformers", "vllm", "server"],
+        Setting(
+            "What computes the scores: transformers; vLLM, started here; or vLLM servers that run already. auto takes "
+            "vLLM where it is installed and proven for the model's architecture, else transformers.",
+            role="operation",
+        ),
     ] = "auto"
     revision: Annotated[
         str | None,
@@ -128,6 +132,14 @@ class ScoreConfig:
         Setting("Number format the scores are stored in. float16 halves their size at about three digits."),
     ] = "float32"
     logprob: Annotated[bool, Setting("Store the log-probability of each token beside the entropy.")] = True
+    estimator: Annotated[
+        Literal["exact", "topk"],
+        Setting("What is stored: the exact entropy, or experimental bounds from the top k of a stock vLLM server."),
+    ] = "exact"
+    top_k: Annotated[
+        int,
+        Setting("Tokens of which --estimator topk asks the log-probabilities (experimental).", ge=1),
+    ] = 20
     batch_tokens: Annotated[
         int,
         Setting(
@@ -136,6 +148,52 @@ class ScoreConfig:
             role="operation",
         ),
     ] = 8192
+    engine_arg: Annotated[
+        tuple[str, ...],
+        Setting(
+            "Option of the vLLM engine, such as tensor_parallel_size=2 or gpu_memory_utilization=0.8. May be repeated.",
+            metavar="KEY=VALUE",
+            role="operation",
+            repeat=True,
+        ),
+    ] = ()
+    replicas: Annotated[
+        str,
+        Setting(
+            "vLLM engines to run side by side; auto starts one a GPU (or one a tensor-parallel group).",
+            metavar="auto|N",
+            role="operation",
+        ),
+    ] = "auto"
+    logits_mib: Annotated[
+        int | None,
+        Setting(
+            "Device memory in MiB for the logits that vLLM's engine reduces at a time.",
+            ge=1,
+            role="operation",
+            default_text="1024, on a CPU 16",
+        ),
+    ] = None
+    server: Annotated[
+        tuple[str, ...],
+        Setting("vLLM servers with the plugin, as `entrodrop serve` starts them.", metavar="URL,URL", role="operation"),
+    ] = ()
+    timeout: Annotated[
+        float,
+        Setting("Seconds that a server's answer may take. Doubled when one takes longer.", gt=0, role="operation"),
+    ] = 60.0
+    patience: Annotated[
+        float, Setting("Seconds without an answer from any server until the run stops.", gt=0, role="operation")
+    ] = 120.0
+    self_check: Annotated[
+        bool,
+        Setting(
+            "Before scoring with vLLM, score a fixed probe whole and in pieces, and against transformers where the "
+            "model is small; stop at a difference.",
+            role="operation",
+        ),
+    ] = True
+    verbose: Annotated[bool, Setting("Show what the vLLM engine logs.", role="operation")] = False
     on_bad_row: Annotated[
         Literal["stop", "skip"],
         Setting(
@@ -176,6 +234,69 @@ class ScoreConfig:
             )
         if len(set(self.keep_columns)) != len(self.keep_columns):
             raise ConfigError("--keep-columns names a column twice", fix="name each column once")
+        if self.estimator == "topk" and self.backend != "server":
+            raise ConfigError(
+                f"--estimator topk asks a stock vLLM server, --backend is {self.backend}",
+                fix="add --backend server, or leave out --estimator: the exact entropy is the default",
+            )
+        if self.estimator != "topk" and self.top_k != ScoreConfig.top_k:
+            raise ConfigError("--top-k has no use with the exact entropy", fix="leave it out, or add --estimator topk")
+        if self.replicas != "auto" and not (self.replicas.isdecimal() and int(self.replicas)):
+            raise ConfigError(f"--replicas {self.replicas!r} is not understood", fix="give auto or a number of engines")
+        if self.backend == "server" and not self.server:
+            raise ConfigError(
+                "--backend server needs --server", fix="give the URL of a server: `entrodrop serve` starts one"
+            )
+        if self.server and self.backend not in ("auto", "server"):
+            raise ConfigError(f"--server and --backend {self.backend} exclude each other", fix="leave out one of them")
+        if self.server and (self.engine_arg or self.replicas != "auto"):
+            raise ConfigError(
+                "--engine-arg and --replicas speak of engines started here, not of servers",
+                fix="leave them out, or give them to `entrodrop serve`",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Settings of ``entrodrop serve``: which model, where it is served, and the engine's options."""
+
+    model: Annotated[str, Setting("Reference model: a local directory or a Hub id.", argument=True)]
+    host: Annotated[str, Setting("Address to listen on. Set ENTRODROP_API_KEY before you open it to others.")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, Setting("Port to listen on.", ge=1, le=65535)] = 8000
+    revision: Annotated[
+        str | None,
+        Setting("Revision (branch, tag or commit) of the model on the Hub.", default_text="the default branch"),
+    ] = None
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16", "auto"],
+        Setting("Number format the model runs in; auto takes the checkpoint's."),
+    ] = "auto"
+    max_length: Annotated[
+        int | None,
+        Setting("Longest row in tokens.", ge=2, default_text="the model's context, at most 4096"),
+    ] = None
+    batch_tokens: Annotated[int, Setting("Tokens in one forward pass.", ge=1)] = 8192
+    engine_arg: Annotated[
+        tuple[str, ...],
+        Setting(
+            "Option of the vLLM engine, such as tensor_parallel_size=2 or gpu_memory_utilization=0.8. May be repeated.",
+            metavar="KEY=VALUE",
+            repeat=True,
+        ),
+    ] = ()
+    logits_mib: Annotated[
+        int | None,
+        Setting("Device memory in MiB for the logits that are reduced at a time.", ge=1, default_text="as score's"),
+    ] = None
+    trust_remote_code: Annotated[bool, Setting("Run Python code that comes with the model.")] = False
+    allow_pickle: Annotated[bool, Setting("Also load weights that are not safetensors. A pickle can run code.")] = False
+    print_command: Annotated[bool, Setting("Print vLLM's own command line and stop.")] = False
+    verbose: Annotated[bool, Setting("Show all that vLLM logs.")] = False
+
+    def __post_init__(self) -> None:
+        validate(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +335,12 @@ class Recipe:
         Literal["corpus", "row"],
         Setting("What the quantile is taken over: all trainable tokens, or those of each row."),
     ] = "corpus"
+    bounds: Annotated[
+        Literal["lo", "hi"] | None,
+        Setting(
+            "Which bound to take for the entropy of a directory that holds bounds (experimental).", default_text="none"
+        ),
+    ] = None
     protect: Annotated[
         str,
         Setting(
@@ -417,6 +544,7 @@ __all__ = [
     "MaterializeConfig",
     "Recipe",
     "ScoreConfig",
+    "ServeConfig",
     "Setting",
     "build",
     "flag",

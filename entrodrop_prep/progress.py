@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from types import TracebackType
 
@@ -18,6 +19,7 @@ class Progress:
         self._what, self._total, self._unit, self._first = what, total, unit, done
         self._units, self._tokens = done, 0
         self._start = self._said = time.monotonic()
+        self._lock = threading.Lock()
         self._bar = tqdm(
             total=total,
             initial=done,
@@ -32,8 +34,25 @@ class Progress:
             else None,
         )
 
+    def begin(self) -> None:
+        """What came before was preparation: speed and estimate count from now."""
+        self._start = self._said = time.monotonic()
+
+    def skip(self, units: float) -> None:
+        """Some was done by an earlier run."""
+        with self._lock:
+            self._first += units
+            self._units += units
+            if not self._bar.disable:
+                self._bar.initial += units
+                self._bar.update(units)
+
     def add(self, units: float, tokens: int) -> None:
         """Some more is done."""
+        with self._lock:
+            self._add(units, tokens)
+
+    def _add(self, units: float, tokens: int) -> None:
         self._units += units
         self._tokens += tokens
         now = time.monotonic()
@@ -51,7 +70,7 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Seconds since the start."""
+        """Seconds since the start, or since ``begin``."""
         return time.monotonic() - self._start
 
     def _share(self) -> str:

@@ -31,6 +31,7 @@ class Setting:
     metavar: str | None = None
     role: Role = "identity"
     argument: bool = False
+    repeat: bool = False
     default_text: str | None = None
 
 

@@ -137,10 +137,9 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
 
 
 def settings_for(source: Path | str, model: Path, out: Path, **settings: Any) -> ScoreConfig:
-    """Settings on the CPU in float32."""
-    return ScoreConfig(
-        **{"source": str(source), "model": str(model), "out": str(out), "dtype": "float32", "device": "cpu", **settings}
-    )
+    """Settings for transformers on the CPU in float32."""
+    usual = {"backend": "transformers", "dtype": "float32", "device": "cpu"}
+    return ScoreConfig(**{"source": str(source), "model": str(model), "out": str(out), **usual, **settings})
 
 
 def run_score(source: Path | str, model: Path, out: Path, **settings: Any) -> ScoreSummary:

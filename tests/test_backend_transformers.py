@@ -31,10 +31,11 @@ from transformers import (
 
 from entrodrop_prep.backends import load_backend
 from entrodrop_prep.backends import transformers as backend_module
+from entrodrop_prep.backends.feed import score_all
 from entrodrop_prep.backends.model import inspect_model
-from entrodrop_prep.backends.reduce import entropy_and_logprob
 from entrodrop_prep.backends.transformers import TransformersBackend, pick_device
-from entrodrop_prep.errors import ConfigError, ModelError, ScoreError
+from entrodrop_prep.engine.reduce import entropy_and_logprob
+from entrodrop_prep.errors import ModelError, ScoreError
 
 V = 97
 TINY = {
@@ -102,7 +103,7 @@ def ragged(count: int = 12, longest: int = 60, vocabulary: int = V) -> list[np.n
 
 def scored(backend: TransformersBackend, rows: Sequence[np.ndarray[Any, Any]]) -> list[Any]:
     done: list[int] = []
-    scores = backend.score(rows, done.append)
+    scores = score_all(backend, rows, lambda job, n: done.append(n))
     assert sum(done) == sum(map(len, rows))
     for row, (entropy, logprob) in zip(rows, scores, strict=True):
         assert entropy.shape == logprob.shape == (len(row) - 1,)
@@ -292,7 +293,7 @@ def test_out_of_memory_halves_the_batch(directories: Callable[[str], Path], say:
     assert any(b > 1 for b, _ in passed)
     assert backend.batch_tokens <= 260
     again = len(passed)
-    backend.score(rows, lambda n: None)
+    score_all(backend, rows)
     assert len(passed) > again
 
 
@@ -300,14 +301,14 @@ def test_a_row_that_never_fits_is_an_error(directories: Callable[[str], Path]) -
     backend = started(directories("llama"))
     limited(backend, 30, lambda: torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(ScoreError, match=r"one row of 60 tokens does not fit in memory; lower --max-length"):
-        backend.score(ragged(), lambda n: None)
+        score_all(backend, ragged())
 
 
 def test_another_runtime_error_is_a_bug(directories: Callable[[str], Path]) -> None:
     backend = started(directories("llama"))
     limited(backend, 30, lambda: RuntimeError("the shapes are wrong"))
     with pytest.raises(RuntimeError, match="the shapes are wrong"):
-        backend.score(ragged(), lambda n: None)
+        score_all(backend, ragged())
 
 
 def test_a_model_that_looks_ahead_is_refused(tmp_path: Path) -> None:
@@ -355,7 +356,7 @@ def test_logits_narrower_than_the_configuration_says(directories: Callable[[str]
     backend = started(directories("llama"))
     backend.model.lm_head = torch.nn.Linear(32, V - 1)
     with pytest.raises(ModelError, match="its logits have 96 columns, its configuration says 97"):
-        backend.score(ragged(), lambda n: None)
+        score_all(backend, ragged())
 
 
 @pytest.mark.parametrize("chunked", [True, False])
@@ -449,12 +450,10 @@ def test_batching_does_not_change_scores(directories: Callable[[str], Path]) -> 
 
 
 def test_nothing_to_score(directories: Callable[[str], Path]) -> None:
-    assert started(directories("gpt2")).score([], lambda n: None) == []
+    assert score_all(started(directories("gpt2")), []) == []
 
 
 def test_names_and_devices() -> None:
-    with pytest.raises(ConfigError, match=r"unknown backend 'transformer'; did you mean transformers\?"):
-        load_backend("transformer", None, None)  # type: ignore[arg-type]
     assert pick_device("cpu").type == "cpu"
     for name in ("cuda", "mps"):
         there = torch.cuda.is_available() if name == "cuda" else torch.backends.mps.is_available()

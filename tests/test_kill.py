@@ -49,7 +49,7 @@ def run(kind: str, settings: dict[str, Any]) -> None:
     if kind == "score":
         from entrodrop_prep.scoring.run import score
 
-        score(ScoreConfig(**settings))
+        score(ScoreConfig(backend="transformers", **settings))
     else:
         from entrodrop_prep.export.materialize import materialize
 
@@ -78,7 +78,7 @@ def finish(process: ForkServerProcess) -> None:
 
 
 def names(out: Path) -> list[str]:
-    """Names of all that lies below ``out``, which a living run may change meanwhile: glob raises there, walk does not."""
+    """Names of all that lies below ``out``, which a living run may change: glob raises there, walk does not."""
     return [name for _, folders, files in os.walk(out) for name in folders + files]
 
 

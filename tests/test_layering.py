@@ -126,9 +126,24 @@ def test_the_command_line_loads_only_typer_and_the_declarations() -> None:
             assert i.name.split(".")[0] in sys.stdlib_module_names or inside(i.name, *allowed), i.name
 
 
+def test_the_engine_knows_nothing_else_of_ours() -> None:
+    for module in in_package("engine"):
+        for i in imports_of(module):
+            top = i.name.split(".")[0]
+            assert (
+                top in ("torch", "vllm", "numpy", "transformers")
+                or top in sys.stdlib_module_names
+                or inside(i.name, "entrodrop_prep.engine")
+            ), f"{module}: {i.name}"
+    for i in imports_of("entrodrop_prep.engine.plugin"):
+        if i.when == "load":
+            assert i.name.split(".")[0] in sys.stdlib_module_names, i.name
+
+
 def test_heavy_packages_load_where_they_are_used() -> None:
+    inside_engines = ("entrodrop_prep.engine.models", "entrodrop_prep.engine.pooler", "entrodrop_prep.engine.reduce")
     for module in MODULES:
-        if module == "entrodrop_prep.backends.transformers":
+        if module in ("entrodrop_prep.backends.transformers", *inside_engines):
             continue
         heavy = [
             i for i in imports_of(module) if i.when == "load" and inside(i.name, "torch", "transformers", "datasets")

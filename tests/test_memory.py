@@ -42,7 +42,7 @@ def main(kind: str, settings: dict[str, Any]) -> None:
         from entrodrop_prep.scoring.run import score
 
         torch.set_num_threads(1)
-        score(ScoreConfig(**settings))
+        score(ScoreConfig(backend="transformers", **settings))
     else:
         from entrodrop_prep.config import MaterializeConfig
         from entrodrop_prep.export.materialize import materialize

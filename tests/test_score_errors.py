@@ -81,6 +81,8 @@ class Place:
             str(self.out),
             "--device",
             "cpu",
+            "--backend",
+            "transformers",
             *flags,
         ]
 

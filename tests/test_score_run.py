@@ -579,7 +579,7 @@ def test_the_tokenizer_is_kept(tmp_path: Path, source: Path, model: Path) -> Non
 def test_a_second_run_at_the_same_time_is_refused(tmp_path: Path, source: Path, model: Path) -> None:
     with locked(tmp_path / "out"):
         command = [sys.executable, "-c", "import sys; from entrodrop_prep.cli import main; main()", "score"]
-        flags = ["--model", str(model), "--out", str(tmp_path / "out"), "--device", "cpu"]
+        flags = ["--model", str(model), "--out", str(tmp_path / "out"), "--backend", "transformers"]
         done = subprocess.run([*command, str(source), *flags], capture_output=True, text=True, timeout=100)
     assert done.returncode == 2
     assert done.stderr.strip() == (

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, cast
-
-from entrodrop_prep.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from entrodrop_prep.backends.feed import Feed
     from entrodrop_prep.backends.model import ModelInfo
     from entrodrop_prep.config import ScoreConfig
 
-    Scores = tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray[Any, np.dtype[np.float32]]]
+    Scores = tuple[np.ndarray[Any, np.dtype[np.float32]], ...]
 
-BACKENDS = {"transformers": "entrodrop_prep.backends.transformers:TransformersBackend"}
+BACKENDS = {
+    "transformers": "entrodrop_prep.backends.transformers:TransformersBackend",
+    "vllm": "entrodrop_prep.backends.vllm:VllmBackend",
+    "server": "entrodrop_prep.backends.server:ServerBackend",
+}
 
 
 class Backend(Protocol):
@@ -26,31 +28,54 @@ class Backend(Protocol):
     def environment(self) -> dict[str, str]:
         """Versions and device that may change the last digits of a score; recorded in every shard."""
 
-    def score(self, sequences: Sequence[np.ndarray[Any, Any]], done: Callable[[int], None]) -> list[Scores]:
-        """Score sequences of one shard.
+    def score(self, jobs: Feed, done: Callable[[Any, int], None]) -> Iterator[tuple[Any, list[Scores]]]:
+        """Score the jobs of a feed, each as a whole, in any order, as many at once as is good for speed.
 
         Args:
-            sequences: each ``input_ids [T] int32``, 2 <= T <= the model's context.
-            done: called with the number of tokens finished, as work proceeds.
+            jobs: shards to score; a backend that still has work takes the next without waiting.
+            done: called with a job and a number of its tokens that are finished, as work proceeds; with a negative
+                number where work was lost and is done again.
 
-        Returns:
-            For each sequence, in order, ``(entropy [T-1] float32, logprob [T-1] float32)``, nats; index i speaks of
-            token i+1. The arithmetic of the reduction is float32 over the full vocabulary.
+        Yields:
+            Each job with the scores of its sequences in order: ``(entropy [T-1] float32, logprob [T-1] float32)``,
+            nats; index i speaks of token i+1. The arithmetic of the reduction is float32 over the full vocabulary.
+            With ``--estimator topk``: ``(entropy_lo, entropy_hi, logprob)``.
 
         Raises:
-            ScoreError: the sequences do not fit in memory.
+            ScoreError: there is nothing left to score with, or what it gives cannot be used.
         """
 
+    def close(self) -> None:
+        """End what was started. Safe to call twice."""
 
-def choose(name: str) -> str:
-    """The backend that ``--backend`` means. ``auto`` is transformers."""
-    return "transformers" if name == "auto" else name
+
+def choose(config: ScoreConfig, info: ModelInfo) -> tuple[str, str]:
+    """The backend that ``--backend`` means, and why where it is ``auto``."""
+    from entrodrop_prep.backends.architectures import why_not
+
+    if config.backend != "auto":
+        return config.backend, ""
+    if config.server:
+        return "server", "--server names one"
+    reason = "it is code of the model's own" if config.trust_remote_code else why_not(info.architecture, config.device)
+    if reason is None:
+        return "vllm", f"vLLM is installed and proven for {info.architecture}"
+    return "transformers", reason
 
 
 def load_backend(name: str, config: ScoreConfig, info: ModelInfo) -> Backend:
-    """Import and start a backend; this loads the model. Raises ConfigError for an unknown name."""
-    if name not in BACKENDS:
-        near = difflib.get_close_matches(name, BACKENDS, n=1)
-        raise ConfigError(f"unknown backend {name!r}", fix=f"did you mean {near[0]}?" if near else "see --help")
+    """Import and start a backend: load the model, or connect to servers; then the self-check of those with vLLM.
+
+    Raises ConfigError, ModelError, or ScoreError where the self-check fails.
+    """
     module, _, attribute = BACKENDS[name].partition(":")
-    return cast("Backend", getattr(importlib.import_module(module), attribute)(config, info))
+    backend = cast("Backend", getattr(importlib.import_module(module), attribute)(config, info))
+    if name != "transformers" and config.self_check and config.estimator == "exact":
+        from entrodrop_prep.backends.self_check import self_check
+
+        try:
+            self_check(backend, config, info)
+        except BaseException:
+            backend.close()
+            raise
+    return backend

@@ -8,18 +8,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from entrodrop_prep import digest
 from entrodrop_prep.errors import ModelError
 from entrodrop_prep.shards import user_path
 
-if TYPE_CHECKING:
-    from entrodrop_prep.config import ScoreConfig
-
 DEFAULT_CONTEXT = 4096
 _CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length")
 _PICKLES = ("*.bin", "*.pt", "*.pth")
+
+
+class ModelSettings(Protocol):
+    """Which model, and what of it may be used: see ``entrodrop_prep.config``."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def revision(self) -> str | None: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def trust_remote_code(self) -> bool: ...
+
+    @property
+    def allow_pickle(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -31,14 +47,18 @@ class ModelInfo:
         vocab_size: columns of the logits, the text config's ``vocab_size``.
         context: longest input in tokens, or None where the configuration does not say.
         dtype: ``float32``, ``bfloat16`` or ``float16``: what it will run in.
+        architecture: name of its class, as its configuration gives it, such as ``LlamaForCausalLM``.
         commit: the resolved revision of a model on the Hub; None for a local one.
+        identity: what tells its weights from others, as a server names them; empty where nobody has asked.
     """
 
     name: str
     vocab_size: int
     context: int | None
     dtype: str
+    architecture: str = ""
     commit: str | None = None
+    identity: str = ""
 
     def max_length(self, asked: int | None) -> int:
         """Longest row in tokens: what was asked for, else the context but at most 4096. Raises ModelError."""
@@ -53,7 +73,7 @@ class ModelInfo:
         return asked
 
 
-def inspect_model(config: ScoreConfig) -> ModelInfo:
+def inspect_model(config: ModelSettings) -> ModelInfo:
     """Look at a model without loading it: it exists, is open to us, is a causal LM, and has weights.
 
     Raises:
@@ -102,6 +122,7 @@ def inspect_model(config: ScoreConfig) -> ModelInfo:
     context = next((c for c in (getattr(text, name, None) for name in _CONTEXT_NAMES) if c is not None), None)
     return ModelInfo(
         name=path.resolve().name if local else config.model,
+        architecture=str((getattr(hf, "architectures", None) or [""])[0]),
         commit=None if local else str(getattr(hf, "_commit_hash", None) or config.revision),
         vocab_size=int(text.vocab_size),
         context=int(context) if isinstance(context, int) and context > 0 else None,
@@ -122,7 +143,7 @@ class Weights:
     files: dict[str, list[Any]]
 
 
-def identify_weights(config: ScoreConfig, info: ModelInfo, known_files: dict[str, list[Any]] | None) -> Weights:
+def identify_weights(config: ModelSettings, info: ModelInfo, known_files: dict[str, list[Any]] | None) -> Weights:
     """Hash a local model's files, but those unchanged since ``known_files`` was noted; a Hub model has its commit."""
     if info.commit is not None:
         return Weights({"hub_id": config.model, "commit": info.commit}, {})
@@ -130,6 +151,11 @@ def identify_weights(config: ScoreConfig, info: ModelInfo, known_files: dict[str
     files = _hash_files(path, config.allow_pickle, known_files or {})
     content = {"config": _plain_config(path), **{name: entry[2] for name, entry in files.items()}}
     return Weights({"digest": digest.of_json(content)}, files)
+
+
+def identity_name(identity: dict[str, str]) -> str:
+    """The name under which a server also serves weights, so that a client can tell them: ``entrodrop:<digest>``."""
+    return f"entrodrop:{identity.get('commit') or identity['digest']}"
 
 
 def looks_like_path(name: str) -> bool:

@@ -9,6 +9,7 @@ batch has shown that it gives the same scores as the first. The probe also shows
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import logging
 import os
@@ -20,12 +21,13 @@ import numpy as np
 import torch
 
 from entrodrop_prep.backends.model import ModelInfo, loading
-from entrodrop_prep.backends.reduce import entropy_and_logprob
+from entrodrop_prep.engine.reduce import entropy_and_logprob
 from entrodrop_prep.errors import ModelError, ScoreError
 from entrodrop_prep.shards import user_path
 
 if TYPE_CHECKING:
     from entrodrop_prep.backends import Scores
+    from entrodrop_prep.backends.feed import Feed, Job
     from entrodrop_prep.config import ScoreConfig
 
 log = logging.getLogger(__name__)
@@ -73,8 +75,16 @@ class TransformersBackend:
             "head": "chunked" if self.chunked_head else "general",
         }
 
-    def score(self, sequences: Sequence[np.ndarray[Any, Any]], done: Callable[[int], None]) -> list[Scores]:
-        """See ``Backend.score``. Sequences of like length share a batch, at most ``batch_tokens`` padded tokens."""
+    def score(self, jobs: Feed, done: Callable[[Job, int], None]) -> Iterator[tuple[Job, list[Scores]]]:
+        """See ``Backend.score``. Batches are formed inside one job, so that a resumed run has the same ones."""
+        while (job := jobs.take()) is not None:
+            yield job, self._job(job.sequences, functools.partial(done, job))
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+    def _job(self, sequences: Sequence[np.ndarray[Any, Any]], done: Callable[[int], None]) -> list[Scores]:
+        """Sequences of like length share a batch, at most ``batch_tokens`` padded tokens."""
         order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
         results: list[Any] = [None] * len(sequences)
         start = 0

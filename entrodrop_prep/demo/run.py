@@ -58,6 +58,7 @@ def demo(out: str) -> None:
         ScoreConfig(
             source=str(corpus),
             model=str(MODEL),
+            backend="transformers",
             out=str(directory / "scored"),
             dtype="float32",
             id_column="name",

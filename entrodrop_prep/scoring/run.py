@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from entrodrop_prep import manifest
-from entrodrop_prep.backends import Backend, choose, load_backend
+from entrodrop_prep.backends import choose, load_backend
+from entrodrop_prep.backends.feed import Feed
 from entrodrop_prep.config import ScoreConfig
 from entrodrop_prep.errors import IntegrityError, MismatchError, OutputError
 from entrodrop_prep.progress import Progress
@@ -19,6 +22,7 @@ from entrodrop_prep.scoring.finish import REJECTED, TOKENIZER, UNIGRAM, finish
 from entrodrop_prep.scoring.plan import Plan, host_environment, make_plan
 from entrodrop_prep.scoring.span import Span, read_span, rows_digest, span_table
 from entrodrop_prep.scoring.unique import UniqueIds
+from entrodrop_prep.scoring.writer import Writer
 from entrodrop_prep.shards import (
     Footer,
     local_directory,
@@ -30,10 +34,16 @@ from entrodrop_prep.shards import (
     writing,
 )
 
+if TYPE_CHECKING:
+    from entrodrop_prep.backends import Scores
+
 log = logging.getLogger(__name__)
 
 SHARDS = "shard-*.parquet"
-ENVIRONMENT_KEYS = ("device", "backend", "torch", "transformers", "tokenizers", "head", "entrodrop_prep")
+ENVIRONMENT_KEYS = (
+    *("device", "backend", "torch", "transformers", "tokenizers", "head", "entrodrop_prep"),
+    *("vllm", "tensor_parallel", "engine_args"),
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,12 @@ def score(config: ScoreConfig) -> ScoreSummary:
             manifest.check_identity(out, before, plan.identity)
             if state.get("source") != plan.source.stat():
                 _check_source_unchanged(plan, out)
-        note = {"schema": SCORED, "identity": plan.identity, "source": plan.source.stat(), "model": plan.weights.files}
+        note = {
+            "schema": plan.identity["schema"],
+            "identity": plan.identity,
+            "source": plan.source.stat(),
+            "model": plan.weights.files,
+        }
         if note != state:
             manifest.write_state(out, note)
         if finished and all((out / e["file"]).exists() for e in finished["files"]):
@@ -98,51 +113,78 @@ def shard_path(out: Path, index: int) -> Path:
 
 
 def _make_missing(plan: Plan, out: Path) -> tuple[float, int]:
-    """Make every shard that is not there; returns seconds and tokens scored. Loads the model only if one is missing."""
-    backend: Backend | None = None
-    environment: dict[str, str] = {}
-    position: dict[str, Any] | None = None
-    seen_ids = UniqueIds(plan.config.id_column)
+    """Make every shard that is not there; returns seconds and tokens scored. Loads the model only if one is missing.
+
+    A thread reads and tokenizes ahead, another writes behind: the backend waits for neither.
+    """
     total, unit = (
         (plan.source.total_rows, "rows") if plan.source.total_rows is not None else (plan.source.size_bytes, "bytes")
     )
-    tokens, index = 0, 0
+    seconds, tokens = 0.0, 0
     with Progress("scoring", total, unit) as progress:
-        while True:
-            path = shard_path(out, index)
-            if path.exists():
-                footer = _own_footer(path, plan)
-                seen_ids.add_shard(path)
-                position = footer.info["source"]["next"]
-                progress.add(footer.info["source"]["units"], 0)
-            else:
-                span = read_span(plan, index, position)
-                seen_ids.add(span)
-                if backend is None:
-                    backend = load_backend(choose(plan.config.backend), plan.config, plan.info)
-                    environment = {**host_environment(), **backend.environment()}
-                    _check_environment(plan, out, environment)
-                    log.info(
-                        "scoring with %s on %s (%s)", environment["backend"], environment["device"], plan.info.dtype
-                    )
-                _score_span(plan, backend, span, path, environment, progress)
+        feed = Feed(_missing_spans(plan, out, progress))
+        try:
+            if feed.any():
+                seconds, tokens = _score(plan, out, feed, progress)
+        finally:
+            feed.close()
+        if feed.error is not None:
+            raise feed.error
+        return seconds, tokens
+
+
+def _missing_spans(plan: Plan, out: Path, progress: Progress) -> Iterator[Span]:
+    """Read and tokenize the rows of every shard that is not there, in order."""
+    position: dict[str, Any] | None = None
+    seen_ids = UniqueIds(plan.config.id_column)
+    for index in itertools.count():
+        path = shard_path(out, index)
+        if path.exists():
+            footer = _own_footer(path, plan)
+            seen_ids.add_shard(path)
+            position = footer.info["source"]["next"]
+            progress.skip(footer.info["source"]["units"])
+        else:
+            span = read_span(plan, index, position)
+            seen_ids.add(span)
+            position = span.next
+            yield span
+        if position is None:
+            return
+
+
+def _score(plan: Plan, out: Path, feed: Feed, progress: Progress) -> tuple[float, int]:
+    """Score what the feed gives and write it; returns seconds and tokens."""
+    name, why = choose(plan.config, plan.info)
+    if plan.config.backend == "auto":
+        log.info("backend: %s (%s)", name, why)
+    backend = load_backend(name, plan.config, plan.info)
+    try:
+        checked = {} if name == "transformers" else {"self_check": "passed" if plan.config.self_check else "off"}
+        environment = {**host_environment(), **backend.environment(), **checked}
+        _check_environment(plan, out, environment)
+        log.info("scoring with %s on %s (%s)", environment["backend"], environment["device"], plan.info.dtype)
+        progress.begin()
+        tokens = 0
+
+        def done(job: Any, count: int) -> None:
+            progress.add(count * job.units / max(1, job.tokens), count)
+
+        with Writer() as writer:
+            for span, scores in backend.score(feed, done):
+                if not span.tokens:
+                    progress.add(span.units, 0)
                 tokens += span.tokens
-                position = span.next
-            index += 1
-            if position is None:
-                return progress.seconds, tokens
+                writer.submit(_write_span, plan, span, scores, shard_path(out, span.index), environment)
+        return progress.seconds, tokens
+    finally:
+        backend.close()
 
 
-def _score_span(
-    plan: Plan, backend: Backend, span: Span, path: Path, environment: dict[str, str], progress: Progress
-) -> None:
-    """Score one span and write its shard."""
-    share = span.units / max(1, span.tokens)
-    scores = backend.score([w.input_ids for w in span.windows], lambda n: progress.add(n * share, n))
-    if not span.tokens:
-        progress.add(span.units, 0)
+def _write_span(plan: Plan, span: Span, scores: list[Scores], path: Path, environment: dict[str, str]) -> None:
+    """Write one shard."""
     info = {
-        "schema": SCORED,
+        "schema": plan.schema.metadata[b"schema"].decode(),
         "shard": span.index,
         "fingerprint": plan.fingerprint,
         "identity": plan.identity,

@@ -17,13 +17,14 @@ def entropy_and_logprob(logits: torch.Tensor, targets: torch.Tensor) -> tuple[to
 
     Args:
         logits: [n, V], any float dtype; row i is the distribution of one next token. -inf is probability zero.
+            float32 logits are overwritten.
         targets: [n] int64, the token that came.
 
     Returns:
         entropy [n] float32 >= 0 and logprob [n] float32 <= 0, nats. NaN in a row of logits gives NaN.
     """
     d = logits.float()
-    d = d - d.amax(-1, keepdim=True)
+    d = d.sub_(d.amax(-1, keepdim=True))
     target = d.gather(1, targets[:, None]).squeeze(1)
     p = d.exp()
     s = p.sum(-1)

