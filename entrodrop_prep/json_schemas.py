@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from entrodrop_prep.config import MaterializeConfig, Recipe, model_of
-from entrodrop_prep.schema import MASKED, SCORED, json_schema, masked_schema, scored_schema
+from entrodrop_prep.schema import MASKED, SCORED, SCORED_BOUNDS, Estimator, json_schema, masked_schema, scored_schema
 from entrodrop_prep.shards import local_directory, write_bytes
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -17,8 +17,8 @@ _SHA = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 def schemas() -> dict[str, dict[str, Any]]:
     """File name -> JSON Schema."""
     return {
-        "scored.json": json_schema(scored_schema("float32", with_id=True), SCORED)
-        | {"required": [f.name for f in scored_schema("float32", logprob=False)]},
+        "scored.json": _scored(SCORED, "exact"),
+        "scored-bounds.json": _scored(SCORED_BOUNDS, "topk"),
         "masked.json": json_schema(masked_schema(), MASKED) | {"additionalProperties": False},
         "recipe.json": _recipe(),
         "manifest.json": _manifest(),
@@ -33,6 +33,13 @@ def write_schemas(directory: str) -> list[Path]:
         write_bytes(out / name, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
         written.append(out / name)
     return written
+
+
+def _scored(title: str, estimator: Estimator) -> dict[str, Any]:
+    """A row of a scored shard."""
+    return json_schema(scored_schema("float32", with_id=True, estimator=estimator), title) | {
+        "required": scored_schema("float32", logprob=False, estimator=estimator).names
+    }
 
 
 def _recipe() -> dict[str, Any]:
@@ -52,7 +59,7 @@ def _recipe() -> dict[str, Any]:
 def _manifest() -> dict[str, Any]:
     """manifest.json of both kinds of directory."""
     common = {
-        "schema": {"enum": [SCORED, MASKED]},
+        "schema": {"enum": [SCORED, SCORED_BOUNDS, MASKED]},
         "generator": {"type": "string"},
         "identity": {"type": "object", "description": "What the content depends on; must match to continue a run."},
         "content_digest": {**_SHA, "description": "What the dataset is known by, whatever files hold it."},
@@ -76,16 +83,24 @@ def _manifest() -> dict[str, Any]:
             },
         },
     }
+    scored = {
+        "environments": "array",
+        "source": "object",
+        "model": "object",
+        "tokenizer": "object",
+        "counts": "object",
+    }
     only = {
-        SCORED: {
-            "environments": "array",
-            "source": "object",
-            "model": "object",
-            "tokenizer": "object",
-            "counts": "object",
-        },
+        SCORED: scored,
+        SCORED_BOUNDS: scored,
         MASKED: {"recipe": "object", "scored": "object", "epochs": "array", "rows_without_loss": "integer"},
     }
+    open_share = {
+        "type": "number",
+        "description": "Experimental. Share of the trainable tokens of which bounds leave open whether they may be "
+        "dropped; only where masks were made from bounds and look at them.",
+    }
+    optional = {MASKED: {"open_share": open_share}}
     return {
         "$schema": DIALECT,
         "title": "manifest/1",
@@ -94,7 +109,11 @@ def _manifest() -> dict[str, Any]:
         "required": list(common),
         "oneOf": [
             {
-                "properties": {"schema": {"const": kind}, **{n: {"type": t} for n, t in fields.items()}},
+                "properties": {
+                    "schema": {"const": kind},
+                    **{n: {"type": t} for n, t in fields.items()},
+                    **optional.get(kind, {}),
+                },
                 "required": list(fields),
             }
             for kind, fields in only.items()

@@ -15,6 +15,7 @@ from typing import Any
 
 from entrodrop_prep import digest
 from entrodrop_prep.errors import IntegrityError, MismatchError, OutputError
+from entrodrop_prep.schema import MASKED, SCORED, SCORED_BOUNDS, family
 from entrodrop_prep.shards import LOCK, TMP, read_footer, write_bytes, writing
 
 NAME = "manifest.json"
@@ -37,11 +38,11 @@ def write(directory: Path, manifest: dict[str, Any]) -> dict[str, Any]:
 def read(directory: Path, schema: str) -> dict[str, Any]:
     """The manifest of a finished directory, its own digest checked.
 
-    Raises IntegrityError if there is none, it was changed, or it describes something else than ``schema``
-    (``scored/1`` or ``masked/1``).
+    Raises IntegrityError if there is none, it was changed, or it describes something else than ``schema``: a
+    ``masked/1`` directory, or a ``scored/1`` one, for which ``scored-bounds/1`` will do.
     """
     path = directory / NAME
-    kind = schema.split("/")[0]
+    kind = family(schema)
     try:
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -72,7 +73,7 @@ def read(directory: Path, schema: str) -> dict[str, Any]:
             where=str(path),
             fix="restore it, or make the directory again",
         )
-    if found != schema:
+    if found not in (SCORED, SCORED_BOUNDS, MASKED) or family(found) != kind:
         raise IntegrityError(
             f"it holds {found!r}, this needs {schema!r}",
             where=str(directory),
@@ -157,7 +158,7 @@ def check_usable(directory: Path, kind: str) -> None:
             raise IntegrityError(
                 "the manifest is damaged", where=str(directory / NAME), fix="restore it, or choose another --out"
             ) from e
-    found = str(state.get("schema")).split("/")[0]
+    found = family(str(state.get("schema")))
     if found != kind:
         raise OutputError(
             f"the directory holds a {found} dataset",

@@ -1,7 +1,8 @@
 """The Arrow schemas of what is on disk: the one declaration; ``schemas/*.json`` is generated from it.
 
-``scored/1``   one row per window of a source row, with the scores of its tokens
-``masked/1``   one row per training example, plain columns that every trainer reads
+``scored/1``          one row per window of a source row, with the scores of its tokens
+``scored-bounds/1``   the same with bounds of the entropy in place of the entropy (experimental)
+``masked/1``          one row per training example, plain columns that every trainer reads
 
 List columns of one row are all of one length T, and index t of each speaks of token t.
 """
@@ -9,16 +10,19 @@ List columns of one row are all of one length T, and index t of each speaks of t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from entrodrop_prep.errors import IntegrityError
 
 SCORED = "scored/1"
+SCORED_BOUNDS = "scored-bounds/1"
 MASKED = "masked/1"
 META_KEY = b"entrodrop"
 ALIGNMENT = "value t belongs to the prediction of token t from tokens 0..t-1"
+
+Estimator = Literal["exact", "topk"]
 
 _DOC = {
     "row_id": "position in the source, from 0",
@@ -28,12 +32,25 @@ _DOC = {
     "entropy": "nats; H(p(. | tokens 0..t-1)) over the full vocabulary; "
     + ALIGNMENT
     + "; null at position 0 and on repeated context",
+    "entropy_lo": "experimental; nats; no more than the entropy that `entropy` would hold; same alignment, same nulls",
+    "entropy_hi": "experimental; nats; no less than the entropy that `entropy` would hold; same alignment, same nulls",
     "logprob": "nats; log p(token t | tokens 0..t-1); same alignment, same nulls",
     "loss_mask": "true = may be trained on; false at position 0",
     "attention_mask": "1 everywhere: rows are not padded",
     "labels": "unshifted; -100 = no loss; else the token that stood at t before masking",
 }
-_UNIT = {"entropy": "nats", "logprob": "nats"}
+_UNIT = dict.fromkeys(("entropy", "entropy_lo", "entropy_hi", "logprob"), "nats")
+
+
+def family(schema: str) -> str:
+    """``scored`` or ``masked``: what a directory of this schema is, whatever its version or estimator."""
+    return schema.split("/")[0].removesuffix("-bounds")
+
+
+def score_columns(estimator: Estimator, *, logprob: bool = True) -> tuple[str, ...]:
+    """Names of the score columns, in the order in which they stand and in which a backend gives them."""
+    entropy = ("entropy",) if estimator == "exact" else ("entropy_lo", "entropy_hi")
+    return (*entropy, "logprob") if logprob else entropy
 
 
 def _field(name: str, kind: pa.DataType, *, nullable: bool = False) -> pa.Field:
@@ -46,15 +63,21 @@ def _list(kind: pa.DataType, *, nullable: bool = False) -> pa.DataType:
 
 
 def scored_schema(
-    score_dtype: str, *, logprob: bool = True, with_id: bool = False, kept: Sequence[pa.Field] = ()
+    score_dtype: str,
+    *,
+    logprob: bool = True,
+    with_id: bool = False,
+    kept: Sequence[pa.Field] = (),
+    estimator: Estimator = "exact",
 ) -> pa.Schema:
     """Schema of a scored shard.
 
     Args:
-        score_dtype: ``float16`` or ``float32``, the type of the two score columns.
+        score_dtype: ``float16`` or ``float32``, the type of the score columns.
         logprob: whether the ``logprob`` column is there.
         with_id: whether the ``id`` column is there.
         kept: source columns carried along, in order.
+        estimator: ``exact`` for the entropy, ``topk`` for bounds of it (experimental).
     """
     score = _list({"float16": pa.float16(), "float32": pa.float32()}[score_dtype], nullable=True)
     fields = [_field("row_id", pa.int64())]
@@ -63,12 +86,12 @@ def scored_schema(
     fields += [
         _field("window", pa.int32()),
         _field("input_ids", _list(pa.int32())),
-        _field("entropy", score),
-        *([_field("logprob", score)] if logprob else []),
+        *(_field(name, score) for name in score_columns(estimator, logprob=logprob)),
         _field("loss_mask", _list(pa.bool_())),
         *kept,
     ]
-    return pa.schema(fields, metadata={"schema": SCORED, "alignment": ALIGNMENT, "score_unit": "nats"})
+    version = SCORED if estimator == "exact" else SCORED_BOUNDS
+    return pa.schema(fields, metadata={"schema": version, "alignment": ALIGNMENT, "score_unit": "nats"})
 
 
 def masked_schema() -> pa.Schema:
@@ -83,7 +106,15 @@ def masked_schema() -> pa.Schema:
     )
 
 
-RESERVED = tuple(dict.fromkeys([*scored_schema("float32", with_id=True).names, *masked_schema().names]))
+RESERVED = tuple(
+    dict.fromkeys(
+        [
+            *scored_schema("float32", with_id=True).names,
+            *scored_schema("float32", estimator="topk").names,
+            *masked_schema().names,
+        ]
+    )
+)
 
 
 def check_schema(found: pa.Schema, expected: pa.Schema, where: str) -> None:

@@ -13,8 +13,8 @@ from entrodrop_prep import manifest
 from entrodrop_prep.errors import ConfigError
 from entrodrop_prep.export.card import aligned, epoch_table
 from entrodrop_prep.sample.mask import IGNORE
-from entrodrop_prep.schema import MASKED, SCORED
-from entrodrop_prep.scored import ScoredDataset, to_rows
+from entrodrop_prep.schema import MASKED, family
+from entrodrop_prep.scored import ScoredDataset, stored_scores, to_rows
 from entrodrop_prep.shards import local_directory, read_batches
 from entrodrop_prep.verification import kind_of
 
@@ -28,7 +28,7 @@ def show(directory: str, row: int | None = None) -> Iterator[str]:
     Raises IntegrityError for a directory that is neither, ConfigError for a row that is not there.
     """
     path = local_directory(directory)
-    if kind_of(path).split("/")[0] == "scored":
+    if family(kind_of(path)) == "scored":
         scored = ScoredDataset(path)
         return _scored(scored) if row is None else _scored_row(scored, row)
     described = manifest.read(path, MASKED)
@@ -37,45 +37,49 @@ def show(directory: str, row: int | None = None) -> Iterator[str]:
 
 def _scored(scored: ScoredDataset) -> Iterator[str]:
     m = scored.manifest
-    yield f"{SCORED}  {scored.directory}"
+    yield f"{m['schema']}  {scored.directory}"
     yield f"source     {m['source']['name']} ({m['identity']['row_format']})"
     yield f"model      {m['model']['name']}, vocabulary {scored.vocab_size:,}, {m['identity']['dtype']}"
     yield f"rows       {m['counts']['rows']:,} of {m['counts']['rows_read']:,}, in {m['counts']['windows']:,} windows"
     yield f"tokens     {m['counts']['tokens']:,}, {m['counts']['trainable_tokens']:,} trainable"
     yield f"digest     {scored.content_digest}"
-    values = np.concatenate([_trainable_entropy(b) for b in _sample(scored)] or [np.zeros(0)])
-    if len(values):
-        shares = "  ".join(f"{q:.0%} {v:.3f}" for q, v in zip(SHARES, np.quantile(values, SHARES), strict=True))
-        yield f"entropy    {shares}  (nats, of the first {len(values):,} trainable tokens)"
+    if scored.estimator != "exact":
+        yield f"estimator  bounds from the top {m['identity']['top_k']} (experimental)"
+    some = next(scored.batches(), None)  # the first 260,000 tokens or so
+    for name in _entropies(scored) if some is not None else ():
+        rows = to_rows(some, name)
+        values = rows.entropy[rows.trainable].astype(np.float64)
+        if len(values):
+            shares = "  ".join(f"{q:.0%} {v:.3f}" for q, v in zip(SHARES, np.quantile(values, SHARES), strict=True))
+            yield f"{name:<10} {shares}  (nats, of the first {len(values):,} trainable tokens)"
 
 
-def _sample(scored: ScoredDataset) -> Iterator[Any]:
-    """The first 260,000 tokens or so."""
-    yield from (batch for batch, _ in zip(scored.batches(), range(1), strict=False))
-
-
-def _trainable_entropy(batch: Any) -> np.ndarray[Any, Any]:
-    rows = to_rows(batch)
-    values: np.ndarray[Any, Any] = rows.entropy[rows.trainable].astype(np.float64)
-    return values
+def _entropies(scored: ScoredDataset) -> list[str]:
+    """The entropy's column, or those of its bounds."""
+    return [name for name in scored.score_columns if name != "logprob"]
 
 
 def _scored_row(scored: ScoredDataset, row: int) -> Iterator[str]:
     tokenizer = scored.tokenizer()
+    names = [*_entropies(scored), "logprob"]
     found = False
     for batch in scored.batches():
         part = batch.filter(pc.equal(batch.column("row_id"), row))
         if part.num_rows and not found:
             found = True
-            yield f"{'window':>6} {'t':>5} {'id':>7} {'entropy':>8} {'logprob':>8} loss  token"
-        rows = to_rows(part)
+            yield f"{'window':>6} {'t':>5} {'id':>7} {' '.join(f'{n:>8}' for n in names)} loss  token"
+        rows = to_rows(part, names[0])
+        scores = [stored_scores(part, n) if n in part.schema.names else None for n in names]
         for r in range(part.num_rows):
             for t in range(int(rows.lengths[r])):
                 i = int(rows.offsets[r]) + t
-                h, lp = rows.entropy[i], rows.logprob[i] if rows.logprob is not None else np.nan
+                numbers = (
+                    _number(np.nan if s is None else s[i]).rjust(max(8, len(n)))
+                    for n, s in zip(names, scores, strict=True)
+                )
                 text = tokenizer.decode([int(rows.input_ids[i])])
                 yield (
-                    f"{rows.window[r]:>6} {t:>5} {rows.input_ids[i]:>7} {_number(h):>8} {_number(lp):>8} "
+                    f"{rows.window[r]:>6} {t:>5} {rows.input_ids[i]:>7} {' '.join(numbers)} "
                     f"{'yes' if rows.loss_mask[i] else '-':>4}  {text!r}"
                 )
     if not found:
@@ -95,6 +99,8 @@ def _masked(described: dict[str, Any]) -> Iterator[str]:
     if described["tau_nats"] is not None:
         tau = described["tau_nats"]
         yield f"threshold  {tau if isinstance(tau, str) else f'{tau:g} nats'}"
+    if "open_share" in described:
+        yield f"left open  {described['open_share']:.1%} of the trainable tokens, by the bounds (experimental)"
     yield f"digest     {described['content_digest']}"
     yield from aligned(epoch_table(described["epochs"]))
 

@@ -20,11 +20,11 @@ from entrodrop_prep.digest import ContentDigest
 from entrodrop_prep.errors import EntrodropError, IntegrityError
 from entrodrop_prep.export.epoch import SCHEMA, SHARD_FILES, EpochReader, Layout, ShardCounts
 from entrodrop_prep.export.materialize import make_order
-from entrodrop_prep.export.plan import mask_plan, masked_identity, survey
+from entrodrop_prep.export.plan import mask_plan, masked_identity, open_share, survey
 from entrodrop_prep.sample.mask import IGNORE
-from entrodrop_prep.schema import MASKED, SCORED, check_schema
+from entrodrop_prep.schema import MASKED, SCORED, check_schema, family
 from entrodrop_prep.scored import SHARD_FILES as SCORED_FILES
-from entrodrop_prep.scored import ScoredDataset, to_rows
+from entrodrop_prep.scored import ScoredDataset, stored_scores, to_rows
 from entrodrop_prep.shards import local_directory, read_batches, read_footer, reading
 
 
@@ -37,7 +37,7 @@ class Report:
 
 
 def kind_of(directory: Path) -> str:
-    """``scored/1`` or ``masked/1``, by the manifest, else by what lies there. Raises IntegrityError."""
+    """The schema's name, by the manifest, else by what lies there. Raises IntegrityError."""
     if not os.path.isdir(directory):
         raise IntegrityError("no such directory", where=str(directory), fix="give a scored or a masked directory")
     state = manifest.read_state(directory) or {}
@@ -63,7 +63,7 @@ def verify(directory: str, against: str | None = None) -> Report:
     """
     path = local_directory(directory)
     report = Report()
-    if kind_of(path).split("/")[0] == "scored":
+    if family(kind_of(path)) == "scored":
         if against is not None:
             raise IntegrityError("a scored directory has no masks to check", where=str(path), fix="leave out --against")
         _collect(report, _scored(path, report))
@@ -113,11 +113,11 @@ def _scored(path: Path, report: Report) -> Iterator[str]:
         yield from _shard(file, entry, scored.schema)
         last = (-1, -1)
         for batch in read_batches(file, rows=scored.rows_per_batch):
-            problem, last = _scored_batch(batch, scored.vocab_size, index * size, (index + 1) * size, last)
+            problem, last = _scored_batch(batch, scored, index * size, (index + 1) * size, last)
             if problem:
                 yield f"{file}: {problem}"
                 return
-            rows = to_rows(batch)
+            rows = to_rows(batch, scored.score_columns[0])
             new = ~np.isnan(rows.entropy)
             new[rows.offsets[:-1][rows.window == 0]] = True
             unigram += np.bincount(rows.input_ids[new], minlength=len(unigram))
@@ -137,17 +137,13 @@ def _scored(path: Path, report: Report) -> Iterator[str]:
 
 
 def _scored_batch(
-    batch: pa.RecordBatch, vocab_size: int, first: int, stop: int, last: tuple[int, int]
+    batch: pa.RecordBatch, scored: ScoredDataset, first: int, stop: int, last: tuple[int, int]
 ) -> tuple[str, tuple[int, int]]:
     """What is wrong with some rows, and the (row_id, window) of the last of them."""
-    lengths = [
-        pc.list_value_length(batch.column(n))
-        for n in batch.schema.names
-        if n in ("input_ids", "entropy", "logprob", "loss_mask")
-    ]
+    lengths = [pc.list_value_length(batch.column(n)) for n in ("input_ids", *scored.score_columns, "loss_mask")]
     if any(not x.equals(lengths[0]) for x in lengths):
         return "its columns are of different lengths in one row", last
-    rows = to_rows(batch)
+    rows = to_rows(batch, scored.score_columns[0])
     if not len(rows.row_id):
         return "", last
     key = list(zip(rows.row_id.tolist(), rows.window.tolist(), strict=True))
@@ -156,13 +152,12 @@ def _scored_batch(
     if any(a >= b for a, b in zip([last, *key], key, strict=False)):
         return "its rows are not in order", key[-1]
     starts = rows.offsets[:-1]
-    if (rows.input_ids < 0).any() or (rows.input_ids >= vocab_size).any():
+    if (rows.input_ids < 0).any() or (rows.input_ids >= scored.vocab_size).any():
         return "it holds a token outside the vocabulary", key[-1]
     if rows.loss_mask[starts].any():
         return "a first token has a loss", key[-1]
-    for name, scores, sign in (("entropy", rows.entropy, 1), ("logprob", rows.logprob, -1)):
-        if scores is None:
-            continue
+    for name in scored.score_columns:
+        scores, sign = stored_scores(batch, name), -1 if name == "logprob" else 1
         null = pc.is_null(batch.column(name).flatten()).to_numpy(zero_copy_only=False)
         if np.isnan(scores[~null]).any() or np.isinf(scores[~null]).any() or (sign * scores[~null] < -1e-3).any():
             return f"its {name} holds a value that is none", key[-1]
@@ -172,6 +167,10 @@ def _scored_batch(
         context = null & np.repeat(rows.window == 0, rows.lengths) & ~begins
         if not null[starts].all() or late.any() or context.any() or (null & rows.loss_mask).any():
             return f"its {name} is null where it may not be, or not null where it must", key[-1]
+    if scored.estimator == "topk":
+        lo, hi = (stored_scores(batch, name) for name in ("entropy_lo", "entropy_hi"))
+        if (np.isnan(lo) != np.isnan(hi)).any() or (lo > hi).any():
+            return "its bounds do not belong together: one alone is null, or the lower is above the upper", key[-1]
     return "", key[-1]
 
 
@@ -259,10 +258,13 @@ def _masks(path: Path, scored: ScoredDataset, report: Report) -> Iterator[str]:
             "compression": identity["compression"],
         },
     )
+    scored = ScoredDataset(scored.directory, config.bounds)
     for line in manifest.differences(identity, masked_identity(scored, config)):
         yield f"{path}: its recipe does not give its identity: {line}"
     corpus = survey(scored, config)
     plan, layout = mask_plan(scored, config, corpus), Layout.of(corpus, config.rows_per_shard)
+    if described.get("open_share") != open_share(scored, plan):
+        yield f"{path}: its open_share is not that of the bounds"
     shards = list(range(layout.shards))
     listed = {e["file"]: e for e in described["files"]}
     with tempfile.TemporaryDirectory(prefix="entrodrop-") as tmp:

@@ -137,6 +137,7 @@ def test_real_scores_hold(tmp_path: Path) -> None:
         ScoreConfig(
             source=str(tmp_path / "rows.jsonl"),
             model=str(model),
+            backend="transformers",
             out=str(tmp_path / "scored"),
             max_length=40,
             overlap=5,

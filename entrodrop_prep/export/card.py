@@ -144,9 +144,19 @@ def _text(manifest: dict[str, Any]) -> str:
             f"- source: {scored['source']['name']}",
             f"- reference model: {scored['model']['name']} ({_identity(scored['model_identity'])})",
             f"- scores: content digest `{scored['content_digest']}`",
+            *([_bounds(manifest)] if recipe.get("bounds") else []),
             f"- recipe: {settings}. Defaults are this tool's own, not the paper's.",
         ]
     )
+
+
+def _bounds(manifest: dict[str, Any]) -> str:
+    """What is said of masks that were made from bounds."""
+    name = {"lo": "lower", "hi": "upper"}[manifest["recipe"]["bounds"]]
+    text = f"- entropy: its {name} bound, from the top k of a stock vLLM server (experimental)"
+    if "open_share" in manifest:
+        text += f"; the bounds leave open whether {manifest['open_share']:.1%} of the trainable tokens may be dropped"
+    return text
 
 
 def _identity(identity: dict[str, str]) -> str:

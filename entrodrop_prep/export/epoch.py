@@ -86,6 +86,7 @@ class EpochReader:
 
     def __init__(self, plan: MaskPlan, order: Order, layout: Layout, epoch: int, shards: list[int]) -> None:
         self._plan, self._layout, self._epoch = plan, layout, epoch
+        self._score = order.score
         asked = [layout.places(s) for s in shards]
         self._tables = order.tables(epoch, lambda first, stop: any(a < stop and first < b for a, b in asked))
         self._place, self._held = 0, SCHEMA.empty_table()
@@ -112,7 +113,7 @@ class EpochReader:
 
     def _masked(self, table: pa.Table, place: int, counts: ShardCounts) -> pa.Table:
         """A row group as it is trained on."""
-        rows = to_rows(table)
+        rows = to_rows(table, self._score)
         rates = row_rates(self._plan.recipe, self._epoch, place, len(table), self._layout.rows)
         masked = apply(rows, self._plan, self._epoch, rates)
         counts.rows += len(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,15 @@ from entrodrop_prep.export.epoch import (
     folder,
 )
 from entrodrop_prep.export.order import Order, payload_bytes
-from entrodrop_prep.export.plan import Corpus, mask_plan, masked_identity, recipe_values, survey, warn_if_flat
+from entrodrop_prep.export.plan import (
+    Corpus,
+    mask_plan,
+    masked_identity,
+    open_share,
+    recipe_values,
+    survey,
+    warn_if_flat,
+)
 from entrodrop_prep.export.space import check_space
 from entrodrop_prep.progress import Progress
 from entrodrop_prep.sample.curriculum import horizon
@@ -30,6 +39,8 @@ from entrodrop_prep.sample.mask import MaskPlan
 from entrodrop_prep.schema import MASKED
 from entrodrop_prep.scored import ScoredDataset
 from entrodrop_prep.shards import local_directory, locked, read_footer, remove_leftovers, write_shard, writing
+
+log = logging.getLogger(__name__)
 
 ORDER_TMP = ".tmp-order"
 
@@ -52,7 +63,9 @@ def materialize(config: MaterializeConfig) -> MaterializeSummary:
         EntrodropError: see ``entrodrop_prep.errors``; finished files stay.
     """
     out = local_directory(config.out)
-    scored = ScoredDataset(local_directory(config.scored))
+    scored = ScoredDataset(local_directory(config.scored), config.bounds)
+    if scored.estimator != "exact":
+        log.info("taking %s for the entropy: bounds are experimental", scored.score)
     if out.resolve() == scored.directory.resolve() or scored.directory.resolve() in out.resolve().parents:
         raise OutputError(
             "the masked dataset cannot lie inside the scored one", where=str(out), fix="choose another --out"
@@ -78,6 +91,9 @@ def materialize(config: MaterializeConfig) -> MaterializeSummary:
             )
         warn_if_flat(config, corpus.rows)
         plan = mask_plan(scored, config, corpus)
+        undecided = open_share(scored, plan)
+        if undecided is not None:
+            log.info("the bounds leave open whether %.1f%% of the trainable tokens may be dropped", 100 * undecided)
         layout = Layout.of(corpus, config.rows_per_shard)
         if config.overwrite:
             missing = {e: list(range(layout.shards)) for e in sorted(wanted)}
@@ -90,7 +106,7 @@ def materialize(config: MaterializeConfig) -> MaterializeSummary:
         with writing(out):
             (out / manifest.NAME).unlink(missing_ok=True)
         seconds, tokens = _write(out, scored, plan, corpus, layout, missing, identity, config.compression)
-        described = _finish(out, scored, plan, corpus, layout, sorted(wanted), identity)
+        described = _finish(out, scored, plan, corpus, layout, sorted(wanted), identity, undecided)
         return MaterializeSummary(out, described["epochs"], seconds, tokens, already_complete=False)
 
 
@@ -202,6 +218,7 @@ def _finish(
     layout: Layout,
     epochs: list[int],
     identity: dict[str, Any],
+    undecided: float | None,
 ) -> dict[str, Any]:
     """Gather the shards' footers into the manifest, and write the card."""
     files, table = [], []
@@ -250,6 +267,7 @@ def _finish(
             "tokenizer": scored.manifest["tokenizer"],
         },
         "tau_nats": _json_float(corpus.tau),
+        **({} if undecided is None else {"open_share": undecided}),
         "rows_without_loss": corpus.rows_without_loss,
         "epochs": table,
         "content_digest": digest.of_json([f["content_digest"] for f in files]),

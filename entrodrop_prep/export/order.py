@@ -30,7 +30,7 @@ Wanted = Callable[[int, int], bool]
 
 def payload_columns(scored: ScoredDataset) -> list[str]:
     """The columns that masks are made from."""
-    return ["row_id", "window", "input_ids", "entropy", *(["logprob"] if scored.has_logprob else []), "loss_mask"]
+    return ["row_id", "window", "input_ids", scored.score, *(["logprob"] if scored.has_logprob else []), "loss_mask"]
 
 
 def payload_bytes(scored: ScoredDataset, tokens: int) -> int:
@@ -76,6 +76,11 @@ class Order:
         self._scored, self._shuffle, self._seed, self._source, self._tmp = scored, shuffle, seed, source, tmp
         self._buckets = int(np.clip(-(-total_bytes // BUCKET_BYTES), 1, MAX_BUCKETS))
         self._dealt: tuple[int, list[int]] | None = None
+
+    @property
+    def score(self) -> str:
+        """The column of the rows that masks are made from."""
+        return self._scored.score
 
     def tables(self, epoch: int, wanted: Wanted) -> Iterator[tuple[int, pa.Table]]:
         """``(place of the first row, rows)`` in order.

@@ -164,10 +164,11 @@ def apply(rows: Rows, plan: MaskPlan, epoch: int, rates: NDArray[np.float64]) ->
     )
 
 
-def eligible_tokens(rows: Rows, plan: MaskPlan) -> NDArray[np.bool_]:
+def eligible_tokens(rows: Rows, plan: MaskPlan, thresholds_of: Rows | None = None) -> NDArray[np.bool_]:
     """[N] tokens that may be dropped: trainable, not protected, selected by entropy, not surprising.
 
-    Scores are compared in float64, in which each stored value is exact. A null score selects nothing.
+    Scores are compared in float64, in which each stored value is exact. A null score selects nothing. With --scope row
+    the thresholds are those of ``thresholds_of``, the same tokens with other entropies, or of ``rows`` themselves.
     """
     recipe = plan.recipe
     eligible = rows.trainable & ~np.isin(rows.input_ids, plan.protected)
@@ -175,7 +176,8 @@ def eligible_tokens(rows: Rows, plan: MaskPlan) -> NDArray[np.bool_]:
         high = recipe.select == "high-entropy"
         tau: Any = plan.tau
         if tau is None:
-            of_row = row_thresholds(rows.entropy, rows.trainable, rows.offsets, quantile_of(recipe), high)
+            scores = (thresholds_of or rows).entropy
+            of_row = row_thresholds(scores, rows.trainable, rows.offsets, quantile_of(recipe), high)
             tau = np.repeat(of_row, rows.lengths)
         entropy = rows.entropy.astype(np.float64)
         eligible &= entropy >= tau if high else entropy <= tau

@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 from entrodrop_prep import __version__, digest, manifest
 from entrodrop_prep.digest import ContentDigest
 from entrodrop_prep.errors import IntegrityError, SourceError
-from entrodrop_prep.schema import SCORED
 from entrodrop_prep.scoring.plan import Plan
 from entrodrop_prep.scoring.span import COUNTS
 from entrodrop_prep.shards import Footer, read_batches, write_bytes, writing
@@ -68,7 +67,7 @@ def finish(plan: Plan, out: Path, shards: list[tuple[Path, Footer]]) -> dict[str
     _save_tokenizer(plan, out)
     extra = [out / UNIGRAM, *([out / REJECTED] if lines else []), *sorted((out / TOKENIZER).rglob("*"))]
     described = {
-        "schema": SCORED,
+        "schema": plan.identity["schema"],
         "generator": f"entrodrop-prep {__version__}",
         "identity": plan.identity,
         "environments": list(environments.values()),
@@ -93,7 +92,7 @@ def _count_tokens(path: Path, plan: Plan, footer: Footer, unigram: np.ndarray[An
     for batch in read_batches(path):
         content.update(batch)
         ids = batch.column("input_ids")
-        new = pc.is_valid(batch.column("entropy").flatten()).to_numpy(zero_copy_only=False).copy()
+        new = pc.is_valid(batch.column(plan.score_columns[0]).flatten()).to_numpy(zero_copy_only=False).copy()
         starts = ids.offsets.to_numpy()[:-1] - ids.offsets[0].as_py()
         new[starts[batch.column("window").to_numpy() == 0]] = True
         unigram += np.bincount(ids.flatten().to_numpy()[new], minlength=len(unigram))

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from entrodrop_prep import __version__, digest
-from entrodrop_prep.backends.model import ModelInfo, Weights, identify_weights, inspect_model
+from entrodrop_prep.backends.model import ModelInfo, Weights, identify_weights, identity_name, inspect_model
 from entrodrop_prep.config import ScoreConfig
 from entrodrop_prep.config import identity as setting_identity
 from entrodrop_prep.errors import ConfigError
-from entrodrop_prep.schema import RESERVED, SCORED, scored_schema
+from entrodrop_prep.schema import RESERVED, SCORED, SCORED_BOUNDS, score_columns, scored_schema
 from entrodrop_prep.scoring.kept import infer_field
 from entrodrop_prep.scoring.source import Source, open_source
 from entrodrop_prep.scoring.tokenize import Encoder, RowFormat, detect_format
@@ -77,6 +77,11 @@ class Plan:
         return not any(str(f["name"]).endswith((".gz", ".zst")) for f in self.source.identity().get("files", []))
 
     @property
+    def score_columns(self) -> tuple[str, ...]:
+        """Names of the score columns, in the order in which the backend gives the scores of a sequence."""
+        return score_columns(self.config.estimator, logprob=self.config.logprob)
+
+    @property
     def fingerprint(self) -> str:
         """Digest of the identity."""
         return digest.of_json(self.identity)
@@ -114,11 +119,12 @@ def make_plan(config: ScoreConfig, known_files: dict[str, list[Any]] | None) -> 
     if long_documents == "auto":
         long_documents = "split" if row_format.is_plain else "drop"
     weights = identify_weights(config, info, known_files)
+    info = replace(info, identity=identity_name(weights.identity))
     kept = _kept_fields(config, source, columns)
+    unused = ("top_k",) if config.estimator == "exact" else ()
     identity = {
-        "schema": SCORED,
-        "estimator": "exact",
-        **{k: v for k, v in setting_identity(config).items() if k not in _RESOLVED},
+        "schema": SCORED if config.estimator == "exact" else SCORED_BOUNDS,
+        **{k: v for k, v in setting_identity(config).items() if k not in (*_RESOLVED, *unused)},
         "source": source.identity(),
         "row_format": row_format.describe(),
         "model": weights.identity,
@@ -140,7 +146,13 @@ def make_plan(config: ScoreConfig, known_files: dict[str, list[Any]] | None) -> 
         encoder=Encoder(
             tokenizer, row_format, append_eos=config.append_eos, chat_template_kwargs=config.chat_template_kwargs
         ),
-        schema=scored_schema(config.score_dtype, logprob=config.logprob, with_id=bool(config.id_column), kept=kept),
+        schema=scored_schema(
+            config.score_dtype,
+            logprob=config.logprob,
+            with_id=bool(config.id_column),
+            kept=kept,
+            estimator=config.estimator,
+        ),
         max_length=max_length,
         long_documents=long_documents,
         disagreement=vocabulary_disagreement(tokenizer, reference, info.vocab_size),

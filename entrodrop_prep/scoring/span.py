@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from entrodrop_prep.backends.bounds import rounded
 from entrodrop_prep.errors import OutputError, RowError, ScoreError
 from entrodrop_prep.scoring.kept import misfits
 from entrodrop_prep.scoring.plan import Plan
@@ -54,6 +55,11 @@ class Span:
     source_digest: str = ""
     next: dict[str, Any] | None = None
     units: float = 0
+
+    @property
+    def sequences(self) -> list[np.ndarray[Any, Any]]:
+        """What the model reads: ``input_ids [T] int32`` of each window."""
+        return [w.input_ids for w in self.windows]
 
     @property
     def tokens(self) -> int:
@@ -188,15 +194,13 @@ def span_table(plan: Plan, span: Span, scores: Sequence[Scores]) -> pa.Table:
     }
     if plan.config.id_column:
         columns["id"] = pa.array([span.ids[w.row_id] for w in windows], pa.string())
-    for i, name in enumerate(("entropy", "logprob")):
-        if name in plan.schema.names:
-            flat = np.zeros(int(offsets[-1]), np.float32)
-            flat[~first] = _flat([s[i] for s in scores], np.float32)
-            _check_finite(span, flat, offsets, name)
-            null = first | repeated
-            if plan.config.score_dtype == "float16":
-                flat = np.clip(flat, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16)
-            columns[name] = _lists(plan.schema, name, offsets, pa.array(flat, mask=null))
+    for i, name in enumerate(plan.score_columns):
+        flat = np.zeros(int(offsets[-1]), np.float32)
+        flat[~first] = _flat([s[i] for s in scores], np.float32)
+        _check_finite(span, flat, offsets, name)
+        if plan.config.score_dtype == "float16":
+            flat = _half(flat, name)
+        columns[name] = _lists(plan.schema, name, offsets, pa.array(flat, mask=first | repeated))
     for f in plan.schema:
         if f.name not in columns:
             columns[f.name] = pa.array([span.kept[w.row_id].get(f.name) for w in windows], f.type)
@@ -212,6 +216,14 @@ def _lists(schema: pa.Schema, name: str, offsets: np.ndarray[Any, Any], values: 
     if not isinstance(values, pa.Array):
         values = pa.array(values, kind.value_type)
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, type=kind)
+
+
+def _half(flat: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
+    """Scores as float16; bounds move outward, so that they stay bounds."""
+    flat = np.clip(flat, -FLOAT16_MAX, FLOAT16_MAX)
+    if name in ("entropy_lo", "entropy_hi"):
+        return rounded(flat, np.float16, up=name == "entropy_hi")
+    return flat.astype(np.float16)
 
 
 def _check_finite(span: Span, flat: np.ndarray[Any, Any], offsets: np.ndarray[Any, Any], name: str) -> None:
