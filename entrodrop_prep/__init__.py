@@ -26,12 +26,13 @@ _NAMES = {
     "ScoreConfig": "entrodrop_prep.config",
     "MaterializeConfig": "entrodrop_prep.config",
     "Recipe": "entrodrop_prep.config",
+    "ServeConfig": "entrodrop_prep.config",
     "EntrodropError": "entrodrop_prep.errors",
 }
 _RENAMED = {"inspect": "show"}
 
 if TYPE_CHECKING:
-    from entrodrop_prep.config import MaterializeConfig, Recipe, ScoreConfig
+    from entrodrop_prep.config import MaterializeConfig, Recipe, ScoreConfig, ServeConfig
     from entrodrop_prep.errors import EntrodropError
     from entrodrop_prep.export.materialize import MaterializeSummary, materialize
     from entrodrop_prep.json_schemas import write_schemas
@@ -46,6 +47,7 @@ __all__ = [
     "Recipe",
     "ScoreConfig",
     "ScoreSummary",
+    "ServeConfig",
     "__version__",
     "inspect",
     "materialize",

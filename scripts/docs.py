@@ -21,13 +21,13 @@ from typing import Any, Literal, get_args, get_origin
 import typer.main
 
 from entrodrop_prep.cli import app
-from entrodrop_prep.config import MaterializeConfig, Recipe, ScoreConfig, flag, settings
+from entrodrop_prep.config import MaterializeConfig, Recipe, ScoreConfig, ServeConfig, flag, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 CLI = ROOT / "docs" / "cli.md"
 README = ROOT / "README.md"
 BLOCK = re.compile(r"(?<=<!-- run -->\n)```console\n(.*?)```", re.DOTALL)
-CONFIGS = {"score": ScoreConfig, "materialize": MaterializeConfig}
+CONFIGS = {"score": ScoreConfig, "serve": ServeConfig, "materialize": MaterializeConfig}
 
 HEAD = """# Command line
 
@@ -66,8 +66,8 @@ def cli_page() -> str:
         ]
     parts += [
         "## Settings\n",
-        "The same settings as fields of `ScoreConfig` and `MaterializeConfig`. *Resume*: an `identity` setting must\n"
-        "be the same to continue a run ([format](format.md#what-may-differ-on-resume)), an `operation` setting may\n"
+        "The same settings as fields of `ScoreConfig`, `ServeConfig` and `MaterializeConfig`. *Resume*: an `identity`\n"
+        "setting must be the same to continue a run ([format](format.md#what-may-differ-on-resume)), an `operation` setting may\n"
         "differ. *Recipe*: may stand in a `--recipe` file, YAML or JSON ([schema](../schemas/recipe.json)); flags\n"
         "win over it.\n",
     ]

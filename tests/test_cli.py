@@ -25,7 +25,7 @@ WAYS = {
     "python -m": [sys.executable, "-m", "entrodrop_prep"],
     "python cli.py": [sys.executable, str(ROOT / "cli.py")],
 }
-COMMANDS = ("score", "materialize", "verify", "inspect", "schema", "demo")
+COMMANDS = ("score", "serve", "materialize", "verify", "inspect", "schema", "demo")
 HEAVY = ("torch", "transformers", "datasets", "pyarrow", "numpy", "pydantic", "vllm", "ray")
 
 
@@ -122,7 +122,7 @@ def test_every_setting_has_exactly_one_flag(command: str, cls: type) -> None:
         (["score", "x.jsonl", "--model", "m", "--out", "o", "--limit", "many"], "--limit"),
         (["score", "x.jsonl", "--model", "m", "--out", "o", "--limit", "0"], "--limit"),
         (["score", "x.jsonl", "--model", "m", "--out", "o", "--max-length", "8", "--overlap", "8"], "--overlap"),
-        (["score", "x.jsonl", "--model", "m", "--out", "o", "--backend", "vllm"], "vllm"),
+        (["score", "x.jsonl", "--model", "m", "--out", "o", "--backend", "sglang"], "sglang"),
         (["score", "x.jsonl", "--model", "m", "--out", "s3://bucket/o"], "s3://bucket/o"),
         (["score", "x.jsonl", "extra", "--model", "m", "--out", "o"], "extra"),
         (["materialize", "s", "--out", "o"], "--epochs"),

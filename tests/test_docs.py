@@ -342,5 +342,5 @@ def test_nothing_is_promised_and_no_machine_is_named(file: Path) -> None:
     assert not found, f"{_name(file)} names {found[0] if found else ''}"
 
 
-def test_the_settings_of_both_commands_are_documented_once() -> None:
-    assert set(docs.CONFIGS.values()) == {entrodrop_prep.ScoreConfig, MaterializeConfig}
+def test_the_settings_of_all_commands_are_documented_once() -> None:
+    assert set(docs.CONFIGS.values()) == {entrodrop_prep.ScoreConfig, entrodrop_prep.ServeConfig, MaterializeConfig}

@@ -1,0 +1,110 @@
+"""The commands that README and docs/vllm.md give for vLLM, run on the CPU engine; and the table of architectures."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from servers_for_tests import free_port
+
+from entrodrop_prep.backends.architectures import PROVEN
+from entrodrop_prep.verification import verify
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs" / "vllm.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMAND = re.compile(r"^    (entrodrop (?:score|serve) .*)$", re.MULTILINE)
+STAND_INS = {"my_documents.jsonl": str(ROOT / "examples" / "rows.jsonl"), "org/base-model": None}
+MODEL = str(ROOT / "entrodrop_prep" / "demo" / "model")
+
+
+def commands(text: str) -> list[str]:
+    return COMMAND.findall(text)
+
+
+def test_the_readme_gives_the_commands_of_the_page() -> None:
+    section = README.partition("## Score with vLLM")[2].partition("\n## ")[0]
+    assert commands(section) == commands(PAGE)
+    assert len(commands(PAGE)) == 3
+
+
+def test_the_page_names_the_proven_architectures() -> None:
+    row = next(line for line in PAGE.splitlines() if line.startswith("| proven"))
+    assert tuple(re.findall(r"`(\w+)`", row.rpartition("|")[0].rpartition("|")[2])) == PROVEN
+
+
+def arguments(command: str, port: int) -> list[str]:
+    words = [STAND_INS.get(word, word) or MODEL for word in shlex.split(command.replace("8000", str(port)))]
+    return [str(Path(sys.executable).parent / words[0]), *words[1:]]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+
+
+def run(command: str, folder: Path, port: int) -> str:
+    done = subprocess.run(
+        arguments(command, port), cwd=folder, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_score_with_vllm_on_this_machine(tmp_path: Path) -> None:
+    said = run(commands(PAGE)[0], tmp_path, 0)
+    assert "scoring with vllm on cpu" in said
+    assert "12 of 12 rows" in said
+    assert verify(str(tmp_path / "scored")).findings == []
+
+
+def test_score_against_a_server_that_serve_starts(tmp_path: Path) -> None:
+    port = free_port()
+    _, serve, score = commands(PAGE)
+    with (tmp_path / "said").open("w+") as said:
+        server = subprocess.Popen(arguments(serve, port), stdout=said, env=environment(), start_new_session=True)
+        try:
+            deadline = time.monotonic() + 180
+            while "ready: " not in (tmp_path / "said").read_text() and time.monotonic() < deadline:
+                assert server.poll() is None
+                time.sleep(0.2)
+            lines = (tmp_path / "said").read_text().splitlines()
+            assert lines[0].startswith("python -m vllm.entrypoints.openai.api_server --host=127.0.0.1")
+            assert lines[1] == f"ready: http://127.0.0.1:{port}"
+            assert "scoring with server" in run(score, tmp_path, port)
+            assert verify(str(tmp_path / "scored")).findings == []
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(60) == 0
+        finally:
+            if server.poll() is None:
+                os.killpg(server.pid, signal.SIGKILL)
+
+
+def test_serve_says_what_it_cannot_do(tmp_path: Path) -> None:
+    for flags, said in (
+        (["--engine-arg", "enable_prefix_caching=true"], "enable_prefix_caching cannot be set"),
+        (["--engine-arg", "nonsense"], "write it as KEY=VALUE"),
+        (["--port", "0"], "--port"),
+        (["--max-length", "100000"], "--max-length 100000"),
+    ):
+        command = [sys.executable, "-m", "entrodrop_prep", "serve", MODEL, *flags, "--print-command"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 2, flags
+        assert said in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_port_that_is_taken_is_an_error() -> None:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen()
+        command = [sys.executable, "-m", "entrodrop_prep", "serve", MODEL, "--port", str(s.getsockname()[1])]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "choose another --port" in done.stderr
