@@ -4,7 +4,7 @@ export PYTHON
 BIN := .venv/bin
 INPUTS := pyproject.toml constraints.txt scripts/setup.sh
 
-.PHONY: demo test setup docs clean
+.PHONY: demo test setup bench docs clean
 
 demo: .venv/.set-up-demo
 	$(BIN)/entrodrop demo --out demo-out
@@ -22,6 +22,10 @@ setup: .venv/.set-up-test
 
 .venv/.set-up-test: $(INPUTS)
 	scripts/setup.sh test
+
+# How fast scoring with vLLM is, beside other ways; the last figures are in benchmarks/README.md.
+bench: setup
+	$(BIN)/python benchmarks/score_vllm.py
 
 docs: setup
 	$(BIN)/entrodrop schema --write schemas
