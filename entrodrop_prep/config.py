@@ -234,7 +234,7 @@ class ScoreConfig:
             )
         if len(set(self.keep_columns)) != len(self.keep_columns):
             raise ConfigError("--keep-columns names a column twice", fix="name each column once")
-        if self.estimator == "topk" and self.backend != "server":
+        if self.estimator == "topk" and self.backend != "server" and not self.server:
             raise ConfigError(
                 f"--estimator topk asks a stock vLLM server, --backend is {self.backend}",
                 fix="add --backend server, or leave out --estimator: the exact entropy is the default",

@@ -67,9 +67,9 @@ def cli_page() -> str:
     parts += [
         "## Settings\n",
         "The same settings as fields of `ScoreConfig`, `ServeConfig` and `MaterializeConfig`. *Resume*: an `identity`\n"
-        "setting must be the same to continue a run ([format](format.md#what-may-differ-on-resume)), an `operation` setting may\n"
-        "differ. *Recipe*: may stand in a `--recipe` file, YAML or JSON ([schema](../schemas/recipe.json)); flags\n"
-        "win over it.\n",
+        "setting must be the same to continue a run ([format](format.md#what-may-differ-on-resume)), an `operation`\n"
+        "setting may differ. *Recipe*: may stand in a `--recipe` file, YAML or JSON\n"
+        "([schema](../schemas/recipe.json)); flags win over it.\n",
     ]
     for cls in CONFIGS.values():
         parts += [f"### {cls.__name__}\n", _settings(cls)]

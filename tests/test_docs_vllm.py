@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from safetensors.torch import load_file, save_file
 from servers_for_tests import free_port
 
 from entrodrop_prep.backends.architectures import PROVEN
@@ -79,11 +81,24 @@ def test_score_against_a_server_that_serve_starts(tmp_path: Path) -> None:
             assert lines[1] == f"ready: http://127.0.0.1:{port}"
             assert "scoring with server" in run(score, tmp_path, port)
             assert verify(str(tmp_path / "scored")).findings == []
+            check_other_weights_are_refused(tmp_path, score, port)
             server.send_signal(signal.SIGTERM)
             assert server.wait(60) == 0
         finally:
             if server.poll() is None:
                 os.killpg(server.pid, signal.SIGKILL)
+
+
+def check_other_weights_are_refused(folder: Path, score: str, port: int) -> None:
+    """A model of the same name and shape is another one."""
+    other = shutil.copytree(MODEL, folder / "other" / "model")
+    weights = load_file(other / "model.safetensors")
+    name = next(iter(weights))
+    save_file({**weights, name: weights[name] * 1.01}, other / "model.safetensors", metadata={"format": "pt"})
+    words = [str(other) if word == MODEL else word for word in arguments(score, port)]
+    done = subprocess.run(words, cwd=folder / "other", env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "it serves other weights than those of model" in done.stderr
 
 
 def test_serve_says_what_it_cannot_do(tmp_path: Path) -> None:

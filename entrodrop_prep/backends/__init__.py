@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 BACKENDS = {
     "transformers": "entrodrop_prep.backends.transformers:TransformersBackend",
     "vllm": "entrodrop_prep.backends.vllm:VllmBackend",
-    "server": "entrodrop_prep.backends.server:ServerBackend",
+    "server": "entrodrop_prep.backends.server.backend:ServerBackend",
 }
 
 

@@ -123,6 +123,10 @@ def engine_options(
             raise ConfigError(
                 f"--engine-arg {name}={given[name]} is not understood", fix="give a whole number of at least 1"
             )
+    if cpu and "kv_cache_memory_bytes" in given:
+        raise ConfigError(
+            "--engine-arg kv_cache_memory_bytes has no effect on a CPU", fix="set VLLM_CPU_KVCACHE_SPACE, in GiB"
+        )
     overrides = {**given.pop("hf_overrides", {}), "architectures": [variant]}
     ours: dict[str, Any] = {
         "model": str(Path(model).expanduser().resolve()) if info.commit is None else model,

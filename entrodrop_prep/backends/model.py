@@ -16,6 +16,7 @@ from entrodrop_prep.shards import user_path
 
 DEFAULT_CONTEXT = 4096
 _CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length")
+IDENTITY = "entrodrop:"
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
@@ -155,7 +156,7 @@ def identify_weights(config: ModelSettings, info: ModelInfo, known_files: dict[s
 
 def identity_name(identity: dict[str, str]) -> str:
     """The name under which a server also serves weights, so that a client can tell them: ``entrodrop:<digest>``."""
-    return f"entrodrop:{identity.get('commit') or identity['digest']}"
+    return f"{IDENTITY}{identity.get('commit') or identity['digest']}"
 
 
 def looks_like_path(name: str) -> bool:

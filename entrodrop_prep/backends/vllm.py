@@ -78,7 +78,8 @@ class VllmBackend:
         places = _places(config.replicas, int(options.get("tensor_parallel_size") or 1), vllm.cpu)
         log.info("starting %d vLLM engine%s", len(places), "s" if len(places) > 1 else "")
         self._engines = [
-            _Engine(options, engine_environment(config.logits_mib, place, vllm.cpu), config.verbose) for place in places
+            _Engine(options, engine_environment(config.logits_mib, place, vllm.cpu, len(places)), config.verbose)
+            for place in places
         ]
         try:
             self._ready = [engine.wait_until_ready(info) for engine in self._engines]
@@ -136,7 +137,7 @@ class VllmBackend:
         """An engine is gone: what it had goes back to the queue. Raises ScoreError for what seems to kill engines."""
         self._engines.remove(engine)
         reason = engine.close()
-        log.warning("a vLLM engine ended (%s); %d are left", reason, len(self._engines))
+        log.warning("a vLLM engine ended (%s); left: %d", reason, len(self._engines))
         for job, tokens in engine.jobs.values():
             done(job, -tokens)
             lost.append(job)
@@ -174,11 +175,13 @@ class _Engine:
                 stdout=self._log or sys.stderr.fileno(),
                 stderr=self._log or sys.stderr.fileno(),
                 env=environment,
+                start_new_session=True,  # Ctrl-C is the parent's to handle
             )
         self.connection = Connection(ours.detach())
         self.jobs: dict[int, tuple[Job, int]] = {}
         self.tokens_left = 0
         self._keys = 0
+        self._started = 0
         self.connection.send(options)
 
     def wait_until_ready(self, info: ModelInfo) -> dict[str, str]:
@@ -188,6 +191,8 @@ class _Engine:
         except (EOFError, OSError):
             kind, value = "failed", self.close()
         if kind == "ready":
+            if self._log is not None:
+                self._started = os.fstat(self._log.fileno()).st_size
             return dict(value)
         raise _start_error(str(value), info)
 
@@ -225,11 +230,11 @@ class _Engine:
         return f"{how}: {words}" if (words := self._last_words()) else how
 
     def _last_words(self) -> str:
-        """The last error it logged."""
+        """The last error it logged; not one that did not keep it from starting."""
         if self._log is None or self._log.closed:
             return ""
         with self._log as f:
-            f.seek(max(0, f.seek(0, os.SEEK_END) - LAST_WORDS))
+            f.seek(max(self._started, f.seek(0, os.SEEK_END) - LAST_WORDS))
             lines = f.read().decode(errors="replace").splitlines()
         return next((line.strip()[:300] for line in reversed(lines) if "Error" in line), "")
 
@@ -276,13 +281,14 @@ def _visible() -> str:
     return "HIP_VISIBLE_DEVICES" if torch.version.hip else "CUDA_VISIBLE_DEVICES"
 
 
-def engine_environment(logits_mib: int | None, place: str | None, cpu: bool) -> dict[str, str]:
+def engine_environment(logits_mib: int | None, place: str | None, cpu: bool, engines: int = 1) -> dict[str, str]:
     """Environment variables of a process with an engine. What the user has set stays.
 
     Args:
         logits_mib: ``--logits-mib``.
         place: the GPUs it may use, as ``CUDA_VISIBLE_DEVICES`` names them; None: as they are.
         cpu: whether this vLLM is built for CPUs.
+        engines: how many share this machine's cores.
     """
     environment = dict(os.environ)
     defaults = {
@@ -291,6 +297,8 @@ def engine_environment(logits_mib: int | None, place: str | None, cpu: bool) -> 
     }
     if cpu:
         defaults |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "4"}
+    if cpu and engines > 1:
+        defaults["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // engines))
     for name, value in defaults.items():
         environment.setdefault(name, value)
     if "VLLM_PLUGINS" in environment and "entrodrop" not in environment["VLLM_PLUGINS"].split(","):

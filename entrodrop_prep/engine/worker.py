@@ -8,6 +8,7 @@ Messages are pickled tuples. To the worker: a dictionary of options for ``vllm.L
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import queue
 import sys
@@ -77,8 +78,10 @@ def _listen(connection: Connection, jobs: queue.SimpleQueue[Any]) -> None:
     while True:
         try:
             jobs.put(connection.recv())
-        except (EOFError, OSError):
-            os._exit(0)  # the parent is gone, whatever the engine is doing
+        except (EOFError, OSError):  # the parent is gone, whatever the engine is doing
+            for rank in multiprocessing.active_children():  # of a tensor-parallel group: on its own it takes seconds
+                rank.kill()
+            os._exit(0)
 
 
 def _environment(engine: Any) -> dict[str, str]:

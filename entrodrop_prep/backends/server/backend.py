@@ -1,0 +1,98 @@
+"""Scores from vLLM servers: shards are cut into requests, which go to whichever server is free."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from entrodrop_prep.backends.server.batch import batches
+from entrodrop_prep.backends.server.connect import Checks, connect_all
+from entrodrop_prep.backends.server.dispatch import Dispatcher
+from entrodrop_prep.backends.server.http import Server, Trouble, api_key, server_urls
+from entrodrop_prep.backends.server.query import ExactQuery, Query, TopKQuery
+from entrodrop_prep.errors import EntrodropError
+
+if TYPE_CHECKING:
+    from entrodrop_prep.backends import Scores
+    from entrodrop_prep.backends.feed import Feed, Job
+    from entrodrop_prep.backends.model import ModelInfo
+    from entrodrop_prep.config import ScoreConfig
+
+log = logging.getLogger(__name__)
+
+MOST_TOKENS = 8192
+"""Of one request."""
+SECONDS_TO_LOOK = 0.5
+SECONDS_TO_READ = 0.02
+"""How long to wait for scores before looking whether the next shard has been read."""
+
+
+@dataclass
+class _Open:
+    """A job, the scores it has so far, and how many sequences have none yet."""
+
+    job: Job
+    scores: list[Scores | None]
+    left: int
+
+
+class ServerBackend:
+    """One or several servers. Raises ConfigError when none can be used, or one is the wrong one."""
+
+    def __init__(self, config: ScoreConfig, info: ModelInfo) -> None:
+        urls, key = server_urls(config.server), api_key()
+        query: Query = ExactQuery(info) if config.estimator == "exact" else TopKQuery(info, config.top_k)
+        checks = Checks(config.model, info, query, info.max_length(config.max_length), config.timeout)
+        servers = [Server(url, key) for url in urls]
+        try:
+            found = connect_all(servers, checks)
+        except EntrodropError:
+            for server in servers:
+                server.close()
+            raise
+        for server, result in zip(servers, found, strict=True):
+            if isinstance(result, Trouble):
+                log.warning("going on without the server %s: %s", server.url, result)
+        self._most_tokens = min(config.batch_tokens, MOST_TOKENS)
+        self._most_sequences = query.most_sequences
+        self._dispatcher = Dispatcher(servers, found, checks, config.timeout, config.patience)
+
+    def environment(self) -> dict[str, str]:
+        """See ``Backend.environment``. What the servers run on they do not say."""
+        return {"backend": "server", "device": "server", "vllm": ", ".join(self._dispatcher.versions)}
+
+    def score(self, jobs: Feed, done: Callable[[Job, int], None]) -> Iterator[tuple[Job, list[Scores]]]:
+        """See ``Backend.score``. A job is taken when the servers have less than two requests each to come."""
+        turn = self._dispatcher.begin()
+        at_work: dict[int, _Open] = {}  # by id(job)
+        try:
+            while True:
+                while self._dispatcher.hungry():
+                    job = jobs.take(wait=not at_work)
+                    if job is None:
+                        break
+                    if not job.sequences:
+                        yield job, []
+                        continue
+                    at_work[id(job)] = _Open(job, [None] * len(job.sequences), len(job.sequences))
+                    self._dispatcher.add(batches(job, turn, self._most_tokens, self._most_sequences))
+                if not at_work and jobs.ended:
+                    return
+                # While the next shard is still being read, look for it now and then.
+                reading = not jobs.ended and self._dispatcher.hungry()
+                for batch, scores in self._dispatcher.collect(SECONDS_TO_READ if reading else SECONDS_TO_LOOK):
+                    done(batch.job, sum(map(len, batch.sequences)))
+                    work = at_work[id(batch.job)]
+                    work.scores[batch.start : batch.stop] = scores
+                    work.left -= len(batch)
+                    if not work.left:
+                        del at_work[id(batch.job)]
+                        yield work.job, [s for s in work.scores if s is not None]
+        finally:
+            self._dispatcher.begin()
+
+    def close(self) -> None:
+        """Disconnect from the servers; they run on."""
+        self._dispatcher.close()

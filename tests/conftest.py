@@ -1,0 +1,25 @@
+"""What costs seconds to start is started once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from models_for_tests import Markov, markov_model
+from servers_for_tests import VllmServer
+
+
+@pytest.fixture(scope="session")
+def closed_form(tmp_path_factory: pytest.TempPathFactory) -> Markov:
+    """A model whose scores are known, of a shape that vLLM's CPU attention takes; context of 256 tokens."""
+    return markov_model(tmp_path_factory.mktemp("closed-form") / "markov", vocabulary=128, context=256)
+
+
+@pytest.fixture(scope="session")
+def vllm_server(closed_form: Markov, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
+    """A server with the plugin that serves the closed-form model. Tests leave it running."""
+    server = VllmServer(closed_form.directory, tmp_path_factory.mktemp("server"))
+    try:
+        yield server.wait()
+    finally:
+        server.kill()
