@@ -26,6 +26,7 @@ from entrodrop_prep.errors import ConfigError, ModelError
 log = logging.getLogger(__name__)
 
 SERVER = "vllm.entrypoints.openai.api_server"
+GUARD = "entrodrop_prep.engine.guard.Guard"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 POLL = 0.25
 
@@ -51,7 +52,7 @@ def command_line(config: ServeConfig) -> list[str]:
         log.warning("%s is not among the architectures proven with vLLM", info.architecture)
     names = [info.name, identity_name(identify_weights(config, info, None).identity)]
     arguments = [f"--host={config.host}", f"--port={config.port}", "--served-model-name", *names]
-    arguments += ["--disable-uvicorn-access-log", "--uvicorn-log-level=warning"]
+    arguments += ["--disable-uvicorn-access-log", "--uvicorn-log-level=warning", f"--middleware={GUARD}"]
     for name, value in options.items():
         arguments += _flag(name, value)
     return [SERVER, *arguments]
@@ -144,8 +145,9 @@ def _stay(process: subprocess.Popen[bytes], config: ServeConfig, say: Callable[[
 
 
 def _is_healthy(url: str) -> bool:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever http_proxy says: it runs here
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+        with direct.open(f"{url}/health", timeout=5) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False

@@ -91,8 +91,11 @@ def inspect_model(config: ModelSettings) -> ModelInfo:
     if local:
         _check_local(path, config.allow_pickle)
     with loading(config.model, "model"):
+        commit = None if local else _commit(config.model, config.revision)
         hf = AutoConfig.from_pretrained(
-            str(path) if local else config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
+            str(path) if local else config.model,
+            revision=commit or config.revision,
+            trust_remote_code=config.trust_remote_code,
         )
     auto_map = getattr(hf, "auto_map", None) or {}
     if hf.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "AutoModelForCausalLM" not in auto_map:
@@ -124,11 +127,18 @@ def inspect_model(config: ModelSettings) -> ModelInfo:
     return ModelInfo(
         name=path.resolve().name if local else config.model,
         architecture=str((getattr(hf, "architectures", None) or [""])[0]),
-        commit=None if local else str(getattr(hf, "_commit_hash", None) or config.revision),
+        commit=commit,
         vocab_size=int(text.vocab_size),
         context=int(context) if isinstance(context, int) and context > 0 else None,
         dtype=dtype,
     )
+
+
+def _commit(name: str, revision: str | None) -> str:
+    """The commit that a revision of a Hub model is, or offline was when it was fetched: its cache folder's name."""
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
 
 
 @dataclass(frozen=True)
