@@ -21,11 +21,15 @@ class Guard:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Let the request through, or answer it with 401."""
-        if self._wanted is None or scope["type"] != "http" or scope["path"] in OPEN:
-            return await self.app(scope, receive, send)
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        if hmac.compare_digest(given, self._wanted):
-            return await self.app(scope, receive, send)
+        if self._lets_through(scope):
+            await self.app(scope, receive, send)
+            return
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(REFUSAL)).encode())]
         await send({"type": "http.response.start", "status": 401, "headers": headers})
         await send({"type": "http.response.body", "body": REFUSAL})
+
+    def _lets_through(self, scope: Any) -> bool:
+        if self._wanted is None or scope["type"] != "http" or scope["path"] in OPEN:
+            return True
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        return hmac.compare_digest(given, self._wanted)
