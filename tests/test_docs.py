@@ -327,6 +327,7 @@ def test_options_named_in_the_docs_exist(page: Path) -> None:
     known = {n for c in docs.commands().values() for p in c.params for n in [*p.opts, *p.secondary_opts]} | {
         "--version",
         "--help",
+        "--middleware",  # of the vLLM server that `entrodrop serve` starts
     }
     # Of the containers' own options tests/test_docker.py knows.
     others = r"(?:pip|python|--check|docker (?:build|run|compose)|apptainer|hf download)"
