@@ -22,18 +22,24 @@ _NAMES = {
     "MaterializeSummary": "entrodrop_prep.export.materialize",
     "verify": "entrodrop_prep.verification",
     "inspect": "entrodrop_prep.show",
+    "check_batches": "entrodrop_prep.arrival",
+    "Arrived": "entrodrop_prep.arrival",
+    "recording": "entrodrop_prep.batches",
     "write_schemas": "entrodrop_prep.json_schemas",
     "ScoreConfig": "entrodrop_prep.config",
     "MaterializeConfig": "entrodrop_prep.config",
     "Recipe": "entrodrop_prep.config",
     "ServeConfig": "entrodrop_prep.config",
     "EntrodropError": "entrodrop_prep.errors",
+    "ArrivalError": "entrodrop_prep.errors",
 }
 _RENAMED = {"inspect": "show"}
 
 if TYPE_CHECKING:
+    from entrodrop_prep.arrival import Arrived, check_batches
+    from entrodrop_prep.batches import recording
     from entrodrop_prep.config import MaterializeConfig, Recipe, ScoreConfig, ServeConfig
-    from entrodrop_prep.errors import EntrodropError
+    from entrodrop_prep.errors import ArrivalError, EntrodropError
     from entrodrop_prep.export.materialize import MaterializeSummary, materialize
     from entrodrop_prep.json_schemas import write_schemas
     from entrodrop_prep.scoring.run import ScoreSummary, score
@@ -41,6 +47,8 @@ if TYPE_CHECKING:
     from entrodrop_prep.verification import verify
 
 __all__ = [
+    "ArrivalError",
+    "Arrived",
     "EntrodropError",
     "MaterializeConfig",
     "MaterializeSummary",
@@ -49,8 +57,10 @@ __all__ = [
     "ScoreSummary",
     "ServeConfig",
     "__version__",
+    "check_batches",
     "inspect",
     "materialize",
+    "recording",
     "score",
     "verify",
     "write_schemas",

@@ -9,7 +9,8 @@
     ├── OutputError           the output directory cannot be used
     │   ├── MismatchError     it belongs to another run
     │   └── DiskSpaceError    it does not have the room
-    └── IntegrityError        a scored or masked directory is incomplete or damaged
+    ├── IntegrityError        a scored or masked directory is incomplete or damaged
+    └── ArrivalError          a trainer gave its model something else than what was written
 
 Anything else that escapes is a bug and keeps its traceback.
 """
@@ -65,3 +66,7 @@ class DiskSpaceError(OutputError):
 
 class IntegrityError(EntrodropError):
     """A scored or masked directory is incomplete or damaged."""
+
+
+class ArrivalError(EntrodropError):
+    """Batches of a trainer are not the rows of a masked directory."""

@@ -20,7 +20,7 @@ from entrodrop_prep.config import MaterializeConfig, Recipe, flag, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "entrodrop_prep" / "demo" / "model"
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")), MODEL / "MODEL_CARD.md"]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md")), MODEL / "MODEL_CARD.md"]
 TEXTS = [
     *PAGES,
     *(p for folder in ("docs", "examples", "scripts", "entrodrop_prep") for p in sorted((ROOT / folder).rglob("*.py"))),
@@ -309,8 +309,8 @@ def _anchors(page: Path) -> set[str]:
 
 def test_every_page_is_in_the_index() -> None:
     index = _text("docs/README.md")
-    for page in sorted((ROOT / "docs").glob("*.md")):
-        assert page.name == "README.md" or f"({page.name})" in index
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        assert page.name == "README.md" or f"({page.relative_to(ROOT / 'docs').as_posix()})" in index
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
@@ -327,6 +327,7 @@ def test_options_named_in_the_docs_exist(page: Path) -> None:
     known = {n for c in docs.commands().values() for p in c.params for n in [*p.opts, *p.secondary_opts]} | {
         "--version",
         "--help",
+        "--middleware",  # of the vLLM server that `entrodrop serve` starts
     }
     # Of the containers' own options tests/test_docker.py knows.
     others = r"(?:pip|python|--check|docker (?:build|run|compose)|apptainer|hf download)"
