@@ -164,13 +164,15 @@ def materialize_command(**values: Any) -> None:
     again continues a run that was stopped; with the same --horizon, more --epochs add to a finished one.
     """
     config = MaterializeConfig.load(**values)
-    from entrodrop_prep.export.card import aligned, epoch_table
+    from entrodrop_prep.export.card import aligned, epoch_table, source_table
     from entrodrop_prep.export.materialize import materialize
 
     summary = materialize(config)
     if summary.already_complete:
         print(f"already complete: {summary.directory}")
     print("\n".join(aligned(epoch_table(summary.epochs))))
+    if any("sources" in e for e in summary.epochs):
+        print("\n".join(aligned(source_table(summary.epochs))))
     if summary.written_tokens:
         print(
             f"wrote {summary.written_tokens:,} tokens in {summary.seconds:.1f} s "

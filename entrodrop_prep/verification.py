@@ -268,10 +268,12 @@ def _masks(path: Path, against: list[str], report: Report) -> Iterator[str]:
     if not proved:
         del identity[VALIDATION]
         report.notes.append("validation rows not checked: add --against eval=SCORED to prove them")
-    for name, told in _directories(identity).items():
-        content = ScoredDataset(local_directory(validation if name == VALIDATION and validation else given[name]))
-        if content.content_digest != told:
-            yield f"{path}: it was not made from {content.directory}: the scores' content digests differ"
+    told = {n: s["scored"] for n, s in identity.get("sources", {}).items()} or {SOURCE: identity["scored"]}
+    directories = [(given[name], content) for name, content in told.items()]
+    for place, content in [*directories, *([(validation, identity[VALIDATION])] if validation else [])]:
+        found = ScoredDataset(local_directory(place))
+        if found.content_digest != content:
+            yield f"{path}: it was not made from {found.directory}: the scores' content digests differ"
             return
     config = build(
         MaterializeConfig,
@@ -352,14 +354,6 @@ def _given(path: Path, described: dict[str, Any], against: list[str]) -> tuple[d
             fix="give one --against NAME=SCORED for each source",
         )
     return given, validation
-
-
-def _directories(identity: dict[str, Any]) -> dict[str, str]:
-    """Name -> content digest of each scored directory."""
-    validation = {VALIDATION: identity[VALIDATION]} if VALIDATION in identity else {}
-    if "sources" in identity:
-        return {name: told["scored"] for name, told in identity["sources"].items()} | validation
-    return {SOURCE: identity["scored"]} | validation
 
 
 def _arguments(identity: dict[str, Any], given: dict[str, str]) -> dict[str, list[str]]:

@@ -235,6 +235,13 @@ def test_it_is_proved(made: Path, masked: Path) -> None:
         verify(str(made / "train"), held)
 
 
+def test_a_source_may_be_called_validation(made: Path, tmp_path: Path) -> None:
+    run(made, tmp_path / "out", scored=[f"validation={made / 'train'}"], eval=str(made / "held"))
+    proof = [f"validation={made / 'train'}", f"eval={made / 'held'}"]
+    assert not verify(str(tmp_path / "out"), proof).findings
+    assert verify(str(tmp_path / "out"), [proof[0], f"eval={made / 'train'}"]).findings
+
+
 @pytest.mark.parametrize("part", ["validation", "plain"])
 def test_a_tampered_part_is_found(part: str, made: Path, masked: Path) -> None:
     name = [f["file"] for f in manifest_of(masked)["files"] if f.get("part") == part][1]

@@ -441,7 +441,7 @@ def test_what_is_said(made: Path, tmp_path: Path, capfd: Any) -> None:
         ("text", 0.5, False),
     ]
     assert set(described["tau_nats"]) == {"code", "text"}
-    capfd.readouterr()
+    said = capfd.readouterr().out
     assert cli.run(["inspect", str(tmp_path / "out")]) == 0
     printed = capfd.readouterr().out
     card = (tmp_path / "out" / "README.md").read_text()
@@ -454,6 +454,7 @@ def test_what_is_said(made: Path, tmp_path: Path, capfd: Any) -> None:
             cells = [str(e["epoch"]), name, *figures]
             assert f"| {' | '.join(cells)} |" in card
             assert cells in [line.split() for line in printed.splitlines()]
+            assert cells in [line.split() for line in said.splitlines()]
     last = max(e["rows"] for e in described["epochs"]) - 1
     assert cli.run(["inspect", str(tmp_path / "out"), "--row", str(last)]) == 0
     assert cli.run(["inspect", str(tmp_path / "out"), "--row", str(last + 1)]) == 2

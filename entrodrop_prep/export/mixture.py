@@ -115,9 +115,9 @@ class Mixture(Job):
         }
         if self._column:
             made["group"] = pa.array(np.zeros(n, np.int32) if source.plain else self._groups(batch))
-        for name, stored in (("entropy", "" if source.plain else source.scored.score), ("logprob", "logprob")):
-            if name in self.schema.names:
-                made[name] = self._scores(batch, None if source.plain else stored)
+        made["entropy"] = self._scores(batch, None if source.plain else source.scored.score)
+        if self._with_logprob:
+            made["logprob"] = self._scores(batch, None if source.plain else "logprob")
         arrays = [made[name] if name in made else batch.column(name) for name in self.schema.names]
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
