@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import jsonschema
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +21,7 @@ from entrodrop_prep import cli
 from entrodrop_prep.config import MaterializeConfig, Recipe
 from entrodrop_prep.errors import IntegrityError, MismatchError, OutputError, SourceError
 from entrodrop_prep.export.materialize import MaterializeSummary, materialize
+from entrodrop_prep.json_schemas import schemas
 from entrodrop_prep.sample.mask import Rows
 from entrodrop_prep.verification import verify
 
@@ -271,6 +273,12 @@ def test_a_file_too_many_or_changed_is_found(masked: Path, tmp_path: Path) -> No
     figures = {**manifest_of(masked)["validation"], "rows": 3}
     rewrite_manifest(masked, validation=figures)
     assert any("figures of validation" in f for f in verify(str(masked)).findings)
+
+
+def test_the_manifest_fits_its_schema(made: Path, tmp_path: Path) -> None:
+    settings = {**settings_of(made), "scope": "source", "plain": [f"old={made / 'more'}:0.5"]}
+    run(made, tmp_path / "out", scored=[f"a={made / 'train'}"], **settings)
+    jsonschema.Draft202012Validator(schemas()["manifest.json"]).validate(manifest_of(tmp_path / "out"))
 
 
 # Mistakes.
