@@ -69,7 +69,8 @@ def _annotation(name: str, kind: Any, s: Setting, default: Any) -> Any:
         metavar = metavar or {int: "N", float: "X"}.get(base)
         base = str
     if s.argument:
-        return Annotated[str, typer.Argument(metavar=name.upper(), help=s.help, show_default=False)]
+        base = list[str] if s.repeat else str
+        return Annotated[base, typer.Argument(metavar=name.upper(), help=s.help, show_default=False)]
     silent = default is None or default == () or isinstance(default, bool) or default is dataclasses.MISSING
     text = s.default_text or ("" if silent else _plain(default))
     note = "  [required]" if default is dataclasses.MISSING else f"  [default: {text}]" if text else ""
@@ -157,19 +158,21 @@ def serve_command(**values: Any) -> None:
 @app.command("materialize")
 @_from_settings(MaterializeConfig)
 def materialize_command(**values: Any) -> None:
-    """Write the masked dataset of each epoch from a SCORED directory.
+    """Write the masked dataset of each epoch from a SCORED directory, or a mixture of several.
 
     A mask depends only on the seed, the row, the token, the epoch, the scores and the recipe. Running the same command
     again continues a run that was stopped; with the same --horizon, more --epochs add to a finished one.
     """
     config = MaterializeConfig.load(**values)
-    from entrodrop_prep.export.card import aligned, epoch_table
+    from entrodrop_prep.export.card import aligned, epoch_table, source_table
     from entrodrop_prep.export.materialize import materialize
 
     summary = materialize(config)
     if summary.already_complete:
         print(f"already complete: {summary.directory}")
     print("\n".join(aligned(epoch_table(summary.epochs))))
+    if any("sources" in e for e in summary.epochs):
+        print("\n".join(aligned(source_table(summary.epochs))))
     if summary.written_tokens:
         print(
             f"wrote {summary.written_tokens:,} tokens in {summary.seconds:.1f} s "
@@ -181,8 +184,13 @@ def materialize_command(**values: Any) -> None:
 def verify_command(
     directory: Directory,
     against: Annotated[
-        str | None,
-        typer.Option("--against", metavar="SCORED", help="Scored directory that the masks are proved from."),
+        list[str] | None,
+        typer.Option(
+            "--against",
+            metavar="[NAME=]SCORED",
+            help="Scored directory that the masks are proved from; in a mixture one NAME=SCORED for each source. "
+            "eval=SCORED proves the validation rows. May be repeated.",
+        ),
     ] = None,
 ) -> None:
     """Prove that a scored or masked directory is whole and unchanged; with --against, that its masks are right.
@@ -191,7 +199,7 @@ def verify_command(
     """
     from entrodrop_prep.verification import verify
 
-    report = verify(directory, against)
+    report = verify(directory, against or None)
     for line in report.notes:
         print(line)
     for finding in report.findings:

@@ -332,8 +332,12 @@ class Recipe:
         Setting("Entropy in nats that bounds what may be dropped, instead of --quantile.", ge=0, metavar="NATS"),
     ] = None
     scope: Annotated[
-        Literal["corpus", "row"],
-        Setting("What the quantile is taken over: all trainable tokens, or those of each row."),
+        str,
+        Setting(
+            "What the quantile is taken over: all trainable tokens, those of each row, of each source, or of each "
+            "value of a kept column of the scored shards.",
+            metavar="corpus|row|source|column:C",
+        ),
     ] = "corpus"
     bounds: Annotated[
         Literal["lo", "hi"] | None,
@@ -397,6 +401,12 @@ class Recipe:
     ] = "epoch"
     seed: Annotated[int, Setting("Seed of every random choice.", ge=0, le=2**63 - 1)] = 0
 
+    @property
+    def scope_column(self) -> str | None:
+        """The column each of whose values has a threshold of its own, if ``scope`` names one."""
+        kind, _, column = self.scope.partition(":")
+        return column if kind == "column" and column else None
+
     def check(self) -> None:
         """Rules that span several fields. Raises ConfigError."""
         if self.threshold is not None and self.quantile is not None:
@@ -405,9 +415,13 @@ class Recipe:
             raise ConfigError(
                 "--select random has no entropy threshold", fix="give --quantile, the share that may be dropped"
             )
-        if self.threshold is not None and self.scope == "row":
+        if self.scope not in ("corpus", "row", "source") and self.scope_column is None:
             raise ConfigError(
-                "--threshold is the same number for every row", fix="leave out --scope row, or use --quantile"
+                f"--scope {self.scope!r} is not understood", fix="give corpus, row, source, or column:C with a column C"
+            )
+        if self.threshold is not None and self.scope != "corpus":
+            raise ConfigError(
+                "--threshold is the same number for every row", fix=f"leave out --scope {self.scope}, or use --quantile"
             )
         if self.min_rate > self.max_rate:
             raise ConfigError(f"--min-rate {self.min_rate} is above --max-rate {self.max_rate}", fix="swap them")
@@ -449,8 +463,40 @@ class Recipe:
 class MaterializeConfig(Recipe):
     """Settings of ``entrodrop materialize``: a recipe, and where the result goes."""
 
-    scored: Annotated[str, Setting("Scored directory.", argument=True, role="operation")]
+    scored: Annotated[
+        str | tuple[str, ...],
+        Setting(
+            "Scored directory; or several to mix, each as NAME=SCORED[:WEIGHT]. A WEIGHT of 2 puts each row twice into "
+            "every epoch, 0.5 half of the rows, chosen anew each epoch.",
+            argument=True,
+            role="operation",
+            repeat=True,
+            whole=True,
+        ),
+    ]
     out: Annotated[str, Setting("Directory for the masked dataset.", metavar="DIR", role="operation")]
+    plain: Annotated[
+        tuple[str, ...],
+        Setting(
+            "Source whose rows are mixed in and never masked (replay). May be repeated.",
+            metavar="NAME=SCORED[:WEIGHT]",
+            role="operation",
+            repeat=True,
+            whole=True,
+        ),
+    ] = ()
+    eval: Annotated[
+        str | None,
+        Setting(
+            "Scored directory to write once, with all its labels, as the split `validation` of every configuration.",
+            metavar="SCORED",
+            role="operation",
+        ),
+    ] = None
+    plain_config: Annotated[
+        bool,
+        Setting("Write a configuration `plain` too: the rows of epoch 0 in its order, with nothing dropped."),
+    ] = False
     only_epochs: Annotated[
         str | None,
         Setting(
@@ -472,8 +518,15 @@ class MaterializeConfig(Recipe):
 
     def __post_init__(self) -> None:
         validate(self)
+        if not self.sources:
+            raise ConfigError("SCORED is missing", fix="give a scored directory")
         self.check()
         self.epochs_to_write()
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """``scored``, each of them."""
+        return (self.scored,) if isinstance(self.scored, str) else self.scored
 
     def epochs_to_write(self) -> range:
         """The epochs this run writes. Raises ConfigError for a range that is not inside ``epochs``."""

@@ -76,6 +76,7 @@ def _manifest() -> dict[str, Any]:
                     "tokens": {"type": "integer"},
                     "content_digest": _SHA,
                     "epoch": {"type": "integer"},
+                    "part": {"enum": ["plain", "validation"], "description": "In place of the epoch."},
                     "trainable_tokens": {"type": "integer"},
                 },
                 "required": ["file", "bytes", "sha256"],
@@ -90,17 +91,24 @@ def _manifest() -> dict[str, Any]:
         "tokenizer": "object",
         "counts": "object",
     }
-    only = {
+    only: dict[str, dict[str, Any]] = {
         SCORED: scored,
         SCORED_BOUNDS: scored,
-        MASKED: {"recipe": "object", "scored": "object", "epochs": "array", "rows_without_loss": "integer"},
+        MASKED: {"recipe": "object", "scored": ["object", "array"], "epochs": "array", "rows_without_loss": "integer"},
     }
     open_share = {
         "type": "number",
         "description": "Experimental. Share of the trainable tokens of which bounds leave open whether they may be "
         "dropped; only where masks were made from bounds and look at them.",
     }
-    optional = {MASKED: {"open_share": open_share}}
+    others = {
+        "plain": {"type": "object", "description": "Figures of the configuration `plain`, if it was asked for."},
+        "validation": {
+            "type": "object",
+            "description": "Figures and origin of the split `validation`, if there is one.",
+        },
+    }
+    optional = {MASKED: {"open_share": open_share, **others}}
     return {
         "$schema": DIALECT,
         "title": "manifest/1",

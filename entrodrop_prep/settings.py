@@ -22,7 +22,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Setting:
-    """What the command line, the schemas and the docs say about one field."""
+    """What the command line, the schemas and the docs say about one field.
+
+    ``repeat``: the flag may be given again. ``whole``: a text is one value of a list, whatever commas it holds.
+    """
 
     help: str
     ge: float | None = None
@@ -32,6 +35,7 @@ class Setting:
     role: Role = "identity"
     argument: bool = False
     repeat: bool = False
+    whole: bool = False
     default_text: str | None = None
 
 
@@ -77,7 +81,8 @@ def model_of(cls: Any) -> Any:
         if base is not kind:
             limited = limited | None
         info = pydantic.Field(... if required else default, description=s.help)
-        fields[name] = (Annotated[limited, pydantic.BeforeValidator(functools.partial(_from_text, kind))], info)
+        read = _whole if s.whole else functools.partial(_from_text, kind)
+        fields[name] = (Annotated[limited, pydantic.BeforeValidator(read)], info)
     config = pydantic.ConfigDict(extra="forbid", title=cls.__name__)
     return pydantic.create_model(cls.__name__, __config__=config, **fields)
 
@@ -100,6 +105,12 @@ def _from_text(kind: Any, value: Any) -> Any:
     if kind is str and isinstance(value, (list, tuple)):
         return ",".join(str(v) for v in value)
     return value
+
+
+def _whole(value: Any) -> Any:
+    """One text or path, or a list of them, as a tuple of texts."""
+    values = value if isinstance(value, (list, tuple)) else (value,)
+    return tuple(str(v) if isinstance(v, Path) else v for v in values)
 
 
 def validate(config: Any) -> None:

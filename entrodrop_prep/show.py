@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from entrodrop_prep import manifest
 from entrodrop_prep.errors import ConfigError
-from entrodrop_prep.export.card import aligned, epoch_table
+from entrodrop_prep.export.card import aligned, epoch_table, source_table
 from entrodrop_prep.sample.mask import IGNORE
 from entrodrop_prep.schema import MASKED, family
 from entrodrop_prep.scored import ScoredDataset, stored_scores, to_rows
@@ -94,24 +94,47 @@ def _number(value: Any) -> str:
 
 
 def _masked(described: dict[str, Any]) -> Iterator[str]:
-    yield f"{MASKED}  from {described['scored']['source']['name']}, scored by {described['scored']['model']['name']}"
+    scored = described["scored"]
+    if isinstance(scored, list):
+        yield f"{MASKED}  from {len(scored)} source{'s' if len(scored) > 1 else ''}"
+        for s in scored:
+            told = f"{s['source']['name']}, scored by {s['model']['name']}, weight {s['weight']:g}"
+            yield f"source     {s['name']}: {told}{', never masked' if s['plain'] else ''}"
+    else:
+        yield f"{MASKED}  from {scored['source']['name']}, scored by {scored['model']['name']}"
     yield "recipe     " + ", ".join(f"{k} {v}" for k, v in described["recipe"].items() if v is not None)
     if described["tau_nats"] is not None:
-        tau = described["tau_nats"]
-        yield f"threshold  {tau if isinstance(tau, str) else f'{tau:g} nats'}"
+        yield f"threshold  {_thresholds(described['tau_nats'])}"
     if "open_share" in described:
         yield f"left open  {described['open_share']:.1%} of the trainable tokens, by the bounds (experimental)"
     yield f"digest     {described['content_digest']}"
     yield from aligned(epoch_table(described["epochs"]))
+    if any("sources" in e for e in described["epochs"]):
+        yield from aligned(source_table(described["epochs"]))
+    for name in ("plain", "validation"):
+        if name in described:
+            told = described[name]
+            yield f"{name:<10} {told['rows']:,} rows, {told['tokens']:,} tokens, {told['labels_left']:,} labels"
+
+
+def _thresholds(tau: Any) -> str:
+    """One threshold, those of each source, or the range of those of a column's values."""
+    if isinstance(tau, dict) and "values" in tau:
+        numbers = [t for _, t in tau["values"] if not isinstance(t, str)]
+        ends = f", {min(numbers):g} to {max(numbers):g} nats" if numbers else ""
+        return f"of {len(tau['values']):,} values of {tau['column']}{ends}"
+    if isinstance(tau, dict):
+        return ", ".join(f"{name} {_thresholds(t)}" for name, t in tau.items())
+    return tau if isinstance(tau, str) else f"{tau:g} nats"
 
 
 def _masked_row(path: Path, described: dict[str, Any], row: int) -> Iterator[str]:
-    rows = described["epochs"][0]["rows"]
+    rows = max(e["rows"] for e in described["epochs"])
     if row >= rows:
         raise ConfigError(f"--row {row}: an epoch has rows 0 to {rows - 1}", fix="give one of them")
     for epoch in described["epochs"]:
         place = row
-        for entry in (e for e in described["files"] if e["epoch"] == epoch["epoch"]):
+        for entry in (e for e in described["files"] if e.get("epoch") == epoch["epoch"]):
             if place < entry["rows"]:
                 yield f"epoch {epoch['epoch']}, row {row}: input id -> label (- = no loss)"
                 yield _masked_tokens(path / entry["file"], place)

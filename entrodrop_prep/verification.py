@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,12 @@ from entrodrop_prep import digest, manifest
 from entrodrop_prep.config import MaterializeConfig, build
 from entrodrop_prep.digest import ContentDigest
 from entrodrop_prep.errors import EntrodropError, IntegrityError
-from entrodrop_prep.export.epoch import SCHEMA, SHARD_FILES, EpochReader, Layout, ShardCounts
-from entrodrop_prep.export.materialize import make_order
-from entrodrop_prep.export.plan import mask_plan, masked_identity, open_share, survey
+from entrodrop_prep.export.epoch import OTHER_FILES, SCHEMA, SHARD_FILES, VALIDATION, Part
+from entrodrop_prep.export.job import Job
+from entrodrop_prep.export.materialize import open_job
+from entrodrop_prep.export.order import Order
+from entrodrop_prep.export.plan import SOURCE
+from entrodrop_prep.export.sources import EVAL, named_path, spec
 from entrodrop_prep.sample.mask import IGNORE
 from entrodrop_prep.schema import MASKED, SCORED, check_schema, family
 from entrodrop_prep.scored import SHARD_FILES as SCORED_FILES
@@ -56,8 +59,10 @@ def kind_of(directory: Path) -> str:
     return str(schema)
 
 
-def verify(directory: str, against: str | None = None) -> Report:
+def verify(directory: str, against: str | Sequence[str] | None = None) -> Report:
     """Check a scored or a masked directory; ``against`` is the scored directory that a masked one was made from.
+
+    For a mixture, one ``NAME=SCORED`` for each source; ``eval=SCORED`` proves the validation rows.
 
     Raises EntrodropError only where there is nothing to check; all that does not hold is among the findings.
     """
@@ -72,7 +77,7 @@ def verify(directory: str, against: str | None = None) -> Report:
         if against is None:
             report.notes.append("masks not checked: add --against SCORED to prove them")
         elif not report.findings:
-            _collect(report, _masks(path, ScoredDataset(local_directory(against)), report))
+            _collect(report, _masks(path, [against] if isinstance(against, str) else list(against), report))
     report.notes.append("it does not hold" if report.findings else "it holds")
     return report
 
@@ -85,10 +90,10 @@ def _collect(report: Report, findings: Iterator[str]) -> None:
         report.findings.append(str(e))
 
 
-def _files(path: Path, described: dict[str, Any], pattern: str) -> Iterator[str]:
+def _files(path: Path, described: dict[str, Any], *patterns: str) -> Iterator[str]:
     """Files that are missing, changed, or not listed."""
     listed = {e["file"] for e in described["files"]}
-    for found in sorted(path.glob(pattern)):
+    for found in sorted(found for pattern in patterns for found in path.glob(pattern)):
         if found.relative_to(path).as_posix() not in listed and not found.name.startswith("."):
             yield f"{found}: the manifest does not list this file; remove it"
     for entry in described["files"]:
@@ -190,30 +195,44 @@ def _shard(file: Path, entry: dict[str, Any], schema: pa.Schema) -> Iterator[str
 
 def _masked(path: Path, report: Report) -> Iterator[str]:
     described = manifest.read(path, MASKED)
-    broken = list(_files(path, described, SHARD_FILES))
+    others = [pattern for name, pattern in OTHER_FILES.items() if name in described]
+    broken = list(_files(path, described, SHARD_FILES, *others))
     yield from broken
     if broken:
         return
     tokens = 0
-    labels_left: dict[int, int] = {}
-    vocab_size, target = described["scored"]["model"]["vocab_size"], described["recipe"]["target"]
+    rows: dict[str, int] = {}
+    labels_left: dict[str, int] = {}
+    scored = described["scored"][0] if isinstance(described["scored"], list) else described["scored"]
+    vocab_size = scored["model"]["vocab_size"]
     for entry in described["files"]:
-        file = path / entry["file"]
+        file, part = path / entry["file"], Path(entry["file"]).parent.name
         yield from _shard(file, entry, SCHEMA)
+        rows[part] = rows.get(part, 0) + entry["rows"]
         for batch in read_batches(file):
+            target = "labels" if part in OTHER_FILES else described["recipe"]["target"]
             problem, kept = _masked_batch(batch, vocab_size, target)
             if problem:
                 yield f"{file}: {problem}"
                 break
-            labels_left[entry["epoch"]] = labels_left.get(entry["epoch"], 0) + kept
-        tokens += entry["tokens"]
-    for e in described["epochs"]:
-        rows = sum(f["rows"] for f in described["files"] if f["epoch"] == e["epoch"])
-        if rows != e["rows"] or labels_left.get(e["epoch"]) != e["labels_left"]:
-            yield f"{path}: the manifest's figures of epoch {e['epoch']} are not those of its files"
+            labels_left[part] = labels_left.get(part, 0) + kept
+        tokens += entry["tokens"] if "epoch" in entry else 0
+    told = {e["folder"]: e for e in described["epochs"]} | {n: described[n] for n in OTHER_FILES if n in described}
+    for part, figures in told.items():
+        by_source = figures.get("sources")
+        wrong = by_source and any(
+            sum(s[n] for s in by_source.values()) != figures[n] for n in ("rows", "tokens", "labels_left")
+        )
+        if wrong or rows.get(part) != figures["rows"] or labels_left.get(part) != figures["labels_left"]:
+            yield f"{path}: the manifest's figures of {_title(part)} are not those of its files"
     if digest.of_json([e["content_digest"] for e in described["files"]]) != described["content_digest"]:
         yield f"{path}: the content digest is not that of the files"
     report.notes.append(f"masked dataset: {len(described['epochs'])} epochs, {tokens:,} tokens")
+
+
+def _title(part: str) -> str:
+    """``epoch 3`` for the folder ``epoch_003``."""
+    return part if part in OTHER_FILES else f"epoch {int(part.removeprefix('epoch_'))}"
 
 
 def _masked_batch(batch: pa.RecordBatch, vocab_size: int, target: str) -> tuple[str, int]:
@@ -240,49 +259,109 @@ def _masked_batch(batch: pa.RecordBatch, vocab_size: int, target: str) -> tuple[
     return "", int(kept.sum())
 
 
-def _masks(path: Path, scored: ScoredDataset, report: Report) -> Iterator[str]:
+def _masks(path: Path, against: list[str], report: Report) -> Iterator[str]:
     """Make every shard again from the scores and compare what it holds."""
     described = manifest.read(path, MASKED)
-    identity = described["identity"]
-    if identity["scored"] != scored.content_digest:
-        yield f"{path}: it was not made from {scored.directory}: the scores' content digests differ"
-        return
-    scored.check()
+    given, validation = _given(path, described, against)
+    identity = dict(described["identity"])
+    proved = VALIDATION not in identity or validation is not None
+    if not proved:
+        del identity[VALIDATION]
+        report.notes.append("validation rows not checked: add --against eval=SCORED to prove them")
+    told = {n: s["scored"] for n, s in identity.get("sources", {}).items()} or {SOURCE: identity["scored"]}
+    directories = [(given[name], content) for name, content in told.items()]
+    for place, content in [*directories, *([(validation, identity[VALIDATION])] if validation else [])]:
+        found = ScoredDataset(local_directory(place))
+        if found.content_digest != content:
+            yield f"{path}: it was not made from {found.directory}: the scores' content digests differ"
+            return
     config = build(
         MaterializeConfig,
         {
             **described["recipe"],
-            "scored": str(scored.directory),
+            **_arguments(identity, given),
+            "eval": validation,
             "out": str(path),
             "rows_per_shard": identity["rows_per_shard"],
             "compression": identity["compression"],
+            "plain_config": identity.get("plain_config", False),
         },
     )
-    scored = ScoredDataset(scored.directory, config.bounds)
-    for line in manifest.differences(identity, masked_identity(scored, config)):
+    job = open_job(config)
+    for scored in job.directories:
+        scored.check()
+    for line in manifest.differences(identity, job.identity):
         yield f"{path}: its recipe does not give its identity: {line}"
-    corpus = survey(scored, config)
-    plan, layout = mask_plan(scored, config, corpus), Layout.of(corpus, config.rows_per_shard)
-    if described.get("open_share") != open_share(scored, plan):
+    job.survey(e["epoch"] for e in described["epochs"])
+    if described.get("open_share") != job.open_share:
         yield f"{path}: its open_share is not that of the bounds"
-    shards = list(range(layout.shards))
-    listed = {e["file"]: e for e in described["files"]}
+    told_of = {e["folder"]: e for e in described["epochs"]} | {n: described[n] for n in OTHER_FILES if n in described}
     with tempfile.TemporaryDirectory(prefix="entrodrop-") as tmp:
-        order = make_order(scored, plan, corpus, Path(tmp) / "order")
-        for told in described["epochs"]:
-            epoch, counts = told["epoch"], ShardCounts()
-            reader = EpochReader(plan, order, layout, epoch, shards)
-            for shard in shards:
-                content, name = ContentDigest(SCHEMA), layout.name(epoch, shard)
-                for table in reader.shard(shard, counts):
-                    content.update(table)
-                if name not in listed:
-                    yield f"{path / name}: the file is missing"
-                elif listed[name]["content_digest"] != content.hexdigest():
-                    yield f"{path / name}: its masks are not those of the recipe"
-            figures = {**counts.values, "rows": counts.rows, "rate_min": counts.rates[0], "rate_max": counts.rates[1]}
-            wrong = ", ".join(name for name, value in figures.items() if told[name] != value)
-            if wrong:
-                yield f"{path}: the manifest's figures of epoch {epoch} are not those of the masks ({wrong})"
+        order = job.order(Path(tmp) / "order")
+        for part in job.parts(e["epoch"] for e in described["epochs"]):
+            yield from _part(path, described, job, part, order, told_of.get(part.folder, {}))
         order.close()
-    report.notes.append(f"masks made again from {scored.directory} and compared")
+    report.notes.append(f"masks made again from {', '.join(given.values())} and compared")
+
+
+def _part(
+    path: Path, described: dict[str, Any], job: Job, part: Part, order: Order, told: dict[str, Any]
+) -> Iterator[str]:
+    """Make the files of one part again; ``told`` are its figures in the manifest."""
+    listed = {e["file"]: e for e in described["files"]}
+    shards = list(range(part.layout.shards))
+    counts, reader = job.counts(part), job.reader(part, order, shards)
+    for shard in shards:
+        content, name = ContentDigest(SCHEMA), part.name(shard)
+        for table in reader.shard(shard, counts):
+            content.update(table)
+        if name not in listed:
+            yield f"{path / name}: the file is missing"
+        elif listed[name]["content_digest"] != content.hexdigest():
+            yield f"{path / name}: its masks are not those of the recipe"
+    figures: dict[str, Any] = {**counts.values, "rows": counts.rows}
+    figures |= {"rate_min": counts.rates[0], "rate_max": counts.rates[1]}
+    if counts.sources:
+        figures["sources"] = counts.sources
+    if part.epoch is None:
+        figures = {n: v for n, v in figures.items() if n in ("rows", "tokens", "labels_left", "sources")}
+    wrong = ", ".join(name for name, value in figures.items() if told.get(name) != value)
+    if wrong:
+        yield f"{path}: the manifest's figures of {_title(part.folder)} are not those of the masks ({wrong})"
+
+
+def _given(path: Path, described: dict[str, Any], against: list[str]) -> tuple[dict[str, str], str | None]:
+    """Name -> directory of each source, and the directory of the validation rows if it was given.
+
+    Raises IntegrityError where they are not one for each source.
+    """
+    identity = described["identity"]
+    pairs = [named_path(text) for text in against]
+    validation = next((place for name, place in pairs if name == EVAL and VALIDATION in identity), None)
+    if "sources" not in identity:
+        rest = [text for text, (name, _) in zip(against, pairs, strict=True) if name != EVAL or not validation]
+        if len(rest) != 1:
+            raise IntegrityError(
+                f"{len(rest)} scored directories to prove the masks from", where=str(path), fix="give one --against"
+            )
+        return {SOURCE: rest[0]}, validation
+    given = {name or text: place for text, (name, place) in zip(against, pairs, strict=True) if name != EVAL}
+    wanted = set(identity["sources"])
+    if set(given) != wanted or len(against) != len(given) + bool(validation):
+        raise IntegrityError(
+            f"its sources are {', '.join(sorted(wanted))}, --against names {', '.join(sorted(given)) or 'none'}",
+            where=str(path),
+            fix="give one --against NAME=SCORED for each source",
+        )
+    return given, validation
+
+
+def _arguments(identity: dict[str, Any], given: dict[str, str]) -> dict[str, list[str]]:
+    """The sources as ``materialize`` takes them."""
+    if "sources" not in identity:
+        return {"scored": [f"./{given[SOURCE]}" if named_path(given[SOURCE])[0] else given[SOURCE]]}
+    masked, plain = (
+        [spec(n, given[n], told["weight"]) for n, told in identity["sources"].items() if told.get("plain", False) == p]
+        for p in (False, True)
+    )
+    return {"scored": masked, "plain": plain}

@@ -11,11 +11,13 @@ from typing import Any
 
 from entrodrop_prep.config import RECIPE_FIELDS
 from entrodrop_prep.errors import OutputError
+from entrodrop_prep.export.epoch import OTHER_FILES, PLAIN, VALIDATION
 from entrodrop_prep.shards import write_bytes
 
 NAME = "README.md"
 BEGIN = "<!-- entrodrop-prep: begin (rewritten by the tool) -->"
 END = "<!-- entrodrop-prep: end -->"
+_DESCRIPTION = "content digest"
 
 
 def write_card(directory: Path, manifest: dict[str, Any]) -> None:
@@ -26,7 +28,7 @@ def write_card(directory: Path, manifest: dict[str, Any]) -> None:
     except UnicodeDecodeError as e:
         raise OutputError("it is not UTF-8 text", where=str(path), fix="mend or remove it, and run again") from e
     front, text = _split(before)
-    front = _renewed(front, [e["folder"] for e in manifest["epochs"]], manifest["content_digest"])
+    front = _renewed(front, _configs(manifest))
     block = f"{BEGIN}\n{_text(manifest)}\n{END}"
     end = text.rfind(END)
     begin = text.rfind(BEGIN, 0, max(end, 0))
@@ -39,17 +41,23 @@ def write_card(directory: Path, manifest: dict[str, Any]) -> None:
         write_bytes(path, content.encode())
 
 
-def _configs(folders: list[str], digest: str) -> list[dict[str, Any]]:
-    """``all`` = the epochs in order, the one default; then one configuration an epoch."""
+def _configs(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """``all`` = the epochs in order, the one default; then one configuration an epoch, and ``plain`` if it is there."""
 
     def files(names: list[str]) -> list[dict[str, Any]]:
         paths = [f"{name}/train-*.parquet" for name in names]
-        return [{"split": "train", "path": paths if len(paths) > 1 else paths[0]}]
+        train = {"split": "train", "path": paths if len(paths) > 1 else paths[0]}
+        validation = {"split": VALIDATION, "path": OTHER_FILES[VALIDATION]}
+        return [train, *([validation] if VALIDATION in manifest else [])]
 
-    told = {"description": f"content digest {digest}"}
+    folders = [e["folder"] for e in manifest["epochs"]]
+    told = {"description": f"{_DESCRIPTION} {manifest['content_digest']}"}
     return [
         {"config_name": "all", **told, "default": True, "data_files": files(folders)},
-        *({"config_name": name, **told, "data_files": files([name])} for name in folders),
+        *(
+            {"config_name": name, **told, "data_files": files([name])}
+            for name in [*folders, *([PLAIN] if PLAIN in manifest else [])]
+        ),
     ]
 
 
@@ -67,14 +75,13 @@ def _split(content: str) -> tuple[str, str]:
     return "", content
 
 
-def _renewed(front: str, folders: list[str], digest: str) -> str:
+def _renewed(front: str, ours: list[dict[str, Any]]) -> str:
     """Front matter with our configurations in it; the user's own, and every other line, stay as they are."""
     import yaml
 
     meta = yaml.safe_load(front) or {}
     listed = meta.pop("configs", None)
     theirs = [c for c in listed if isinstance(c, dict) and not _is_ours(c)] if isinstance(listed, list) else []
-    ours = _configs(folders, digest)
     if any(c.get("default") for c in theirs):
         del ours[0]["default"]
     block = yaml.safe_dump({"configs": [*ours, *theirs]}, sort_keys=False, allow_unicode=True)
@@ -86,7 +93,8 @@ def _renewed(front: str, folders: list[str], digest: str) -> str:
 
 
 def _is_ours(config: dict[str, Any]) -> bool:
-    return bool(re.fullmatch(r"all|epoch_\d+", str(config.get("config_name"))))
+    name, told = str(config.get("config_name")), str(config.get("description"))
+    return bool(re.fullmatch(r"all|epoch_\d+", name)) or (name == PLAIN and told.startswith(_DESCRIPTION))
 
 
 def epoch_table(epochs: list[dict[str, Any]]) -> list[list[str]]:
@@ -109,6 +117,16 @@ def epoch_table(epochs: list[dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
+def source_table(epochs: list[dict[str, Any]]) -> list[list[str]]:
+    """The figures of each source in each epoch as text, header first."""
+    rows = [["epoch", "source", "rows", "tokens", "trainable", "dropped", "labels left"]]
+    for e in epochs:
+        for name, s in sorted(e.get("sources", {}).items()):
+            figures = [f"{s[n]:,}" for n in ("rows", "tokens", "trainable", "dropped", "labels_left")]
+            rows.append([str(e["epoch"]), name, *figures])
+    return rows
+
+
 def aligned(rows: list[list[str]]) -> list[str]:
     """A table as lines, cells set right in columns."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -118,9 +136,9 @@ def aligned(rows: list[list[str]]) -> list[str]:
 def _text(manifest: dict[str, Any]) -> str:
     """What the block says."""
     recipe, scored = manifest["recipe"], manifest["scored"]
-    table = epoch_table(manifest["epochs"])
-    lines = [f"| {' | '.join(row)} |" for row in table]
-    lines.insert(1, "|" + " ---: |" * len(table[0]))
+    lines = _markdown(epoch_table(manifest["epochs"]))
+    if isinstance(scored, list):
+        lines += ["", *_markdown(source_table(manifest["epochs"]))]
     settings = ", ".join(f"{k} {recipe[k]}" for k in RECIPE_FIELDS if recipe.get(k) is not None)
     first = manifest["epochs"][0]["folder"]
     return "\n".join(
@@ -141,13 +159,52 @@ def _text(manifest: dict[str, Any]) -> str:
             "",
             "Shares are of the trainable tokens.",
             "",
-            f"- source: {scored['source']['name']}",
-            f"- reference model: {scored['model']['name']} ({_identity(scored['model_identity'])})",
-            f"- scores: content digest `{scored['content_digest']}`",
+            *(_sources(scored) if isinstance(scored, list) else _origin(scored)),
+            *_others(manifest),
             *([_bounds(manifest)] if recipe.get("bounds") else []),
             f"- recipe: {settings}. Defaults are this tool's own, not the paper's.",
         ]
     )
+
+
+def _markdown(table: list[list[str]]) -> list[str]:
+    lines = [f"| {' | '.join(row)} |" for row in table]
+    lines.insert(1, "|" + " ---: |" * len(table[0]))
+    return lines
+
+
+def _origin(scored: dict[str, Any]) -> list[str]:
+    """Where the rows come from."""
+    return [
+        f"- source: {scored['source']['name']}",
+        f"- reference model: {scored['model']['name']} ({_identity(scored['model_identity'])})",
+        f"- scores: content digest `{scored['content_digest']}`",
+    ]
+
+
+def _sources(scored: list[dict[str, Any]]) -> list[str]:
+    """As ``_origin``, of each source."""
+    lines = []
+    for s in scored:
+        often = f"weight {s['weight']:g}{', never masked' if s['plain'] else ''}"
+        lines += [f"- source `{s['name']}`, {often}:", *(f"  {line}" for line in _origin(s))]
+    return lines
+
+
+def _others(manifest: dict[str, Any]) -> list[str]:
+    """What stands beside the epochs."""
+    lines = []
+    if PLAIN in manifest:
+        lines.append(
+            f"- configuration `plain`: {manifest[PLAIN]['rows']:,} rows in the order of epoch 0, nothing dropped"
+        )
+    if VALIDATION in manifest:
+        told = manifest[VALIDATION]
+        lines.append(
+            f"- split `validation`: {told['rows']:,} rows of {told['source']['name']} with all their labels; scores: "
+            f"content digest `{told['scored']}`"
+        )
+    return lines
 
 
 def _bounds(manifest: dict[str, Any]) -> str:

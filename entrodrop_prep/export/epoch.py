@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from entrodrop_prep.digest import ContentDigest
 from entrodrop_prep.errors import IntegrityError
-from entrodrop_prep.export.order import Order
-from entrodrop_prep.export.plan import Corpus
-from entrodrop_prep.sample.curriculum import row_rates
-from entrodrop_prep.sample.mask import MaskPlan, apply
+from entrodrop_prep.export.order import Wanted
+from entrodrop_prep.sample.mask import Masked, Rows
 from entrodrop_prep.schema import masked_schema
-from entrodrop_prep.scored import to_rows
 from entrodrop_prep.shards import read_batches, read_footer
 
 GROUP_TOKENS = 1 << 18
 SHARD_FILES = "epoch_*/*.parquet"
+PLAIN, VALIDATION = "plain", "validation"
+OTHER_FILES = {PLAIN: "plain/train-*.parquet", VALIDATION: "validation/validation-*.parquet"}
 COUNTS = ("tokens", "trainable", "eligible", "dropped", "labels_left")
 SCHEMA = masked_schema()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows of a table, of one source, as they are trained on."""
+
+    source: str
+    places: NDArray[np.int64] | None
+    """[R] which rows of the table; None for all of them, in order."""
+    rows: Rows
+    masked: Masked
 
 
 @dataclass
@@ -33,38 +44,74 @@ class ShardCounts:
     rows: int = 0
     values: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
     rates: list[float] = field(default_factory=lambda: [1.0, 0.0])
+    sources: dict[str, dict[str, int]] | None = None
+    """Rows and figures of each source, where they are kept."""
+
+    def add(self, piece: Piece) -> None:
+        """Count a piece."""
+        rows, masked = piece.rows, piece.masked
+        added = (rows.lengths, masked.trainable, masked.eligible, masked.dropped_count, masked.labels_left)
+        figures = {name: int(value.sum()) for name, value in zip(COUNTS, added, strict=True)}
+        self.rows += len(rows.row_id)
+        add_counts(self.values, figures)
+        if self.sources is not None:
+            of_source = self.sources.setdefault(piece.source, {})
+            add_counts(of_source, {"rows": len(rows.row_id), **figures})
 
     def info(self) -> dict[str, Any]:
-        """As stored in the shard's footer."""
-        return {"counts": self.values, "rates": self.rates}
+        """As stored in the shard's footer. It goes on counting."""
+        by_source = {} if self.sources is None else {"sources": self.sources}
+        return {"counts": self.values, "rates": self.rates, **by_source}
+
+
+def add_counts(total: dict[str, int], more: dict[str, int]) -> None:
+    """Add figures by name, in place."""
+    for name, value in more.items():
+        total[name] = total.get(name, 0) + value
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the rows of an epoch fall into files: shard k holds places [k * rows_per_shard, (k + 1) * rows_per_shard)."""
+    """How rows fall into files: shard k holds places [k * rows_per_shard, (k + 1) * rows_per_shard)."""
 
     rows: int
+    tokens: int
     rows_per_shard: int
     rows_per_group: int
 
     @classmethod
-    def of(cls, corpus: Corpus, rows_per_shard: int) -> Layout:
+    def of(cls, rows: int, tokens: int, rows_per_shard: int) -> Layout:
         """Row groups of about 260,000 tokens."""
-        group = int(np.clip(GROUP_TOKENS * corpus.rows // max(1, corpus.tokens), 1, 1 << 16))
-        return cls(corpus.rows, rows_per_shard, min(group, rows_per_shard))
+        group = int(np.clip(GROUP_TOKENS * rows // max(1, tokens), 1, 1 << 16))
+        return cls(rows, tokens, rows_per_shard, min(group, rows_per_shard))
 
     @property
     def shards(self) -> int:
-        """Files in an epoch."""
+        """Number of files."""
         return -(-self.rows // self.rows_per_shard)
 
     def places(self, shard: int) -> tuple[int, int]:
         """First place of a shard and the place behind its last."""
         return shard * self.rows_per_shard, min((shard + 1) * self.rows_per_shard, self.rows)
 
-    def name(self, epoch: int, shard: int) -> str:
+
+@dataclass(frozen=True)
+class Part:
+    """A folder of files: an epoch, the plain rows, or the validation rows."""
+
+    folder: str
+    layout: Layout
+    epoch: int | None = None
+
+    def name(self, shard: int) -> str:
         """``epoch_003/train-00000-of-00004.parquet``."""
-        return f"{folder(epoch)}/train-{shard:05d}-of-{self.shards:05d}.parquet"
+        split = VALIDATION if self.folder == VALIDATION else "train"
+        return f"{self.folder}/{split}-{shard:05d}-of-{self.layout.shards:05d}.parquet"
+
+    @property
+    def label(self) -> dict[str, Any]:
+        """What footers and the manifest say of its files."""
+        return {"part": self.folder} if self.epoch is None else {"epoch": self.epoch}
 
 
 def folder(epoch: int) -> str:
@@ -81,14 +128,24 @@ def check_content(path: Path) -> None:
         raise IntegrityError("its rows are not those that were written", where=str(path), fix="remove it and run again")
 
 
-class EpochReader:
-    """Masked row groups of one epoch, shard by shard in ascending order; shards not asked for cost little."""
+class Reader:
+    """Masked row groups of one part, shard by shard in ascending order; shards not asked for cost little.
 
-    def __init__(self, plan: MaskPlan, order: Order, layout: Layout, epoch: int, shards: list[int]) -> None:
-        self._plan, self._layout, self._epoch = plan, layout, epoch
-        self._score = order.score
+    ``tables`` gives ``(place, rows)`` of what is wanted, ``rates(place, n)`` the drop rates of n rows from a place on,
+    and ``mask`` the rows of a table as pieces.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        shards: list[int],
+        tables: Callable[[Wanted], Iterator[tuple[int, pa.Table]]],
+        rates: Callable[[int, int], NDArray[np.float64]],
+        mask: Callable[[pa.Table, NDArray[np.float64]], list[Piece]],
+    ) -> None:
+        self._layout, self._rates, self._mask = layout, rates, mask
         asked = [layout.places(s) for s in shards]
-        self._tables = order.tables(epoch, lambda first, stop: any(a < stop and first < b for a, b in asked))
+        self._tables = tables(lambda first, stop: any(a < stop and first < b for a, b in asked))
         self._place, self._held = 0, SCHEMA.empty_table()
 
     def shard(self, shard: int, counts: ShardCounts) -> Iterator[pa.Table]:
@@ -113,21 +170,25 @@ class EpochReader:
 
     def _masked(self, table: pa.Table, place: int, counts: ShardCounts) -> pa.Table:
         """A row group as it is trained on."""
-        rows = to_rows(table, self._score)
-        rates = row_rates(self._plan.recipe, self._epoch, place, len(table), self._layout.rows)
-        masked = apply(rows, self._plan, self._epoch, rates)
-        counts.rows += len(table)
+        rates = self._rates(place, len(table))
         counts.rates[:] = [min(counts.rates[0], float(rates.min())), max(counts.rates[1], float(rates.max()))]
-        for name, value in zip(
-            COUNTS,
-            (rows.lengths, masked.trainable, masked.eligible, masked.dropped_count, masked.labels_left),
-            strict=True,
-        ):
-            counts.values[name] += int(value.sum())
-        offsets = pa.array(rows.offsets.astype(np.int32))
-        columns = (masked.input_ids, np.ones(len(rows.input_ids), np.int8), masked.labels)
-        lists = [
-            pa.ListArray.from_arrays(offsets, pa.array(values), type=f.type)
-            for f, values in zip(SCHEMA, columns, strict=True)
-        ]
-        return pa.table(lists, schema=SCHEMA)
+        pieces = self._mask(table, rates)
+        for piece in pieces:
+            counts.add(piece)
+        result = pa.concat_tables([_table(p) for p in pieces])
+        if len(pieces) == 1:
+            return result
+        places = np.concatenate([p.places for p in pieces if p.places is not None])
+        return result.combine_chunks().take(pa.array(np.argsort(places)))
+
+
+def _table(piece: Piece) -> pa.Table:
+    """A piece as it is stored."""
+    rows, masked = piece.rows, piece.masked
+    offsets = pa.array(rows.offsets.astype(np.int32))
+    columns = (masked.input_ids, np.ones(len(rows.input_ids), np.int8), masked.labels)
+    lists = [
+        pa.ListArray.from_arrays(offsets, pa.array(values), type=f.type)
+        for f, values in zip(SCHEMA, columns, strict=True)
+    ]
+    return pa.table(lists, schema=SCHEMA)

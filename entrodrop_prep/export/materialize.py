@@ -14,30 +14,23 @@ from entrodrop_prep.export.card import NAME as CARD
 from entrodrop_prep.export.card import write_card
 from entrodrop_prep.export.epoch import (
     COUNTS,
+    OTHER_FILES,
+    PLAIN,
     SCHEMA,
     SHARD_FILES,
-    EpochReader,
-    Layout,
-    ShardCounts,
+    VALIDATION,
+    Part,
+    add_counts,
     check_content,
-    folder,
 )
-from entrodrop_prep.export.order import Order, payload_bytes
-from entrodrop_prep.export.plan import (
-    Corpus,
-    mask_plan,
-    masked_identity,
-    open_share,
-    recipe_values,
-    survey,
-    warn_if_flat,
-)
+from entrodrop_prep.export.job import Job, Single
+from entrodrop_prep.export.mixture import Mixture
+from entrodrop_prep.export.plan import recipe_values, warn_if_flat
+from entrodrop_prep.export.sources import Source, open_eval, open_sources
 from entrodrop_prep.export.space import check_space
 from entrodrop_prep.progress import Progress
 from entrodrop_prep.sample.curriculum import horizon
-from entrodrop_prep.sample.mask import MaskPlan
 from entrodrop_prep.schema import MASKED
-from entrodrop_prep.scored import ScoredDataset
 from entrodrop_prep.shards import local_directory, locked, read_footer, remove_leftovers, write_shard, writing
 
 log = logging.getLogger(__name__)
@@ -63,98 +56,95 @@ def materialize(config: MaterializeConfig) -> MaterializeSummary:
         EntrodropError: see ``entrodrop_prep.errors``; finished files stay.
     """
     out = local_directory(config.out)
-    scored = ScoredDataset(local_directory(config.scored), config.bounds)
-    if scored.estimator != "exact":
-        log.info("taking %s for the entropy: bounds are experimental", scored.score)
-    if out.resolve() == scored.directory.resolve() or scored.directory.resolve() in out.resolve().parents:
-        raise OutputError(
-            "the masked dataset cannot lie inside the scored one", where=str(out), fix="choose another --out"
-        )
+    job = open_job(config)
+    some = job.sources.masked[0].scored
+    if some.estimator != "exact":
+        log.info("taking %s for the entropy: bounds are experimental", some.score)
+    for scored in job.directories:
+        if out.resolve() == scored.directory.resolve() or scored.directory.resolve() in out.resolve().parents:
+            raise OutputError(
+                "the masked dataset cannot lie inside the scored one", where=str(out), fix="choose another --out"
+            )
     manifest.check_usable(out, "masked")
     with locked(out):
         manifest.check_usable(out, "masked")
         with writing(out):
             remove_leftovers(out)
-        identity = masked_identity(scored, config)
+        identity = job.identity
         finished, begun = (None, set()) if config.overwrite else _earlier(out, identity)
         wanted = set(config.epochs_to_write()) | begun
         config = replace(config, horizon=horizon(config), epochs=max(config.epochs, max(wanted) + 1))
+        job.config = config
         if finished and _holds(out, finished, wanted):
             if not (out / CARD).exists():
                 write_card(out, finished)
             return MaterializeSummary(out, finished["epochs"], 0.0, 0, already_complete=True)
-        scored.check()
-        corpus = survey(scored, config)
-        if not corpus.rows:
-            raise SourceError(
-                "no row has anything to train on", where=str(scored.directory), fix="check its loss masks"
-            )
-        warn_if_flat(config, corpus.rows)
-        plan = mask_plan(scored, config, corpus)
-        undecided = open_share(scored, plan)
+        for scored in job.directories:
+            scored.check()
+        job.survey(wanted)
+        parts = job.parts(sorted(wanted))
+        _check_rows(job, parts)
+        warn_if_flat(config, parts[0].layout.rows)
+        undecided = job.open_share
         if undecided is not None:
             log.info("the bounds leave open whether %.1f%% of the trainable tokens may be dropped", 100 * undecided)
-        layout = Layout.of(corpus, config.rows_per_shard)
         if config.overwrite:
-            missing = {e: list(range(layout.shards)) for e in sorted(wanted)}
+            missing = {part: list(range(part.layout.shards)) for part in parts}
         else:
-            missing = {e: _missing(out, layout, e, identity, finished) for e in sorted(wanted)}
-        check_space(out, scored, corpus, layout, missing, config)
+            missing = {part: _missing(out, part, identity, finished) for part in parts}
+        check_space(out, missing, job.sorting_bytes, config)
         if config.overwrite:
             _remove_earlier(out)
         manifest.write_state(out, {"schema": MASKED, "identity": identity})
         with writing(out):
             (out / manifest.NAME).unlink(missing_ok=True)
-        seconds, tokens = _write(out, scored, plan, corpus, layout, missing, identity, config.compression)
-        described = _finish(out, scored, plan, corpus, layout, sorted(wanted), identity, undecided)
+        seconds, tokens = _write(out, job, missing, identity)
+        described = _finish(out, job, parts, identity, undecided)
         return MaterializeSummary(out, described["epochs"], seconds, tokens, already_complete=False)
 
 
-def make_order(scored: ScoredDataset, plan: MaskPlan, corpus: Corpus, tmp: Path) -> Order:
-    """The row order that a recipe asks for."""
-    return Order(
-        scored,
-        shuffle=plan.recipe.shuffle,
-        seed=plan.recipe.seed,
-        source=plan.source,
-        tmp=tmp,
-        total_bytes=payload_bytes(scored, corpus.tokens),
-    )
+def open_job(config: MaterializeConfig) -> Job:
+    """Open the scored directories that ``config`` names. Raises ConfigError for what does not go together."""
+    sources = open_sources(config)
+    kind = Mixture if sources.named or config.scope_column else Single
+    return kind(sources, config, open_eval(config, sources))
 
 
-def _write(
-    out: Path,
-    scored: ScoredDataset,
-    plan: MaskPlan,
-    corpus: Corpus,
-    layout: Layout,
-    missing: dict[int, list[int]],
-    identity: dict[str, Any],
-    compression: str,
-) -> tuple[float, int]:
+def _check_rows(job: Job, parts: list[Part]) -> None:
+    for part in parts:
+        if not part.layout.rows:
+            where = [job.validation] if part.folder == VALIDATION else [s.scored for s in job.sources.all]
+            raise SourceError(
+                "no row has anything to train on",
+                where=", ".join(str(scored.directory) for scored in where if scored),
+                fix="check its loss masks" if not job.sources.named else "check their loss masks and weights",
+            )
+
+
+def _write(out: Path, job: Job, missing: dict[Part, list[int]], identity: dict[str, Any]) -> tuple[float, int]:
     """Write the missing shards; returns seconds and tokens."""
-    rows = sum(stop - first for shards in missing.values() for first, stop in map(layout.places, shards))
-    order = make_order(scored, plan, corpus, out / ORDER_TMP)
+    rows = sum(stop - first for part, shards in missing.items() for first, stop in map(part.layout.places, shards))
+    order = job.order(out / ORDER_TMP)
     fingerprint, tokens = digest.of_json(identity), 0
     with Progress("materializing", rows, "rows") as progress:
         try:
-            for epoch, shards in missing.items():
-                reader = EpochReader(plan, order, layout, epoch, shards)
+            for part, shards in missing.items():
+                reader = job.reader(part, order, shards)
                 for shard in shards:
-                    counts = ShardCounts()
+                    counts = job.counts(part)
                     info: dict[str, Any] = {
                         "schema": MASKED,
-                        "epoch": epoch,
+                        **part.label,
                         "shard": shard,
                         "fingerprint": fingerprint,
                         **counts.info(),
                     }
                     write_shard(
-                        out / layout.name(epoch, shard),
+                        out / part.name(shard),
                         SCHEMA,
                         reader.shard(shard, counts),
                         info,
-                        compression=compression,
+                        compression=job.config.compression,
                     )
                     progress.add(counts.rows, counts.values["tokens"])
                     tokens += counts.values["tokens"]
@@ -176,26 +166,24 @@ def _earlier(out: Path, identity: dict[str, Any]) -> tuple[dict[str, Any] | None
     return finished, {int(number) for number in numbers if number.isdecimal()}
 
 
-def _missing(
-    out: Path, layout: Layout, epoch: int, identity: dict[str, Any], finished: dict[str, Any] | None
-) -> list[int]:
-    """Shards of an epoch that are not there; those that are, are read and checked.
+def _missing(out: Path, part: Part, identity: dict[str, Any], finished: dict[str, Any] | None) -> list[int]:
+    """Shards of a part that are not there; those that are, are read and checked.
 
     Raises IntegrityError for a file in their place that is not ours, or no longer holds what was written.
     """
     fingerprint = digest.of_json(identity)
     listed = {entry["file"]: entry for entry in finished["files"]} if finished else {}
     missing = []
-    for shard in range(layout.shards):
-        path = out / layout.name(epoch, shard)
+    for shard in range(part.layout.shards):
+        path = out / part.name(shard)
         if not path.exists():
             missing.append(shard)
         elif read_footer(path).info.get("fingerprint") != fingerprint:
             raise IntegrityError(
                 "it was made with other settings than its directory", where=str(path), fix="remove it and run again"
             )
-        elif layout.name(epoch, shard) in listed:
-            manifest.check_file(out, listed[layout.name(epoch, shard)])
+        elif part.name(shard) in listed:
+            manifest.check_file(out, listed[part.name(shard)])
         else:
             check_content(path)
     return missing
@@ -211,65 +199,32 @@ def _holds(out: Path, finished: dict[str, Any], wanted: set[int]) -> bool:
 
 
 def _finish(
-    out: Path,
-    scored: ScoredDataset,
-    plan: MaskPlan,
-    corpus: Corpus,
-    layout: Layout,
-    epochs: list[int],
-    identity: dict[str, Any],
-    undecided: float | None,
+    out: Path, job: Job, parts: list[Part], identity: dict[str, Any], undecided: float | None
 ) -> dict[str, Any]:
     """Gather the shards' footers into the manifest, and write the card."""
-    files, table = [], []
-    for epoch in epochs:
-        sums, rates, rows = dict.fromkeys(COUNTS, 0), [1.0, 0.0], 0
-        for shard in range(layout.shards):
-            path = out / layout.name(epoch, shard)
-            footer = read_footer(path)
-            counts = footer.info["counts"]
-            rows += footer.rows
-            sums = {k: sums[k] + counts[k] for k in COUNTS}
-            rates = [min(rates[0], footer.info["rates"][0]), max(rates[1], footer.info["rates"][1])]
-            files.append(
-                manifest.file_entry(
-                    out,
-                    path,
-                    rows=footer.rows,
-                    tokens=counts["tokens"],
-                    epoch=epoch,
-                    content_digest=footer.content_digest,
-                )
-            )
-        trainable = max(1, sums["trainable"])
-        table.append(
-            {
-                "epoch": epoch,
-                "folder": folder(epoch),
-                "rows": rows,
-                **sums,
-                "rate_min": rates[0],
-                "rate_max": rates[1],
-                "eligible_share": sums["eligible"] / trainable,
-                "dropped_share": sums["dropped"] / trainable,
-            }
-        )
+    files: list[dict[str, Any]] = []
+    told = {part: _gathered(out, part, files) for part in parts}
+    table = [figures for part, figures in told.items() if part.epoch is not None]
+    others = {part.folder: figures for part, figures in told.items() if part.epoch is None}
+    if job.validation and job.validation_count:
+        others[VALIDATION] |= {
+            "rows_without_loss": job.validation_count.rows_without_loss,
+            "scored": job.validation.content_digest,
+            "source": job.validation.manifest["source"],
+        }
     described = {
         "schema": MASKED,
         "generator": f"entrodrop-prep {__version__}",
         "identity": identity,
-        "recipe": recipe_values(plan.recipe) | {"epochs": max(epochs) + 1},
-        "scored": {
-            "content_digest": scored.content_digest,
-            "model": scored.manifest["model"],
-            "model_identity": scored.manifest["identity"]["model"],
-            "source": scored.manifest["source"],
-            "tokenizer": scored.manifest["tokenizer"],
-        },
-        "tau_nats": _json_float(corpus.tau),
+        "recipe": recipe_values(job.config) | {"epochs": max(e["epoch"] for e in table) + 1},
+        "scored": [_told(s, named=True) for s in job.sources.all]
+        if job.sources.named
+        else _told(job.sources.all[0], named=False),
+        "tau_nats": job.told_tau,
         **({} if undecided is None else {"open_share": undecided}),
-        "rows_without_loss": corpus.rows_without_loss,
+        "rows_without_loss": job.rows_without_loss,
         "epochs": table,
+        **others,
         "content_digest": digest.of_json([f["content_digest"] for f in files]),
         "files": files,
     }
@@ -277,18 +232,78 @@ def _finish(
     return manifest.write(out, described)
 
 
-def _json_float(value: float | None) -> float | str | None:
-    """Infinity has no JSON number; a threshold that selects none is told in words."""
-    return value if value is None or abs(value) != float("inf") else "selects none"
+def _gathered(out: Path, part: Part, files: list[dict[str, Any]]) -> dict[str, Any]:
+    """A part's figures, from the footers of its files, which are added to ``files``."""
+    sums, rates, rows = dict.fromkeys(COUNTS, 0), [1.0, 0.0], 0
+    sources: dict[str, dict[str, int]] = {}
+    for shard in range(part.layout.shards):
+        path = out / part.name(shard)
+        footer = read_footer(path)
+        counts = footer.info["counts"]
+        rows += footer.rows
+        add_counts(sums, counts)
+        rates = [min(rates[0], footer.info["rates"][0]), max(rates[1], footer.info["rates"][1])]
+        for name, figures in footer.info.get("sources", {}).items():
+            add_counts(sources.setdefault(name, {}), figures)
+        files.append(
+            manifest.file_entry(
+                out,
+                path,
+                rows=footer.rows,
+                tokens=counts["tokens"],
+                **part.label,
+                content_digest=footer.content_digest,
+            )
+        )
+    by_source = {"sources": sources} if sources else {}
+    if part.epoch is None:
+        return {"rows": rows, "tokens": sums["tokens"], "labels_left": sums["labels_left"], **by_source}
+    trainable = max(1, sums["trainable"])
+    return {
+        "epoch": part.epoch,
+        "folder": part.folder,
+        "rows": rows,
+        **sums,
+        "rate_min": rates[0],
+        "rate_max": rates[1],
+        "eligible_share": sums["eligible"] / trainable,
+        "dropped_share": sums["dropped"] / trainable,
+        **by_source,
+    }
+
+
+def _told(source: Source, *, named: bool) -> dict[str, Any]:
+    """What the manifest says of a source."""
+    scored = source.scored
+    return {
+        **({"name": source.name, "weight": source.weight, "plain": source.plain} if named else {}),
+        "content_digest": scored.content_digest,
+        "model": scored.manifest["model"],
+        "model_identity": scored.manifest["identity"]["model"],
+        "source": scored.manifest["source"],
+        "tokenizer": scored.manifest["tokenizer"],
+    }
+
+
+def _other_parts(out: Path) -> list[str]:
+    """Which folders beside the epochs an earlier run wrote."""
+    state = manifest.read_state(out) or {}
+    identity = state.get("identity")
+    if (out / manifest.NAME).exists():
+        identity = manifest.read(out, MASKED)["identity"]
+    known = {PLAIN: "plain_config", VALIDATION: VALIDATION}
+    return sorted({*state.get("parts", []), *(part for part, key in known.items() if (identity or {}).get(key))})
 
 
 def _remove_earlier(out: Path) -> None:
     """Remove what an earlier run wrote, but not README.md, which is the user's. The directory stays known as ours."""
-    manifest.write_state(out, {"schema": MASKED})
+    listed = _other_parts(out)
+    manifest.write_state(out, {"schema": MASKED, "parts": listed})
     with writing(out):
         (out / manifest.NAME).unlink(missing_ok=True)
-        for path in out.glob(SHARD_FILES):
-            path.unlink()
-        for path in sorted(out.glob("epoch_*")):
+        for pattern in (SHARD_FILES, *(OTHER_FILES[name] for name in listed)):
+            for path in out.glob(pattern):
+                path.unlink()
+        for path in sorted([*out.glob("epoch_*"), *(out / name for name in listed)]):
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()

@@ -50,15 +50,27 @@ def has_label(lists: pa.ListArray) -> np.ndarray[Any, np.dtype[np.bool_]]:
     return result
 
 
-def trainable_batches(scored: ScoredDataset) -> Iterator[pa.RecordBatch]:
-    """The rows that have something to train on, in the source's order."""
-    for batch in scored.batches(payload_columns(scored)):
+def trainable_batches(scored: ScoredDataset, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows that have something to train on, in the source's order; ``columns`` are those masks are made from."""
+    for batch in scored.batches(columns or payload_columns(scored)):
         keep = has_label(batch.column("loss_mask"))
         yield batch if keep.all() else batch.filter(pa.array(keep))
 
 
+def tables_of(batches: Iterator[pa.RecordBatch], wanted: Wanted) -> Iterator[tuple[int, pa.Table]]:
+    """``(place of the first row, rows)`` in the order they come; parts that are not ``wanted`` are left out."""
+    place = 0
+    for batch in batches:
+        if wanted(place, place + batch.num_rows):
+            yield place, pa.Table.from_batches([batch])
+        place += batch.num_rows
+
+
 class Order:
     """The rows of one epoch in training order."""
+
+    ties: tuple[str, ...] = ("row_id", "window")
+    """What decides between equal keys."""
 
     def __init__(
         self, scored: ScoredDataset, *, shuffle: str, seed: int, source: str, tmp: Path, total_bytes: int
@@ -75,12 +87,35 @@ class Order:
         """
         self._scored, self._shuffle, self._seed, self._source, self._tmp = scored, shuffle, seed, source, tmp
         self._buckets = int(np.clip(-(-total_bytes // BUCKET_BYTES), 1, MAX_BUCKETS))
-        self._dealt: tuple[int, list[int]] | None = None
+        self._dealt: tuple[tuple[int, int], list[int]] | None = None
 
     @property
     def score(self) -> str:
         """The column of the rows that masks are made from."""
         return self._scored.score
+
+    @property
+    def rows_per_batch(self) -> int:
+        """Rows that hold about 260,000 tokens."""
+        return self._scored.rows_per_batch
+
+    @property
+    def varies(self) -> bool:
+        """Whether the rows of one epoch are others than those of another."""
+        return False
+
+    def schema(self) -> pa.Schema:
+        """Of the rows."""
+        return pa.schema([self._scored.schema.field(n) for n in payload_columns(self._scored)])
+
+    def batches(self, epoch: int) -> Iterator[pa.RecordBatch]:
+        """The rows of an epoch in the order of ``--shuffle none``."""
+        return trainable_batches(self._scored)
+
+    def keys(self, batch: pa.RecordBatch, epoch: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
+        """[R] the rows' keys in the order of ``epoch``."""
+        row_id, window = (batch.column(n).to_numpy() for n in ("row_id", "window"))
+        return order_keys(self._seed, self._source, epoch, row_id, window)
 
     def tables(self, epoch: int, wanted: Wanted) -> Iterator[tuple[int, pa.Table]]:
         """``(place of the first row, rows)`` in order.
@@ -88,13 +123,9 @@ class Order:
         Parts for which ``wanted(first, stop)`` is false may be left out.
         """
         if self._shuffle == "none":
-            place = 0
-            for batch in trainable_batches(self._scored):
-                if wanted(place, place + batch.num_rows):
-                    yield place, pa.Table.from_batches([batch])
-                place += batch.num_rows
+            yield from tables_of(self.batches(epoch), wanted)
             return
-        counts = self._deal(epoch if self._shuffle == "epoch" else 0)
+        counts = self._deal(epoch if self._shuffle == "epoch" else 0, epoch if self.varies else 0)
         place = 0
         for bucket, rows in enumerate(counts):
             if rows and wanted(place, place + rows):
@@ -109,15 +140,13 @@ class Order:
     def _file(self, bucket: int) -> Path:
         return self._tmp / f"bucket-{bucket:05d}.arrow"
 
-    def _deal(self, epoch: int) -> list[int]:
-        """Deal the rows into bucket files by key; returns the rows of each bucket."""
-        if self._dealt and self._dealt[0] == epoch:
+    def _deal(self, order_of: int, rows_of: int) -> list[int]:
+        """Deal the rows of one epoch into bucket files by their keys in another; returns the rows of each bucket."""
+        if self._dealt and self._dealt[0] == (order_of, rows_of):
             return self._dealt[1]
         self.close()
         counts = [0] * self._buckets
-        schema = pa.schema(
-            [*(self._scored.schema.field(n) for n in payload_columns(self._scored)), pa.field(_KEY, pa.uint64())]
-        )
+        schema = self.schema().append(pa.field(_KEY, pa.uint64()))
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         with writing(self._tmp), ExitStack() as stack:
             self._tmp.mkdir(parents=True)
@@ -127,14 +156,8 @@ class Order:
                 )
                 for b in range(self._buckets)
             ]
-            for batch in trainable_batches(self._scored):
-                keys = order_keys(
-                    self._seed,
-                    self._source,
-                    epoch,
-                    batch.column("row_id").to_numpy(),
-                    batch.column("window").to_numpy(),
-                )
+            for batch in self.batches(rows_of):
+                keys = self.keys(batch, order_of)
                 bucket = ((keys >> np.uint64(32)) * np.uint64(self._buckets) >> np.uint64(32)).astype(np.int64)
                 by_bucket = np.argsort(bucket, kind="stable")
                 dealt = batch.append_column(_KEY, pa.array(keys)).take(pa.array(by_bucket))
@@ -143,17 +166,15 @@ class Order:
                     if ends[b + 1] > ends[b]:
                         writers[b].write_batch(dealt.slice(ends[b], ends[b + 1] - ends[b]))
                         counts[b] += int(ends[b + 1] - ends[b])
-        self._dealt = (epoch, counts)
+        self._dealt = ((order_of, rows_of), counts)
         return counts
 
     def _sorted(self, bucket: int) -> Iterator[tuple[int, pa.Table]]:
         """A bucket's rows in order, about 260,000 tokens at a time."""
         with pa.OSFile(str(self._file(bucket)), "rb") as f, pa.ipc.open_stream(f) as reader:
             table = reader.read_all().combine_chunks()
-        order = pc.sort_indices(
-            table, sort_keys=[(_KEY, "ascending"), ("row_id", "ascending"), ("window", "ascending")]
-        )
-        step = self._scored.rows_per_batch
+        order = pc.sort_indices(table, sort_keys=[(name, "ascending") for name in (_KEY, *self.ties)])
+        step = self.rows_per_batch
         table = table.drop_columns([_KEY])
         for first in range(0, len(order), step):
             yield first, table.take(order.slice(first, step))

@@ -21,6 +21,8 @@ from entrodrop_prep.scored import ScoredDataset, to_rows
 
 log = logging.getLogger(__name__)
 
+Counts = np.ndarray[Any, np.dtype[np.int64]]
+
 SOURCE = "source"
 """Name of a dataset in the masks' keys where there is only one."""
 LOW_TOP_RATE = 0.01
@@ -76,26 +78,36 @@ def _trainable_scores(scored: ScoredDataset) -> Iterator[np.ndarray[Any, Any]]:
         yield part.entropy[part.trainable]
 
 
-def mask_plan(scored: ScoredDataset, recipe: Recipe, corpus: Corpus) -> MaskPlan:
-    """Everything that decides the masks. Raises ConfigError for a token that cannot be protected or dropped to."""
+def check_logprob(scored: ScoredDataset, recipe: Recipe) -> None:
+    """Raises ConfigError where the recipe looks at log-probabilities and there are none."""
     if recipe.keep_surprising is not None and not scored.has_logprob:
         raise ConfigError(
             "--keep-surprising needs log-probabilities, and the scored dataset has none",
             where=str(scored.directory),
             fix="score again without --no-logprob, or leave it out",
         )
-    unigram = None
-    if recipe.target != "labels" and recipe.drop_token == "random":
-        unigram = scored.unigram.copy()
-        unigram[[i for i in scored.special_ids if i < len(unigram)]] = 0
+
+
+def mask_plan(scored: ScoredDataset, recipe: Recipe, corpus: Corpus) -> MaskPlan:
+    """Everything that decides the masks. Raises ConfigError for a token that cannot be protected or dropped to."""
+    check_logprob(scored, recipe)
     return MaskPlan(
         recipe=recipe,
         source=SOURCE,
         tau=corpus.tau,
         protected=protected_ids(scored, recipe.protect),
-        unigram=unigram,
-        drop_token_id=drop_token_id(scored, recipe),
+        unigram=replacements(scored, recipe, scored.unigram),
+        drop_token_id=drop_token_id(scored, recipe, scored.unigram),
     )
+
+
+def replacements(scored: ScoredDataset, recipe: Recipe, unigram: Counts) -> Counts | None:
+    """How often each id is drawn: ``unigram`` without special tokens; None where none is drawn."""
+    if recipe.target == "labels" or recipe.drop_token != "random":
+        return None
+    draws = unigram.copy()
+    draws[[i for i in scored.special_ids if i < len(draws)]] = 0
+    return draws
 
 
 def open_share(scored: ScoredDataset, plan: MaskPlan) -> float | None:
@@ -132,7 +144,7 @@ def protected_ids(scored: ScoredDataset, protect: str) -> np.ndarray[Any, np.dty
     return np.array(sorted(ids), np.int32)
 
 
-def drop_token_id(scored: ScoredDataset, recipe: Recipe) -> int | None:
+def drop_token_id(scored: ScoredDataset, recipe: Recipe, unigram: Counts) -> int | None:
     """The id that ``--drop-token`` means, None for random.
 
     Raises ConfigError for pad, EOS, or what is not one token; warns of a token the model can hardly know.
@@ -165,7 +177,7 @@ def drop_token_id(scored: ScoredDataset, recipe: Recipe) -> int | None:
                 f"--drop-token {text!r} is the {name} token: the model would learn to see ends everywhere",
                 fix="use random, or another token",
             )
-    if number in tokenizer.added_tokens_decoder or not scored.unigram[number]:
+    if number in tokenizer.added_tokens_decoder or not unigram[number]:
         log.warning(
             "the token %r (id %d) is added or never stands in the corpus: its embedding may be untrained, and "
             "a LoRA run does not train it",
@@ -177,14 +189,20 @@ def drop_token_id(scored: ScoredDataset, recipe: Recipe) -> int | None:
 
 def masked_identity(scored: ScoredDataset, config: MaterializeConfig) -> dict[str, Any]:
     """What the masked files depend on: the scores, the recipe with its horizon, and how rows are laid into files."""
+    return identity_of({"scored": scored.content_digest, "source": SOURCE}, config)
+
+
+def identity_of(sources: dict[str, Any], config: MaterializeConfig) -> dict[str, Any]:
+    """As ``masked_identity``, from whatever says what the rows are."""
     settings = identity(config)
     if config.bounds is None:  # as it was before there were bounds
         del settings["bounds"]
+    if not config.plain_config:
+        del settings["plain_config"]
     return {
         "schema": MASKED,
         "mask_format": FORMAT_VERSION,
-        "scored": scored.content_digest,
-        "source": SOURCE,
+        **sources,
         **settings,
         "quantile": None if config.threshold is not None else quantile.quantile_of(config),
         "horizon": horizon(config),

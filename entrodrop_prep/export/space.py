@@ -8,10 +8,7 @@ from pathlib import Path
 
 from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.errors import DiskSpaceError
-from entrodrop_prep.export.epoch import SHARD_FILES, Layout
-from entrodrop_prep.export.order import payload_bytes
-from entrodrop_prep.export.plan import Corpus
-from entrodrop_prep.scored import ScoredDataset
+from entrodrop_prep.export.epoch import SHARD_FILES, Part
 
 log = logging.getLogger(__name__)
 
@@ -20,19 +17,17 @@ STORED_SHARE = {"zstd": 0.75, "snappy": 0.9, "none": 1.05}
 PLAIN_BYTES = 9
 
 
-def check_space(
-    out: Path,
-    scored: ScoredDataset,
-    corpus: Corpus,
-    layout: Layout,
-    missing: dict[int, list[int]],
-    config: MaterializeConfig,
-) -> None:
-    """Say what is about to be written; raises DiskSpaceError where the disk cannot hold it."""
-    rows = sum(stop - first for shards in missing.values() for first, stop in map(layout.places, shards))
-    share = rows / max(1, corpus.rows)
-    need = int(share * corpus.tokens * PLAIN_BYTES * STORED_SHARE[config.compression])
-    spill = payload_bytes(scored, corpus.tokens) if config.shuffle != "none" and rows else 0
+def check_space(out: Path, missing: dict[Part, list[int]], sorting_bytes: int, config: MaterializeConfig) -> None:
+    """Say what is about to be written; raises DiskSpaceError where the disk cannot hold it.
+
+    ``missing`` are the shards to write of each part, ``sorting_bytes`` what an epoch's rows take while they are sorted.
+    """
+    tokens = 0.0
+    for part, shards in missing.items():
+        rows = sum(stop - first for first, stop in map(part.layout.places, shards))
+        tokens += rows / max(1, part.layout.rows) * part.layout.tokens
+    need = int(tokens * PLAIN_BYTES * STORED_SHARE[config.compression])
+    spill = sorting_bytes if config.shuffle != "none" and tokens else 0
     free = shutil.disk_usage(out).free
     if config.overwrite:
         free += sum(path.stat().st_size for path in out.glob(SHARD_FILES))

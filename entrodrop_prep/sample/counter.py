@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 FORMAT_VERSION = 1
 
-DROP, REPLACE, ORDER = "drop", "replace", "order"
-"""The streams: which tokens are dropped, what replaces them, in which order the rows stand."""
+DROP, REPLACE, ORDER, CHOOSE = "drop", "replace", "order", "choose"
+"""The streams: which tokens are dropped, what replaces them, how the rows stand, which rows a weight chooses."""
 
 MAX_ROW_ID = 2**48 - 1
 MAX_EPOCH = 2**16 - 1
@@ -73,7 +73,7 @@ def _philox(
 def stream_key(seed: int, stream: str, source: str) -> int:
     """The 64-bit key of one stream of one source: BLAKE2b-64 over version, seed and both length-prefixed names.
 
-    ``stream`` is DROP, REPLACE or ORDER; ``source`` is the name of the dataset that the rows belong to. Raises
+    ``stream`` is DROP, REPLACE, ORDER or CHOOSE; ``source`` is the name of the dataset that the rows belong to. Raises
     ValueError for a seed that is not an unsigned 64-bit number.
     """
     if not 0 <= seed < 2**64:

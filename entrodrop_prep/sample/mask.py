@@ -44,6 +44,8 @@ class Rows:
     """[N] as ``entropy``; None where none was stored."""
     loss_mask: NDArray[np.bool_]
     """[N] true where a token may be trained on."""
+    group: NDArray[np.int32] | None = None
+    """[R] which of ``MaskPlan.taus`` is each row's threshold; None where the plan has none."""
 
     def __post_init__(self) -> None:
         n, rows = len(self.input_ids), len(self.row_id)
@@ -84,17 +86,21 @@ class MaskPlan:
     source: str
     """Name of the dataset that the rows belong to."""
     tau: float | None
-    """Corpus threshold, nats (-inf or +inf where it selects none); None for --scope row and --select random."""
+    """Threshold of the corpus or the source, nats (-inf or +inf where it selects none); None where there is none."""
     protected: NDArray[np.int32]
     """Sorted ids that are never dropped nor replaced."""
     unigram: NDArray[np.int64] | None
     """[V] how often each id is drawn as a replacement, relative to the others (special tokens: 0)."""
     drop_token_id: int | None
     """The replacement; None draws it from ``unigram``."""
+    taus: NDArray[np.float64] | None = None
+    """[G] thresholds of the values of a column, as ``tau``; only for --scope column:C."""
 
     def __post_init__(self) -> None:
-        if (self.tau is not None) != (self.recipe.threshold is not None or needs_corpus_quantile(self.recipe)):
-            raise ValueError(f"tau is {self.tau} for a recipe that says otherwise")
+        one = self.recipe.threshold is not None or needs_corpus_quantile(self.recipe)
+        many = self.recipe.select != "random" and self.recipe.scope_column is not None
+        if (self.tau is not None) != one or (self.taus is not None) != many:
+            raise ValueError(f"tau is {self.tau}, taus {self.taus} for a recipe that says otherwise")
         if (self.drop_token_id is None) != (self.recipe.drop_token == "random"):
             raise ValueError(f"drop_token_id is {self.drop_token_id} for --drop-token {self.recipe.drop_token}")
         if self.recipe.target != "labels" and self.drop_token_id is None and not self._draws.any():
@@ -130,8 +136,8 @@ class Masked:
 
 
 def needs_corpus_quantile(recipe: Recipe) -> bool:
-    """Whether ``MaskPlan.tau`` is to be found among the scores of the whole corpus (else: given, per row, or none)."""
-    return recipe.threshold is None and recipe.select != "random" and recipe.scope == "corpus"
+    """Whether ``MaskPlan.tau`` is to be found among all scores of the corpus or the source (else: given, or others)."""
+    return recipe.threshold is None and recipe.select != "random" and recipe.scope in ("corpus", "source")
 
 
 def apply(rows: Rows, plan: MaskPlan, epoch: int, rates: NDArray[np.float64]) -> Masked:
@@ -164,6 +170,21 @@ def apply(rows: Rows, plan: MaskPlan, epoch: int, rates: NDArray[np.float64]) ->
     )
 
 
+def unmasked(rows: Rows) -> Masked:
+    """``rows`` with every label they can have: nothing is eligible, nothing dropped."""
+    count = rows.per_row(rows.trainable)
+    none = np.zeros(len(count), np.int64)
+    return Masked(
+        input_ids=rows.input_ids,
+        labels=np.where(rows.trainable, rows.input_ids, np.int32(IGNORE)),
+        trainable=count,
+        eligible=none,
+        dropped=np.zeros(len(rows.input_ids), np.bool_),
+        dropped_count=none,
+        labels_left=count,
+    )
+
+
 def eligible_tokens(rows: Rows, plan: MaskPlan, thresholds_of: Rows | None = None) -> NDArray[np.bool_]:
     """[N] tokens that may be dropped: trainable, not protected, selected by entropy, not surprising.
 
@@ -175,7 +196,11 @@ def eligible_tokens(rows: Rows, plan: MaskPlan, thresholds_of: Rows | None = Non
     if recipe.select != "random":
         high = recipe.select == "high-entropy"
         tau: Any = plan.tau
-        if tau is None:
+        if plan.taus is not None:
+            if rows.group is None:
+                raise ValueError("the rows do not say which threshold is theirs")
+            tau = np.repeat(plan.taus[rows.group], rows.lengths)
+        elif tau is None:
             scores = (thresholds_of or rows).entropy
             of_row = row_thresholds(scores, rows.trainable, rows.offsets, quantile_of(recipe), high)
             tau = np.repeat(of_row, rows.lengths)

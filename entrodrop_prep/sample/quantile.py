@@ -26,6 +26,7 @@ DEFAULT_QUANTILE = 0.5
 """The quantile of a recipe that names neither a quantile nor a threshold; ours."""
 
 _BINS = 1 << 16
+_GROUPS_BY_16_BITS = 16
 
 
 def quantile_of(recipe: Recipe) -> float:
@@ -130,6 +131,49 @@ def threshold(first: Histogram, q: float, *, high: bool, again: Callable[[], Ite
     if rank is None:
         return math.inf if high else -math.inf
     return _find(first, rank, again)
+
+
+def group_thresholds(
+    chunks: Callable[[], Iterable[tuple[NDArray[Any], NDArray[Any]]]],
+    dtype: DTypeLike,
+    groups: int,
+    q: float,
+    *,
+    high: bool,
+) -> NDArray[np.float64]:
+    """The threshold of each of ``groups`` groups by itself: float64 [groups], as ``threshold`` has it for the corpus.
+
+    ``chunks()`` yields scores [n] of ``dtype`` and the group [n] of each, and is called once for every 16 bits of the
+    scores, or for every 8 where there are more than 16 groups: at most 8 MiB of counts for 16 groups, 2 KiB a group
+    beyond. Raises ValueError for another dtype or a NaN among the scores.
+    """
+    kind = np.dtype(dtype)
+    bits = 16 if groups <= _GROUPS_BY_16_BITS else 8
+    known, rank = np.zeros(groups, np.int64), np.zeros(groups, np.int64)
+    selects = np.zeros(groups, np.bool_)
+    for shift in range(8 * kind.itemsize - bits, -1, -bits):
+        first = shift == 8 * kind.itemsize - bits
+        counts = np.zeros((groups, 1 << bits), np.int64)
+        for scores, group in chunks():
+            if scores.dtype != kind:
+                raise ValueError(f"the groups count {kind}, not {scores.dtype}")
+            if np.isnan(scores).any():
+                raise ValueError("a null score stands at a trainable token")
+            keys, of = _keys(scores).astype(np.int64), group.astype(np.int64)
+            if not first:
+                inside = keys >> (shift + bits) == known[of]
+                keys, of = keys[inside], of[inside]
+            cell = of << bits | (keys >> shift) & ((1 << bits) - 1)
+            counts += np.bincount(cell, minlength=counts.size).reshape(counts.shape)
+        if first:
+            ranks = [(high_rank if high else low_rank)(q, int(n)) for n in counts.sum(axis=1)]
+            selects = np.array([r is not None for r in ranks], np.bool_)
+            rank = np.array([r or 0 for r in ranks], np.int64)
+        ends = np.cumsum(counts, axis=1)
+        digit = np.minimum((ends <= rank[:, None]).sum(axis=1), (1 << bits) - 1)
+        rank -= (ends - counts)[np.arange(groups), digit]
+        known = known << bits | digit
+    return np.where(selects, _scores(known, kind).astype(np.float64), math.inf if high else -math.inf)
 
 
 def row_thresholds(

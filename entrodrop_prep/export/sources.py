@@ -1,0 +1,171 @@
+"""The scored directories that an epoch is mixed from: their names, how often their rows stand, and whether they fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from entrodrop_prep.config import MaterializeConfig
+from entrodrop_prep.errors import ConfigError
+from entrodrop_prep.export.plan import SOURCE, check_logprob
+from entrodrop_prep.schema import RESERVED
+from entrodrop_prep.scored import ScoredDataset
+from entrodrop_prep.shards import local_directory
+
+EVAL = "eval"
+"""No source's name: ``verify --against eval=SCORED`` speaks of the validation rows."""
+MIN_WEIGHT, MAX_WEIGHT = 0.001, 100.0
+_NAMED = re.compile(r"([A-Za-z0-9_-]{1,64})=(.+)", re.DOTALL)
+_WEIGHTED = re.compile(r"(.+):(\d+(?:\.\d*)?|\.\d+)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One of the directories. ``plain`` rows are never masked."""
+
+    name: str
+    scored: ScoredDataset
+    weight: float = 1.0
+    plain: bool = False
+
+    @property
+    def times(self) -> int:
+        """How often every row stands in every epoch."""
+        return int(self.weight)
+
+    @property
+    def share(self) -> float:
+        """The share of the rows that stand once more, chosen anew each epoch."""
+        return self.weight - self.times
+
+    def key_name(self, repeat: int) -> str:
+        """The name under which a row has its random numbers the ``repeat``-th time (from 0) it stands in an epoch."""
+        return self.name if repeat == 0 else f"{self.name}#{repeat}"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """All sources of a run by name, ascending; ``named`` unless there is one directory given without a name."""
+
+    all: tuple[Source, ...]
+    named: bool
+
+    @property
+    def masked(self) -> list[Source]:
+        """Those whose rows are masked."""
+        return [s for s in self.all if not s.plain]
+
+
+def named_path(text: str) -> tuple[str | None, str]:
+    """Name and path of ``NAME=PATH``; no name where the text does not begin with one."""
+    found = _NAMED.fullmatch(text)
+    return (found[1], found[2]) if found else (None, text)
+
+
+def open_sources(config: MaterializeConfig) -> Sources:
+    """Open what ``config`` names. Raises ConfigError for names, weights or directories that do not go together."""
+    texts = [*((text, False) for text in config.sources), *((text, True) for text in config.plain)]
+    given = [(text, *named_path(text), plain) for text, plain in texts]
+    alone = len(config.sources) == 1 and given[0][1] is None
+    opened: list[Source] = []
+    for index, (text, name, rest, plain) in enumerate(given):
+        if alone and index == 0:
+            opened.append(Source(SOURCE, _open(rest)))
+            continue
+        if name is None:
+            raise ConfigError(
+                f"{text!r} has no name",
+                fix="write NAME=SCORED or NAME=SCORED:WEIGHT; a name is letters, digits, _ and -, 64 at most",
+            )
+        path, weight = _weighted(rest)
+        if name == EVAL:
+            raise ConfigError("no source can have the name 'eval'", where=text, fix="choose another")
+        if not MIN_WEIGHT <= weight <= MAX_WEIGHT:
+            raise ConfigError(
+                f"the weight of source {name!r} is {weight:g}", fix=f"give one from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}"
+            )
+        opened.append(Source(name, _open(path), weight, plain))
+    for one, other in zip(sorted(opened, key=_name), sorted(opened, key=_name)[1:], strict=False):
+        if one.name == other.name:
+            raise ConfigError(f"two sources have the name {one.name!r}", fix="give each a name of its own")
+    sources = Sources(tuple(sorted(opened, key=_name)), named=not (alone and len(opened) == 1))
+    _check_estimators(sources.masked)
+    sources = Sources(tuple(_with_bounds(s, config) for s in sources.all), sources.named)
+    check_tokenizers(s.scored for s in sources.all)
+    for source in sources.masked:
+        check_logprob(source.scored, config)
+        _check_column(source, config.scope_column)
+    return sources
+
+
+def open_eval(config: MaterializeConfig, sources: Sources) -> ScoredDataset | None:
+    """The scored directory of the validation rows. Raises ConfigError where its tokenizer is another."""
+    if config.eval is None:
+        return None
+    scored = _open(config.eval)
+    check_tokenizers([sources.all[0].scored, scored])
+    return scored
+
+
+def check_tokenizers(directories: Iterable[ScoredDataset]) -> None:
+    """Raises ConfigError naming two directories whose token ids or vocabularies are not the same."""
+    first, *others = directories
+    for other in others:
+        for what, one, two in (
+            ("tokenizers", first.manifest["tokenizer"]["digest"], other.manifest["tokenizer"]["digest"]),
+            ("vocabulary sizes", first.vocab_size, other.vocab_size),
+        ):
+            if one != two:
+                raise ConfigError(
+                    f"{first.directory} and {other.directory} have different {what}",
+                    fix="score both with the same --tokenizer and a model of the same vocabulary",
+                )
+
+
+def _name(source: Source) -> str:
+    return source.name
+
+
+def _open(path: str) -> ScoredDataset:
+    return ScoredDataset(local_directory(path))
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    """Path and weight of ``PATH[:WEIGHT]``."""
+    found = _WEIGHTED.fullmatch(text)
+    return (found[1], float(found[2])) if found else (text, 1.0)
+
+
+def spec(name: str, path: str, weight: float) -> str:
+    """The argument that names a source."""
+    return f"{name}={path}:{weight!r}"
+
+
+def _check_estimators(masked: list[Source]) -> None:
+    for other in masked[1:]:
+        if other.scored.estimator != masked[0].scored.estimator:
+            raise ConfigError(
+                f"{masked[0].scored.directory} holds {_told(masked[0])}, {other.scored.directory} {_told(other)}",
+                fix="mix directories of one estimator",
+            )
+
+
+def _told(source: Source) -> str:
+    return "the exact entropy" if source.scored.estimator == "exact" else "bounds of the entropy"
+
+
+def _with_bounds(source: Source, config: MaterializeConfig) -> Source:
+    if source.plain:
+        return source
+    return Source(source.name, ScoredDataset(source.scored.directory, config.bounds), source.weight)
+
+
+def _check_column(source: Source, column: str | None) -> None:
+    kept = [name for name in source.scored.schema.names if name not in RESERVED]
+    if column is not None and column not in kept:
+        raise ConfigError(
+            f"--scope column:{column}: there is no such column",
+            where=str(source.scored.directory),
+            fix=f"kept columns are: {', '.join(kept)}" if kept else "score with --keep-columns: none was kept",
+        )
