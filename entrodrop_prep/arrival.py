@@ -115,7 +115,7 @@ def _entries(path: Path, epochs: Sequence[int] | None) -> list[list[dict[str, An
     unknown = [e for e in epochs or () if e not in there]
     if unknown:
         raise ConfigError(f"epoch {unknown[0]} is not there", where=str(path), fix=f"it has {there}")
-    return [[f for f in described["files"] if f["epoch"] == e] for e in (there if epochs is None else epochs)]
+    return [[f for f in described["files"] if f.get("epoch") == e] for e in (there if epochs is None else epochs)]
 
 
 def _rows(path: Path, entries: list[list[dict[str, Any]]]) -> Iterator[_Row]:

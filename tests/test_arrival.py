@@ -44,6 +44,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         made[target].mkdir()
         (made[target] / "base-model").symlink_to(model)
         settings: dict[str, Any] = {"schedule": "linear", "max_rate": 0.9, "rows_per_shard": 12, "target": target}
+        settings |= {"eval": str(folder / "scored"), "plain_config": True}  # files that are no epoch's
         out = str(made[target] / "masked")
         materialize(MaterializeConfig(scored=str(folder / "scored"), out=out, epochs=EPOCHS, **settings))
     return made
