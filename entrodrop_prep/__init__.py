@@ -1,4 +1,4 @@
-"""Entropy-guided token dropout as a data-preparation step: score once, write masked datasets that any trainer reads.
+"""Entropy-guided token dropout as a data-preparation step: score once, write masked datasets that trainers read.
 
     from entrodrop_prep import MaterializeConfig, ScoreConfig, materialize, score
 

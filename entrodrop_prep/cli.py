@@ -25,7 +25,7 @@ from entrodrop_prep.errors import EntrodropError
 app = typer.Typer(
     name="entrodrop",
     help="Entropy-guided token dropout as data preparation: score a corpus once with a frozen reference model, then "
-    "write masked datasets, one an epoch, that any trainer reads unchanged.",
+    "write masked datasets, one an epoch, that trainers read unchanged.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

@@ -1,0 +1,306 @@
+"""Settings of ``materialize``, and the recipe file that holds those which decide the masks."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from entrodrop_prep.errors import ConfigError
+from entrodrop_prep.settings import Setting, build, flag, validate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What decides which tokens are dropped in which epoch, and what a dropped token looks like.
+
+    Everything here but ``epochs`` is part of the masks' identity; ``epochs`` is so only through ``horizon``.
+    """
+
+    epochs: Annotated[int, Setting("Number of epochs to write.", ge=1, le=65535, role="operation")]
+    target: Annotated[
+        Literal["labels", "inputs", "both"],
+        Setting("What a dropped token loses: its label (-100), its input id (replaced), or both."),
+    ] = "labels"
+    drop_token: Annotated[
+        str,
+        Setting(
+            "Replacement for a dropped input id: random draws from the corpus's unigram distribution, special tokens "
+            "excluded.",
+            metavar="random|ID|TEXT",
+        ),
+    ] = "random"
+    select: Annotated[
+        Literal["low-entropy", "high-entropy", "random"],
+        Setting("Which tokens may be dropped; high-entropy and random are control arms."),
+    ] = "low-entropy"
+    quantile: Annotated[
+        float | None,
+        Setting("Share of the trainable tokens, by entropy, that may be dropped.", ge=0, le=1, default_text="0.5"),
+    ] = None
+    threshold: Annotated[
+        float | None,
+        Setting("Entropy in nats that bounds what may be dropped, instead of --quantile.", ge=0, metavar="NATS"),
+    ] = None
+    scope: Annotated[
+        str,
+        Setting(
+            "What the quantile is taken over: all trainable tokens, those of each row, of each source, or of each "
+            "value of a kept column of the scored shards.",
+            metavar="corpus|row|source|column:C",
+        ),
+    ] = "corpus"
+    bounds: Annotated[
+        Literal["lo", "hi"] | None,
+        Setting(
+            "Which bound to take for the entropy of a directory that holds bounds (experimental).", default_text="none"
+        ),
+    ] = None
+    protect: Annotated[
+        str,
+        Setting(
+            "Tokens never dropped nor replaced: the tokenizer's special tokens, none, or a list of ids.",
+            metavar="special|none|ID,ID",
+        ),
+    ] = "special"
+    keep_surprising: Annotated[
+        float | None,
+        Setting(
+            "Never drop a token whose -logprob exceeds this: the model was confident, and wrong.",
+            ge=0,
+            metavar="NATS",
+            default_text="off",
+        ),
+    ] = None
+    schedule: Annotated[
+        Literal["sigmoid", "linear", "cosine", "constant", "step"],
+        Setting("How the drop rate grows with progress p from 0 to 1."),
+    ] = "sigmoid"
+    max_rate: Annotated[float, Setting("Highest drop rate of an eligible token.", ge=0, le=1)] = 0.8
+    min_rate: Annotated[float, Setting("Lowest drop rate of an eligible token.", ge=0, le=1)] = 0.0
+    steepness: Annotated[float, Setting("Slope K of the sigmoid, per unit of progress.", gt=0)] = 10.0
+    midpoint: Annotated[
+        float, Setting("Progress at which the sigmoid is half-way, or the step happens.", ge=0, le=1)
+    ] = 0.5
+    rates: Annotated[
+        tuple[float, ...] | None,
+        Setting(
+            "Drop rate of each epoch in turn, instead of a schedule.",
+            metavar="A,B,...",
+            default_text="from the schedule",
+        ),
+    ] = None
+    progress: Annotated[
+        Literal["epoch", "row"],
+        Setting("Whether the rate is one number an epoch, or grows row by row in training order."),
+    ] = "epoch"
+    horizon: Annotated[
+        int | None,
+        Setting(
+            "Number of epochs that the curriculum spans. With the same horizon, more epochs leave earlier ones as they "
+            "are.",
+            ge=1,
+            le=65535,
+            default_text="--epochs",
+        ),
+    ] = None
+    shuffle: Annotated[
+        Literal["epoch", "once", "none"],
+        Setting(
+            "Row order: a new one each epoch, one for all epochs, or the source's. Trainers must then read in order."
+        ),
+    ] = "epoch"
+    seed: Annotated[int, Setting("Seed of every random choice.", ge=0, le=2**63 - 1)] = 0
+
+    @property
+    def scope_column(self) -> str | None:
+        """The column each of whose values has a threshold of its own, if ``scope`` names one."""
+        kind, _, column = self.scope.partition(":")
+        return column if kind == "column" and column else None
+
+    def check(self) -> None:
+        """Rules that span several fields. Raises ConfigError."""
+        if self.threshold is not None and self.quantile is not None:
+            raise ConfigError("--quantile and --threshold exclude each other", fix="give one of them")
+        if self.threshold is not None and self.select == "random":
+            raise ConfigError(
+                "--select random has no entropy threshold", fix="give --quantile, the share that may be dropped"
+            )
+        if self.scope not in ("corpus", "row", "source") and self.scope_column is None:
+            raise ConfigError(
+                f"--scope {self.scope!r} is not understood", fix="give corpus, row, source, or column:C with a column C"
+            )
+        if self.threshold is not None and self.scope != "corpus":
+            raise ConfigError(
+                "--threshold is the same number for every row", fix=f"leave out --scope {self.scope}, or use --quantile"
+            )
+        if self.min_rate > self.max_rate:
+            raise ConfigError(f"--min-rate {self.min_rate} is above --max-rate {self.max_rate}", fix="swap them")
+        if self.drop_token != "random" and self.target == "labels":
+            raise ConfigError(
+                "--drop-token has no use with --target labels, which leaves the input as it is",
+                fix="add --target inputs or --target both",
+            )
+        horizon = self.horizon or self.epochs
+        if self.rates is not None:
+            if len(self.rates) != horizon:
+                raise ConfigError(
+                    f"--rates gives {len(self.rates)} rates for {horizon} epochs",
+                    fix="give one rate for each epoch of the horizon",
+                )
+            bad = [r for r in self.rates if not 0 <= r <= 1]
+            if bad:
+                raise ConfigError(f"--rates holds {bad[0]:g}", fix="a rate lies between 0 and 1")
+            if self.progress == "row":
+                raise ConfigError(
+                    "--rates gives one rate an epoch, --progress row one a row", fix="leave out one of them"
+                )
+            defaults = {f.name: f.default for f in dataclasses.fields(Recipe)}
+            for name in ("schedule", "max_rate", "min_rate", "steepness", "midpoint"):
+                if getattr(self, name) != defaults[name]:
+                    raise ConfigError(f"--rates and {flag(name)} exclude each other", fix="leave out one of them")
+            if self.epochs > horizon:
+                raise ConfigError(f"--rates covers {horizon} epochs, --epochs asks for {self.epochs}", fix="add rates")
+        if self.protect not in ("special", "none"):
+            for item in self.protect.split(","):
+                if item.strip() != "special" and not item.strip().isdecimal():
+                    raise ConfigError(
+                        f"--protect {self.protect!r} is not understood",
+                        fix="give special, none, or token ids separated by commas",
+                    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaterializeConfig(Recipe):
+    """Settings of ``entrodrop materialize``: a recipe, and where the result goes."""
+
+    scored: Annotated[
+        str | tuple[str, ...],
+        Setting(
+            "Scored directory; or several to mix, each as NAME=SCORED[:WEIGHT]. A WEIGHT of 2 puts each row twice into "
+            "every epoch, 0.5 half of the rows, chosen anew each epoch.",
+            argument=True,
+            role="operation",
+            repeat=True,
+            whole=True,
+        ),
+    ]
+    out: Annotated[str, Setting("Directory for the masked dataset.", metavar="DIR", role="operation")]
+    plain: Annotated[
+        tuple[str, ...],
+        Setting(
+            "Source whose rows are mixed in and never masked (replay). May be repeated.",
+            metavar="NAME=SCORED[:WEIGHT]",
+            role="operation",
+            repeat=True,
+            whole=True,
+        ),
+    ] = ()
+    eval: Annotated[
+        str | None,
+        Setting(
+            "Scored directory to write once, with all its labels, as the split `validation` of every configuration.",
+            metavar="SCORED",
+            role="operation",
+        ),
+    ] = None
+    plain_config: Annotated[
+        bool,
+        Setting("Write a configuration `plain` too: the rows of epoch 0 in its order, with nothing dropped."),
+    ] = False
+    only_epochs: Annotated[
+        str | None,
+        Setting(
+            "Write only these epochs, e.g. 2-5: the rest may be written elsewhere or later.",
+            metavar="A-B",
+            role="operation",
+            default_text="all",
+        ),
+    ] = None
+    recipe: Annotated[
+        str | None,
+        Setting("YAML or JSON file of settings; flags beside it win.", metavar="FILE", role="operation"),
+    ] = None
+    rows_per_shard: Annotated[int, Setting("Rows in one output file.", ge=1)] = 100_000
+    compression: Annotated[Literal["zstd", "snappy", "none"], Setting("Compression of the Parquet files.")] = "zstd"
+    overwrite: Annotated[
+        bool, Setting("Throw away what an earlier run left in --out and start anew.", role="operation")
+    ] = False
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if not self.sources:
+            raise ConfigError("SCORED is missing", fix="give a scored directory")
+        self.check()
+        self.epochs_to_write()
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """``scored``, each of them."""
+        return (self.scored,) if isinstance(self.scored, str) else self.scored
+
+    def epochs_to_write(self) -> range:
+        """The epochs this run writes. Raises ConfigError for a range that is not inside ``epochs``."""
+        if self.only_epochs is None:
+            return range(self.epochs)
+        first, _, last = self.only_epochs.partition("-")
+        if not first.strip().isdecimal() or not (last.strip() or first).strip().isdecimal():
+            raise ConfigError(f"--only-epochs {self.only_epochs!r} is not understood", fix="write it as 2 or 2-5")
+        chosen = range(int(first), int(last or first) + 1)
+        if not chosen or chosen[-1] >= self.epochs:
+            raise ConfigError(
+                f"--only-epochs {self.only_epochs} is not inside epochs 0 to {self.epochs - 1}",
+                fix="epochs count from 0",
+            )
+        return chosen
+
+    @classmethod
+    def load(cls, recipe: str | None = None, **flags: Any) -> MaterializeConfig:
+        """Settings from a recipe file (YAML or JSON) with ``flags`` laid over it. Raises ConfigError."""
+        values = {**read_recipe(recipe), "recipe": recipe} if recipe else {}
+        return build(cls, {**values, **flags})
+
+
+def _parsed(text: str) -> Any:
+    """YAML, or JSON that YAML does not take (indented with tabs). Raises yaml.YAMLError."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        try:
+            return json.loads(text)
+        except ValueError:
+            pass
+        raise
+
+
+RECIPE_FIELDS = tuple(f.name for f in dataclasses.fields(Recipe))
+
+
+def read_recipe(path: str) -> dict[str, Any]:
+    """The settings in a recipe file, keys checked. Raises ConfigError naming the file and the key."""
+    import yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        values = _parsed(text)
+    except OSError as e:
+        raise ConfigError(f"cannot read the recipe: {e.strerror}", where=path, fix="check the path") from e
+    except (yaml.YAMLError, ValueError) as e:
+        raise ConfigError(f"the recipe is neither YAML nor JSON: {e}", where=path, fix="mend the file") from e
+    if not isinstance(values, dict):
+        raise ConfigError(
+            "the recipe is not a table of settings", where=path, fix="write lines such as `quantile: 0.5`"
+        )
+    allowed = (*RECIPE_FIELDS, "rows_per_shard", "compression")
+    values = {str(key).replace("-", "_"): value for key, value in values.items()}
+    for key in values:
+        if key not in allowed:
+            near = difflib.get_close_matches(key, allowed, n=1)
+            fix = f"did you mean {near[0]}?" if near else f"settings are: {', '.join(allowed)}"
+            raise ConfigError(f"unknown setting {key!r}", where=path, fix=fix)
+    return values

@@ -1,0 +1,287 @@
+"""Settings of ``score`` and ``serve``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from entrodrop_prep.errors import ConfigError
+from entrodrop_prep.settings import Setting, validate
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Settings of ``entrodrop score``: which rows, which model, how long documents are cut, how scores are stored."""
+
+    source: Annotated[
+        str,
+        Setting(
+            "What to score: a Hub dataset id, a save_to_disk directory, or local files: a file, a directory, a glob or "
+            "an fsspec URL of Parquet, JSONL/JSON (.gz, .zst too), CSV, Arrow or text (one row a line).",
+            argument=True,
+        ),
+    ]
+    model: Annotated[str, Setting("Reference model: a local directory or a Hub id. It is only read.")]
+    out: Annotated[
+        str,
+        Setting("Directory for the scored shards, on a local or shared disk.", metavar="DIR", role="operation"),
+    ]
+    backend: Annotated[
+        Literal["auto", "transformers", "vllm", "server"],
+        Setting(
+            "What computes the scores: transformers; vLLM, started here; or vLLM servers that run already. auto takes "
+            "vLLM where it is installed and proven for the model's architecture, else transformers.",
+            role="operation",
+        ),
+    ] = "auto"
+    revision: Annotated[
+        str | None,
+        Setting("Revision (branch, tag or commit) of the model on the Hub.", default_text="the default branch"),
+    ] = None
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16", "auto"],
+        Setting(
+            "Number format the model runs in; auto takes the checkpoint's. The entropy is float32 arithmetic always."
+        ),
+    ] = "auto"
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "mps"],
+        Setting("Where the model runs; auto takes a GPU where there is one.", role="operation"),
+    ] = "auto"
+    tokenizer: Annotated[
+        str | None,
+        Setting(
+            "Tokenizer you will train with: directory or Hub id. Every id in use must mean the same token to the "
+            "model.",
+            default_text="the model's",
+        ),
+    ] = None
+    chat_template: Annotated[
+        str | None,
+        Setting("Jinja file used instead of the tokenizer's chat template.", metavar="FILE"),
+    ] = None
+    chat_template_kwargs: Annotated[
+        dict[str, Any] | None,
+        Setting("JSON object of variables for the chat template, e.g. '{\"enable_thinking\": false}'.", metavar="JSON"),
+    ] = None
+    split: Annotated[str, Setting("Split to read, where the source has splits.")] = "train"
+    config: Annotated[
+        str | None,
+        Setting("Configuration (subset) of a Hub dataset.", metavar="NAME"),
+    ] = None
+    text_column: Annotated[str | None, Setting("Column of plain text.", default_text="detected")] = None
+    prompt_column: Annotated[str | None, Setting("Column of prompts.", default_text="detected")] = None
+    completion_column: Annotated[str | None, Setting("Column of completions.", default_text="detected")] = None
+    messages_column: Annotated[str | None, Setting("Column of chat messages.", default_text="detected")] = None
+    id_column: Annotated[
+        str | None,
+        Setting("Column that names each row; it is kept as `id`, must be unique, and is shown in messages."),
+    ] = None
+    keep_columns: Annotated[
+        tuple[str, ...],
+        Setting("Source columns to carry into the scored shards.", metavar="A,B"),
+    ] = ()
+    limit: Annotated[int | None, Setting("Score only the first N rows.", ge=1)] = None
+    max_length: Annotated[
+        int | None,
+        Setting("Longest row in tokens.", ge=2, default_text="the model's context, at most 4096"),
+    ] = None
+    long_documents: Annotated[
+        Literal["auto", "split", "truncate", "drop", "error"],
+        Setting(
+            "What happens to rows over --max-length. auto splits plain and pre-tokenized text and drops (and lists) "
+            "chats and prompt/completion rows: half a conversation is not a conversation."
+        ),
+    ] = "auto"
+    overlap: Annotated[
+        int,
+        Setting(
+            "Tokens of the window before that each further window of a split document repeats as context. At least one "
+            "is always repeated.",
+            ge=0,
+        ),
+    ] = 0
+    append_eos: Annotated[
+        bool,
+        Setting(
+            "End plain text and plain completions with the EOS token where they do not already (chats never need it)."
+        ),
+    ] = True
+    rows_per_shard: Annotated[
+        int,
+        Setting(
+            "Source rows in one shard: the unit of work, and the most that a killed run loses. One shard is held in "
+            "memory: lower it for very long documents.",
+            ge=1,
+        ),
+    ] = 2000
+    score_dtype: Annotated[
+        Literal["float16", "float32"],
+        Setting("Number format the scores are stored in. float16 halves their size at about three digits."),
+    ] = "float32"
+    logprob: Annotated[bool, Setting("Store the log-probability of each token beside the entropy.")] = True
+    estimator: Annotated[
+        Literal["exact", "topk"],
+        Setting("What is stored: the exact entropy, or experimental bounds from the top k of a stock vLLM server."),
+    ] = "exact"
+    top_k: Annotated[
+        int,
+        Setting("Tokens of which --estimator topk asks the log-probabilities (experimental).", ge=1),
+    ] = 20
+    batch_tokens: Annotated[
+        int,
+        Setting(
+            "Tokens in one forward pass, padding included. Halved on its own when memory runs out.",
+            ge=1,
+            role="operation",
+        ),
+    ] = 8192
+    engine_arg: Annotated[
+        tuple[str, ...],
+        Setting(
+            "Option of the vLLM engine, such as tensor_parallel_size=2 or gpu_memory_utilization=0.8. May be repeated.",
+            metavar="KEY=VALUE",
+            role="operation",
+            repeat=True,
+        ),
+    ] = ()
+    replicas: Annotated[
+        str,
+        Setting(
+            "vLLM engines to run side by side; auto starts one a GPU (or one a tensor-parallel group).",
+            metavar="auto|N",
+            role="operation",
+        ),
+    ] = "auto"
+    logits_mib: Annotated[
+        int | None,
+        Setting(
+            "Device memory in MiB for the logits that vLLM's engine reduces at a time.",
+            ge=1,
+            role="operation",
+            default_text="1024, on a CPU 16",
+        ),
+    ] = None
+    server: Annotated[
+        tuple[str, ...],
+        Setting("vLLM servers with the plugin, as `entrodrop serve` starts them.", metavar="URL,URL", role="operation"),
+    ] = ()
+    timeout: Annotated[
+        float,
+        Setting("Seconds that a server's answer may take. Doubled when one takes longer.", gt=0, role="operation"),
+    ] = 60.0
+    patience: Annotated[
+        float, Setting("Seconds without an answer from any server until the run stops.", gt=0, role="operation")
+    ] = 120.0
+    self_check: Annotated[
+        bool,
+        Setting(
+            "Before scoring with vLLM, score a fixed probe whole and in pieces, and against transformers where the "
+            "model is small; stop at a difference.",
+            role="operation",
+        ),
+    ] = True
+    verbose: Annotated[bool, Setting("Show what the vLLM engine logs.", role="operation")] = False
+    on_bad_row: Annotated[
+        Literal["stop", "skip"],
+        Setting(
+            "Stop at the first bad row, or write it with the reason to rejected.jsonl and go on.", role="operation"
+        ),
+    ] = "stop"
+    overwrite: Annotated[
+        bool,
+        Setting("Throw away what an earlier run left in --out and start anew.", role="operation"),
+    ] = False
+    accept_environment_change: Annotated[
+        bool,
+        Setting("Continue a run that was begun with other library versions or another device.", role="operation"),
+    ] = False
+    trust_remote_code: Annotated[
+        bool,
+        Setting("Run Python code that comes with the model or the tokenizer.", role="operation"),
+    ] = False
+    allow_pickle: Annotated[
+        bool,
+        Setting("Also load weights that are not safetensors. A pickle can run code.", role="operation"),
+    ] = False
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if bool(self.prompt_column) != bool(self.completion_column):
+            raise ConfigError("--prompt-column and --completion-column go together", fix="give both or neither")
+        chosen = [c for c in (self.text_column, self.prompt_column, self.messages_column) if c]
+        if len(chosen) > 1:
+            raise ConfigError(
+                "--text-column, --prompt-column/--completion-column and --messages-column exclude each other",
+                fix="give the columns of one row format",
+            )
+        if self.max_length is not None and self.overlap >= self.max_length:
+            raise ConfigError(
+                f"--overlap {self.overlap} is not below --max-length {self.max_length}",
+                fix="a window must hold at least one token that the one before did not",
+            )
+        if len(set(self.keep_columns)) != len(self.keep_columns):
+            raise ConfigError("--keep-columns names a column twice", fix="name each column once")
+        if self.estimator == "topk" and self.backend != "server" and not self.server:
+            raise ConfigError(
+                f"--estimator topk asks a stock vLLM server, --backend is {self.backend}",
+                fix="add --backend server, or leave out --estimator: the exact entropy is the default",
+            )
+        if self.estimator != "topk" and self.top_k != ScoreConfig.top_k:
+            raise ConfigError("--top-k has no use with the exact entropy", fix="leave it out, or add --estimator topk")
+        if self.replicas != "auto" and not (self.replicas.isdecimal() and int(self.replicas)):
+            raise ConfigError(f"--replicas {self.replicas!r} is not understood", fix="give auto or a number of engines")
+        if self.backend == "server" and not self.server:
+            raise ConfigError(
+                "--backend server needs --server", fix="give the URL of a server: `entrodrop serve` starts one"
+            )
+        if self.server and self.backend not in ("auto", "server"):
+            raise ConfigError(f"--server and --backend {self.backend} exclude each other", fix="leave out one of them")
+        if self.server and (self.engine_arg or self.replicas != "auto"):
+            raise ConfigError(
+                "--engine-arg and --replicas speak of engines started here, not of servers",
+                fix="leave them out, or give them to `entrodrop serve`",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Settings of ``entrodrop serve``: which model, where it is served, and the engine's options."""
+
+    model: Annotated[str, Setting("Reference model: a local directory or a Hub id.", argument=True)]
+    host: Annotated[str, Setting("Address to listen on. Set ENTRODROP_API_KEY before you open it to others.")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, Setting("Port to listen on.", ge=1, le=65535)] = 8000
+    revision: Annotated[
+        str | None,
+        Setting("Revision (branch, tag or commit) of the model on the Hub.", default_text="the default branch"),
+    ] = None
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16", "auto"],
+        Setting("Number format the model runs in; auto takes the checkpoint's."),
+    ] = "auto"
+    max_length: Annotated[
+        int | None,
+        Setting("Longest row in tokens.", ge=2, default_text="the model's context, at most 4096"),
+    ] = None
+    batch_tokens: Annotated[int, Setting("Tokens in one forward pass.", ge=1)] = 8192
+    engine_arg: Annotated[
+        tuple[str, ...],
+        Setting(
+            "Option of the vLLM engine, such as tensor_parallel_size=2 or gpu_memory_utilization=0.8. May be repeated.",
+            metavar="KEY=VALUE",
+            repeat=True,
+        ),
+    ] = ()
+    logits_mib: Annotated[
+        int | None,
+        Setting("Device memory in MiB for the logits that are reduced at a time.", ge=1, default_text="as score's"),
+    ] = None
+    trust_remote_code: Annotated[bool, Setting("Run Python code that comes with the model.")] = False
+    allow_pickle: Annotated[bool, Setting("Also load weights that are not safetensors. A pickle can run code.")] = False
+    print_command: Annotated[bool, Setting("Print vLLM's own command line and stop.")] = False
+    verbose: Annotated[bool, Setting("Show all that vLLM logs.")] = False
+
+    def __post_init__(self) -> None:
+        validate(self)
