@@ -10,7 +10,8 @@
     │   ├── MismatchError     it belongs to another run
     │   └── DiskSpaceError    it does not have the room
     ├── IntegrityError        a scored or masked directory is incomplete or damaged
-    └── ArrivalError          a trainer gave its model something else than what was written
+    ├── ArrivalError          a trainer gave its model something else than what was written
+    └── HubError              the Hub refused, could not be reached, or gave back something else
 
 Anything else that escapes is a bug and keeps its traceback.
 """
@@ -70,3 +71,7 @@ class IntegrityError(EntrodropError):
 
 class ArrivalError(EntrodropError):
     """Batches of a trainer are not the rows of a masked directory."""
+
+
+class HubError(EntrodropError):
+    """The Hub refused, could not be reached, or gave back something else than what was pushed."""

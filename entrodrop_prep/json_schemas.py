@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from entrodrop_prep.config import MaterializeConfig, Recipe, model_of
+from entrodrop_prep.config import EXTRA_COLUMNS, MaterializeConfig, Recipe, model_of
 from entrodrop_prep.schema import MASKED, SCORED, SCORED_BOUNDS, Estimator, json_schema, masked_schema, scored_schema
 from entrodrop_prep.shards import local_directory, write_bytes
 
@@ -19,7 +19,8 @@ def schemas() -> dict[str, dict[str, Any]]:
     return {
         "scored.json": _scored(SCORED, "exact"),
         "scored-bounds.json": _scored(SCORED_BOUNDS, "topk"),
-        "masked.json": json_schema(masked_schema(), MASKED) | {"additionalProperties": False},
+        "masked.json": json_schema(masked_schema(EXTRA_COLUMNS), MASKED)
+        | {"required": masked_schema().names, "additionalProperties": False},
         "recipe.json": _recipe(),
         "manifest.json": _manifest(),
     }
@@ -108,7 +109,39 @@ def _manifest() -> dict[str, Any]:
             "description": "Figures and origin of the split `validation`, if there is one.",
         },
     }
-    optional = {MASKED: {"open_share": open_share, **others}}
+    derived = {
+        "type": "array",
+        "description": "Files that --layout derived from the epochs, if any.",
+        "items": {
+            "type": "object",
+            "properties": {
+                "layout": {"enum": ["concatenated", "jsonl"]},
+                "file": {"type": "string", "description": "Relative path."},
+                "bytes": {"type": "integer"},
+                "sha256": _SHA,
+            },
+            "required": ["layout", "file", "bytes", "sha256"],
+            "additionalProperties": False,
+        },
+    }
+    told = {
+        "entropy_histogram": {
+            "type": "object",
+            "description": "Trainable tokens by entropy: bin i counts those from i / bins_per_nat nats on, below the "
+            "next bin; the 128th takes all above. Each row of a masked source counts once.",
+            "properties": {
+                "bins_per_nat": {"type": "integer"},
+                "counts": {"type": "array", "items": {"type": "integer"}},
+            },
+            "required": ["bins_per_nat", "counts"],
+        },
+        "environments": {
+            "type": "array",
+            "description": "Versions that the files were written with, each set of them once.",
+            "items": {"type": "object"},
+        },
+    }
+    optional = {MASKED: {"open_share": open_share, **others, "derived": derived, **told}}
     return {
         "$schema": DIALECT,
         "title": "manifest/1",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,18 +83,17 @@ def read(directory: Path, schema: str) -> dict[str, Any]:
     return dict(manifest)
 
 
-def check_files(directory: Path, manifest: dict[str, Any], pattern: str) -> None:
-    """Every file the manifest lists is there with the same bytes, and none beside them matches ``pattern``.
-
-    Raises IntegrityError naming the file.
-    """
+def changed_files(directory: Path, manifest: dict[str, Any], *patterns: str) -> Iterator[IntegrityError]:
+    """Files that match a pattern and are not listed, then listed ones that are missing or not the bytes they were."""
     listed = {entry["file"] for entry in manifest["files"]}
-    for path in sorted(directory.glob(pattern)):
-        name = path.relative_to(directory).as_posix()
-        if name not in listed and not path.name.startswith(TMP):
-            raise IntegrityError("the manifest does not list this file", where=str(path), fix="remove it")
+    for path in sorted(path for pattern in patterns for path in directory.glob(pattern)):
+        if path.relative_to(directory).as_posix() not in listed and not path.name.startswith("."):
+            yield IntegrityError("the manifest does not list this file", where=str(path), fix="remove it")
     for entry in manifest["files"]:
-        check_file(directory, entry)
+        try:
+            check_file(directory, entry)
+        except IntegrityError as e:
+            yield e
 
 
 def check_file(directory: Path, entry: dict[str, Any]) -> None:

@@ -11,12 +11,12 @@ LOG_EVERY = 30.0
 
 
 class Progress:
-    """Progress in rows (or bytes) for the estimate of the end, and in tokens for the speed."""
+    """Progress in rows (or bytes) for the estimate of the end, and in tokens, or what ``per`` says, for the speed."""
 
-    def __init__(self, what: str, total: int | None, unit: str, done: float = 0) -> None:
+    def __init__(self, what: str, total: int | None, unit: str, done: float = 0, per: str = "tokens") -> None:
         from tqdm import tqdm
 
-        self._what, self._total, self._unit, self._first = what, total, unit, done
+        self._what, self._total, self._unit, self._first, self._per = what, total, unit, done, per
         self._units, self._tokens = done, 0
         self._start = self._said = time.monotonic()
         self._lock = threading.Lock()
@@ -58,15 +58,12 @@ class Progress:
         now = time.monotonic()
         speed = self._tokens / max(now - self._start, 1e-9)
         if not self._bar.disable:
-            self._bar.set_postfix_str(f"{speed:,.0f} tokens/s", refresh=False)
+            self._bar.set_postfix_str(f"{speed:,.0f} {self._per}/s", refresh=False)
             self._bar.update(units)
         elif now - self._said > LOG_EVERY:
             self._said = now
-            print(
-                f"{self._what}: {self._share()}{self._tokens:,} tokens, {speed:,.0f} tokens/s{self._eta(now)}",
-                file=sys.stderr,
-                flush=True,
-            )
+            done = f"{self._share()}{self._tokens:,} {self._per}, {speed:,.0f} {self._per}/s"
+            print(f"{self._what}: {done}{self._eta(now)}", file=sys.stderr, flush=True)
 
     @property
     def seconds(self) -> float:

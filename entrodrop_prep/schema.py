@@ -4,7 +4,7 @@
 ``scored-bounds/1``   the same with bounds of the entropy in place of the entropy (experimental)
 ``masked/1``          one row per training example, plain columns that every trainer reads
 
-List columns of one row are all of one length T, and index t of each speaks of token t.
+List columns of one row are all of one length T, and index t of each speaks of token t (but ``seq_lengths``).
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ _DOC = {
     "loss_mask": "true = may be trained on; false at position 0",
     "attention_mask": "1 everywhere: rows are not padded",
     "labels": "unshifted; -100 = no loss; else the token that stood at t before masking",
+    "n_trainable": "tokens of the row that may be trained on, those that were dropped among them",
+    "position_ids": "place of token t in its document: from 0, and from 0 again where another begins",
+    "seq_lengths": "tokens of each document of the row, in order; they add up to T",
 }
 _UNIT = dict.fromkeys(("entropy", "entropy_lo", "entropy_hi", "logprob"), "nats")
 
@@ -94,13 +97,15 @@ def scored_schema(
     return pa.schema(fields, metadata={"schema": version, "alignment": ALIGNMENT, "score_unit": "nats"})
 
 
-def masked_schema() -> pa.Schema:
-    """Schema of a masked dataset's files: exactly the three columns that trainers take."""
+def masked_schema(extra: Sequence[str] = ()) -> pa.Schema:
+    """Schema of a masked dataset's files: exactly the three columns that trainers take, and the ``extra`` asked for."""
+    more = {"n_trainable": pa.int32(), "position_ids": _list(pa.int32()), "seq_lengths": _list(pa.int32())}
     return pa.schema(
         [
             _field("input_ids", _list(pa.int32())),
             _field("attention_mask", _list(pa.int8())),
             _field("labels", _list(pa.int32())),
+            *(_field(name, more[name]) for name in extra),
         ],
         metadata={"schema": MASKED, "label_unit": "token id, -100 = no loss"},
     )

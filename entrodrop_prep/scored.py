@@ -109,7 +109,8 @@ class ScoredDataset:
 
     def check(self) -> None:
         """Every file has the bytes it was finished with, and no shard is there beside them. Raises IntegrityError."""
-        manifest.check_files(self.directory, self.manifest, SHARD_FILES)
+        for problem in manifest.changed_files(self.directory, self.manifest, SHARD_FILES):
+            raise problem
         for entry in self.files:
             path = self.directory / entry["file"]
             with reading(path):

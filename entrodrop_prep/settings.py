@@ -25,6 +25,7 @@ class Setting:
     """What the command line, the schemas and the docs say about one field.
 
     ``repeat``: the flag may be given again. ``whole``: a text is one value of a list, whatever commas it holds.
+    ``off``: the flag that says no to a setting that is true by default, where it is not ``--no-...``.
     """
 
     help: str
@@ -37,6 +38,7 @@ class Setting:
     repeat: bool = False
     whole: bool = False
     default_text: str | None = None
+    off: str | None = None
 
 
 def flag(name: str) -> str:

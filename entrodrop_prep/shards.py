@@ -61,15 +61,18 @@ def user_path(name: str) -> Path:
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold the directory for one writer. An OS lock: a killed process leaves none. Raises OutputError."""
+def locked(directory: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the directory for one writer. An OS lock: a killed process leaves none.
+
+    Raises OutputError where another holds it, unless it is to ``wait`` for that one.
+    """
     with writing(directory):
         made = not directory.exists()
         directory.mkdir(parents=True, exist_ok=True)
         handle = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise OutputError(
                 "another run is writing here", where=str(directory), fix="wait for it, or choose another --out"
@@ -125,16 +128,41 @@ def _renamed(path: Path) -> Iterator[Path]:
     tmp = path.with_name(f"{TMP}{path.name}.part")
     try:
         yield tmp
-        fd = os.open(tmp, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        _flush(tmp)
         os.rename(tmp, path)
     except BaseException:
         tmp.unlink(missing_ok=True)
         raise
-    fd = os.open(path.parent, os.O_RDONLY)
+    _flush(path.parent)
+
+
+@contextlib.contextmanager
+def renamed_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of ``path`` when the block ends well, and vanishes when it does not.
+
+    What stood at ``path`` is removed just before; a process killed in between leaves nothing there.
+    """
+    tmp = path.with_name(f"{TMP}{path.name}")
+    with writing(path):
+        shutil.rmtree(tmp, ignore_errors=True)
+        tmp.mkdir(parents=True)
+        try:
+            yield tmp
+            for folder, _, files in os.walk(tmp):
+                for name in [*files, ""]:
+                    _flush(Path(folder, name))
+            if path.exists():
+                shutil.rmtree(path)
+            os.rename(tmp, path)
+        except BaseException:
+            shutil.rmtree(tmp, ignore_errors=True)
+            raise
+        _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """A file, or the names in a folder, to the disk."""
+    fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:

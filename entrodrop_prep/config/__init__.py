@@ -8,13 +8,16 @@ run can only be continued with the same value; an ``operation`` setting (batch s
 differ.
 """
 
-from entrodrop_prep.config.masking import RECIPE_FIELDS, MaterializeConfig, Recipe, read_recipe
+from entrodrop_prep.config.masking import EXTRA_COLUMNS, RECIPE_FIELDS, MaterializeConfig, Recipe, read_recipe
+from entrodrop_prep.config.publishing import PushConfig
 from entrodrop_prep.config.scoring import ScoreConfig, ServeConfig
 from entrodrop_prep.settings import Setting, build, flag, identity, model_of, settings
 
 __all__ = [
+    "EXTRA_COLUMNS",
     "RECIPE_FIELDS",
     "MaterializeConfig",
+    "PushConfig",
     "Recipe",
     "ScoreConfig",
     "ServeConfig",

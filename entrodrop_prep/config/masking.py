@@ -12,6 +12,9 @@ from typing import Annotated, Any, Literal
 from entrodrop_prep.errors import ConfigError
 from entrodrop_prep.settings import Setting, build, flag, validate
 
+EXTRA_COLUMNS = ("n_trainable", "position_ids", "seq_lengths")
+"""What ``add_columns`` may name, in the order in which they stand in the files."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -39,11 +42,22 @@ class Recipe:
     ] = "low-entropy"
     quantile: Annotated[
         float | None,
-        Setting("Share of the trainable tokens, by entropy, that may be dropped.", ge=0, le=1, default_text="0.5"),
+        Setting(
+            "Share of the trainable tokens that may be dropped: those of lowest entropy, with --select high-entropy "
+            "those of highest; with --select random any may, at that share of the drop rate.",
+            ge=0,
+            le=1,
+            default_text="0.5",
+        ),
     ] = None
     threshold: Annotated[
         float | None,
-        Setting("Entropy in nats that bounds what may be dropped, instead of --quantile.", ge=0, metavar="NATS"),
+        Setting(
+            "Entropy in nats, instead of --quantile: tokens at it or below may be dropped, with --select high-entropy "
+            "those at it or above.",
+            ge=0,
+            metavar="NATS",
+        ),
     ] = None
     scope: Annotated[
         str,
@@ -224,14 +238,64 @@ class MaterializeConfig(Recipe):
         str | None,
         Setting("YAML or JSON file of settings; flags beside it win.", metavar="FILE", role="operation"),
     ] = None
+    layout: Annotated[
+        tuple[Literal["epochs", "concatenated", "jsonl"], ...],
+        Setting(
+            "What to derive from the finished epochs: concatenated is one folder of all epochs in order, as Parquet "
+            "and as `datasets` saves it to disk; jsonl is one text file an epoch. May be repeated, and added later.",
+            metavar="epochs|concatenated|jsonl",
+            role="operation",
+            repeat=True,
+            whole=True,
+            default_text="epochs",
+        ),
+    ] = ("epochs",)
+    add_columns: Annotated[
+        tuple[Literal["n_trainable", "position_ids", "seq_lengths"], ...],
+        Setting(
+            "Columns beside the usual three: n_trainable (tokens before dropping), position_ids (from 0 in each "
+            "document), seq_lengths (of the row's documents). Some trainers give every column to the model.",
+            metavar="NAME,...",
+            default_text="none",
+        ),
+    ] = ()
+    pack: Annotated[
+        int | None,
+        Setting(
+            "Pack the rows of each epoch into rows of at most this many tokens; longer ones are cut. Add "
+            "--add-columns position_ids to keep their documents apart.",
+            ge=2,
+            metavar="TOKENS",
+            default_text="off",
+        ),
+    ] = None
+    rows_multiple: Annotated[
+        int | None,
+        Setting(
+            "Leave out the last rows of each epoch so that their number is a multiple of this, such as the global "
+            "batch.",
+            ge=1,
+            metavar="N",
+            default_text="off",
+        ),
+    ] = None
     rows_per_shard: Annotated[int, Setting("Rows in one output file.", ge=1)] = 100_000
     compression: Annotated[Literal["zstd", "snappy", "none"], Setting("Compression of the Parquet files.")] = "zstd"
+    push_to_hub: Annotated[
+        str | None,
+        Setting(
+            "Dataset repository to push the finished directory to, as `entrodrop push` does by default: private.",
+            metavar="USER/NAME",
+            role="operation",
+        ),
+    ] = None
     overwrite: Annotated[
         bool, Setting("Throw away what an earlier run left in --out and start anew.", role="operation")
     ] = False
 
     def __post_init__(self) -> None:
         validate(self)
+        object.__setattr__(self, "add_columns", tuple(c for c in EXTRA_COLUMNS if c in self.add_columns))
         if not self.sources:
             raise ConfigError("SCORED is missing", fix="give a scored directory")
         self.check()

@@ -36,7 +36,11 @@ class ScoreConfig:
     ] = "auto"
     revision: Annotated[
         str | None,
-        Setting("Revision (branch, tag or commit) of the model on the Hub.", default_text="the default branch"),
+        Setting(
+            "Revision (branch, tag or commit) of the model on the Hub; where the model is a local directory, of the "
+            "Hub dataset, as --source-revision.",
+            default_text="the default branch",
+        ),
     ] = None
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16", "auto"],
@@ -69,6 +73,21 @@ class ScoreConfig:
         str | None,
         Setting("Configuration (subset) of a Hub dataset.", metavar="NAME"),
     ] = None
+    source_revision: Annotated[
+        str | None,
+        Setting(
+            "Revision (branch, tag or commit) of a Hub dataset; what it resolves to is recorded.",
+            metavar="TEXT",
+            default_text="the default branch",
+        ),
+    ] = None
+    stream: Annotated[
+        bool,
+        Setting(
+            "Read a Hub dataset over the network as it is scored, and store nothing of it in the cache.",
+            role="operation",
+        ),
+    ] = False
     text_column: Annotated[str | None, Setting("Column of plain text.", default_text="detected")] = None
     prompt_column: Annotated[str | None, Setting("Column of prompts.", default_text="detected")] = None
     completion_column: Annotated[str | None, Setting("Column of completions.", default_text="detected")] = None
@@ -79,7 +98,11 @@ class ScoreConfig:
     ] = None
     keep_columns: Annotated[
         tuple[str, ...],
-        Setting("Source columns to carry into the scored shards.", metavar="A,B"),
+        Setting(
+            "Source columns to carry into the scored shards. Their types are those of the first 1,000 rows; a later "
+            "row of another type is a bad row.",
+            metavar="A,B",
+        ),
     ] = ()
     limit: Annotated[int | None, Setting("Score only the first N rows.", ge=1)] = None
     max_length: Annotated[

@@ -133,6 +133,8 @@ class Masked:
     """[R] tokens dropped in each row."""
     labels_left: NDArray[np.int64]
     """[R] labels of each row that are not -100."""
+    droppable: NDArray[np.bool_]
+    """[N] the tokens that may be dropped, of which ``eligible`` counts those of each row."""
 
 
 def needs_corpus_quantile(recipe: Recipe) -> bool:
@@ -167,6 +169,7 @@ def apply(rows: Rows, plan: MaskPlan, epoch: int, rates: NDArray[np.float64]) ->
         dropped=dropped,
         dropped_count=rows.per_row(dropped),
         labels_left=rows.per_row(labelled),
+        droppable=eligible,
     )
 
 
@@ -182,6 +185,7 @@ def unmasked(rows: Rows) -> Masked:
         dropped=np.zeros(len(rows.input_ids), np.bool_),
         dropped_count=none,
         labels_left=count,
+        droppable=np.zeros(len(rows.input_ids), np.bool_),
     )
 
 
