@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from entrodrop_prep import manifest
 from entrodrop_prep.errors import ConfigError
-from entrodrop_prep.export.card import aligned, epoch_table, source_table
+from entrodrop_prep.export.card import aligned, epoch_table, left_out, source_table
 from entrodrop_prep.sample.mask import IGNORE
 from entrodrop_prep.schema import MASKED, family
 from entrodrop_prep.scored import ScoredDataset, stored_scores, to_rows
@@ -109,6 +109,7 @@ def _masked(described: dict[str, Any]) -> Iterator[str]:
         yield f"left open  {described['open_share']:.1%} of the trainable tokens, by the bounds (experimental)"
     yield f"digest     {described['content_digest']}"
     yield from aligned(epoch_table(described["epochs"]))
+    yield from left_out(described["epochs"])
     if any("sources" in e for e in described["epochs"]):
         yield from aligned(source_table(described["epochs"]))
     for name in ("plain", "validation"):

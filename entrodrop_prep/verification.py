@@ -18,14 +18,15 @@ from entrodrop_prep import digest, manifest
 from entrodrop_prep.config import MaterializeConfig, build
 from entrodrop_prep.digest import ContentDigest
 from entrodrop_prep.errors import EntrodropError, IntegrityError
-from entrodrop_prep.export.epoch import OTHER_FILES, SCHEMA, SHARD_FILES, VALIDATION, Part
+from entrodrop_prep.export import derived
+from entrodrop_prep.export.columns import check_rows
+from entrodrop_prep.export.epoch import OTHER_FILES, SHARD_FILES, VALIDATION, Part
 from entrodrop_prep.export.job import Job
 from entrodrop_prep.export.materialize import open_job
 from entrodrop_prep.export.order import Order
 from entrodrop_prep.export.plan import SOURCE
-from entrodrop_prep.export.sources import EVAL, named_path, spec
-from entrodrop_prep.sample.mask import IGNORE
-from entrodrop_prep.schema import MASKED, SCORED, check_schema, family
+from entrodrop_prep.export.sources import EVAL, arguments, named_path
+from entrodrop_prep.schema import MASKED, SCORED, check_schema, family, masked_schema
 from entrodrop_prep.scored import SHARD_FILES as SCORED_FILES
 from entrodrop_prep.scored import ScoredDataset, stored_scores, to_rows
 from entrodrop_prep.shards import local_directory, read_batches, read_footer, reading
@@ -59,15 +60,21 @@ def kind_of(directory: Path) -> str:
     return str(schema)
 
 
-def verify(directory: str, against: str | Sequence[str] | None = None) -> Report:
+def verify(directory: str, against: str | Sequence[str] | None = None, revision: str | None = None) -> Report:
     """Check a scored or a masked directory; ``against`` is the scored directory that a masked one was made from.
 
-    For a mixture, one ``NAME=SCORED`` for each source; ``eval=SCORED`` proves the validation rows.
+    For a mixture, one ``NAME=SCORED`` for each source; ``eval=SCORED`` proves the validation rows. Each may be a
+    dataset on the Hub too, ``USER/NAME``, at its default branch or for ``directory`` at ``revision``; a path that
+    exists here wins. Where a masked dataset on the Hub comes with its scores, the masks are proved from these.
 
     Raises EntrodropError only where there is nothing to check; all that does not hold is among the findings.
     """
-    path = local_directory(directory)
     report = Report()
+    path, published = _found(directory, revision, report, with_scored=against is None)
+    if published:
+        against = published
+    elif against is not None:
+        against = [_here(text, report) for text in ([against] if isinstance(against, str) else against)]
     if family(kind_of(path)) == "scored":
         if against is not None:
             raise IntegrityError("a scored directory has no masks to check", where=str(path), fix="leave out --against")
@@ -77,9 +84,38 @@ def verify(directory: str, against: str | Sequence[str] | None = None) -> Report
         if against is None:
             report.notes.append("masks not checked: add --against SCORED to prove them")
         elif not report.findings:
-            _collect(report, _masks(path, [against] if isinstance(against, str) else list(against), report))
+            _collect(report, _masks(path, against, report))
     report.notes.append("it does not hold" if report.findings else "it holds")
     return report
+
+
+def _found(name: str, revision: str | None, report: Report, *, with_scored: bool) -> tuple[Path, list[str] | None]:
+    """The directory that a name means, downloaded if it is on the Hub; and the scores that were published with it."""
+    from entrodrop_prep.hub import fetch
+    from entrodrop_prep.hub.reading import REPO_ID
+
+    if not fetch.is_published(name, revision):
+        path = local_directory(name)
+        if REPO_ID.fullmatch(name):
+            report.notes.append(f"{name}: the directory here, not a dataset on the Hub")
+        return path, None
+    got = fetch.fetch(name, revision, with_scored=with_scored)
+    report.notes.append(
+        f"{name}: the dataset on the Hub at commit {got.commit}, as it lies in the cache (`hf cache verify {name} "
+        "--repo-type dataset` compares the two)"
+    )
+    if got.scored is None or "sources" in manifest.read(got.directory, MASKED)["identity"]:
+        return got.directory, None
+    return got.directory, [str(got.scored)]
+
+
+def _here(text: str, report: Report) -> str:
+    """``[NAME=]SCORED`` with a directory for what is on the Hub."""
+    name, place = named_path(text)
+    if os.path.lexists(text):
+        return text
+    path = str(_found(place, None, report, with_scored=False)[0])
+    return f"{name}={path}" if name else path
 
 
 def _collect(report: Report, findings: Iterator[str]) -> None:
@@ -90,22 +126,9 @@ def _collect(report: Report, findings: Iterator[str]) -> None:
         report.findings.append(str(e))
 
 
-def _files(path: Path, described: dict[str, Any], *patterns: str) -> Iterator[str]:
-    """Files that are missing, changed, or not listed."""
-    listed = {e["file"] for e in described["files"]}
-    for found in sorted(found for pattern in patterns for found in path.glob(pattern)):
-        if found.relative_to(path).as_posix() not in listed and not found.name.startswith("."):
-            yield f"{found}: the manifest does not list this file; remove it"
-    for entry in described["files"]:
-        try:
-            manifest.check_file(path, entry)
-        except IntegrityError as e:
-            yield str(e)
-
-
 def _scored(path: Path, report: Report) -> Iterator[str]:
     described = manifest.read(path, SCORED)
-    broken = list(_files(path, described, SCORED_FILES))
+    broken = [str(e) for e in manifest.changed_files(path, described, SCORED_FILES)]
     yield from broken
     if broken:
         return
@@ -196,22 +219,23 @@ def _shard(file: Path, entry: dict[str, Any], schema: pa.Schema) -> Iterator[str
 def _masked(path: Path, report: Report) -> Iterator[str]:
     described = manifest.read(path, MASKED)
     others = [pattern for name, pattern in OTHER_FILES.items() if name in described]
-    broken = list(_files(path, described, SHARD_FILES, *others))
+    broken = [str(e) for e in manifest.changed_files(path, described, SHARD_FILES, *others)]
     yield from broken
     if broken:
         return
-    tokens = 0
+    tokens, schema = 0, masked_schema(described["identity"].get("add_columns", ()))
     rows: dict[str, int] = {}
     labels_left: dict[str, int] = {}
     scored = described["scored"][0] if isinstance(described["scored"], list) else described["scored"]
     vocab_size = scored["model"]["vocab_size"]
     for entry in described["files"]:
         file, part = path / entry["file"], Path(entry["file"]).parent.name
-        yield from _shard(file, entry, SCHEMA)
+        yield from _shard(file, entry, schema)
         rows[part] = rows.get(part, 0) + entry["rows"]
         for batch in read_batches(file):
             target = "labels" if part in OTHER_FILES else described["recipe"]["target"]
-            problem, kept = _masked_batch(batch, vocab_size, target)
+            limit = None if part == VALIDATION else described["identity"].get("pack")
+            problem, kept = check_rows(batch, vocab_size, target, limit)
             if problem:
                 yield f"{file}: {problem}"
                 break
@@ -221,42 +245,22 @@ def _masked(path: Path, report: Report) -> Iterator[str]:
     for part, figures in told.items():
         by_source = figures.get("sources")
         wrong = by_source and any(
-            sum(s[n] for s in by_source.values()) != figures[n] for n in ("rows", "tokens", "labels_left")
+            sum(s[n] for s in by_source.values()) != figures[n]
+            for n in ("documents" if "documents" in figures else "rows", "tokens", "labels_left")
         )
         if wrong or rows.get(part) != figures["rows"] or labels_left.get(part) != figures["labels_left"]:
             yield f"{path}: the manifest's figures of {_title(part)} are not those of its files"
     if digest.of_json([e["content_digest"] for e in described["files"]]) != described["content_digest"]:
         yield f"{path}: the content digest is not that of the files"
+    yield from derived.findings(path, described, schema)
+    for layout in derived.absent(path, described):
+        report.notes.append(f"layout {layout} is not here: `materialize --layout {layout}` derives it from the epochs")
     report.notes.append(f"masked dataset: {len(described['epochs'])} epochs, {tokens:,} tokens")
 
 
 def _title(part: str) -> str:
     """``epoch 3`` for the folder ``epoch_003``."""
     return part if part in OTHER_FILES else f"epoch {int(part.removeprefix('epoch_'))}"
-
-
-def _masked_batch(batch: pa.RecordBatch, vocab_size: int, target: str) -> tuple[str, int]:
-    """What is wrong with some rows, and how many labels they hold."""
-    columns = [batch.column(n) for n in SCHEMA.names]
-    lengths = [pc.list_value_length(c) for c in columns]
-    if any(not x.equals(lengths[0]) for x in lengths):
-        return "its columns are of different lengths in one row", 0
-    ids, attention, labels = (c.flatten().to_numpy() for c in columns)
-    ends = np.cumsum(lengths[0].to_numpy())
-    starts = ends - lengths[0].to_numpy()
-    kept = labels != IGNORE
-    if (ids < 0).any() or (ids >= vocab_size).any() or (kept & ((labels < 0) | (labels >= vocab_size))).any():
-        return "it holds a token outside the vocabulary", 0
-    if (attention != 1).any():
-        return "its attention_mask is not 1 everywhere", 0
-    if (labels[starts] != IGNORE).any():
-        return "a first token has a label", 0
-    if target == "labels" and (labels[kept] != ids[kept]).any():
-        return "a label is not its token", 0
-    running = np.concatenate([[0], np.cumsum(kept)])
-    if (running[ends] == running[starts]).any():
-        return "a row has no label", 0
-    return "", int(kept.sum())
 
 
 def _masks(path: Path, against: list[str], report: Report) -> Iterator[str]:
@@ -279,12 +283,12 @@ def _masks(path: Path, against: list[str], report: Report) -> Iterator[str]:
         MaterializeConfig,
         {
             **described["recipe"],
-            **_arguments(identity, given),
+            **arguments(identity, given),
             "eval": validation,
             "out": str(path),
             "rows_per_shard": identity["rows_per_shard"],
             "compression": identity["compression"],
-            "plain_config": identity.get("plain_config", False),
+            **{n: identity[n] for n in ("plain_config", "add_columns", "rows_multiple", "pack") if n in identity},
         },
     )
     job = open_job(config)
@@ -295,6 +299,8 @@ def _masks(path: Path, against: list[str], report: Report) -> Iterator[str]:
     job.survey(e["epoch"] for e in described["epochs"])
     if described.get("open_share") != job.open_share:
         yield f"{path}: its open_share is not that of the bounds"
+    if described.get("entropy_histogram", told := job.spread.told()) != told:
+        yield f"{path}: its entropy_histogram is not that of the scores"
     told_of = {e["folder"]: e for e in described["epochs"]} | {n: described[n] for n in OTHER_FILES if n in described}
     with tempfile.TemporaryDirectory(prefix="entrodrop-") as tmp:
         order = job.order(Path(tmp) / "order")
@@ -312,7 +318,7 @@ def _part(
     shards = list(range(part.layout.shards))
     counts, reader = job.counts(part), job.reader(part, order, shards)
     for shard in shards:
-        content, name = ContentDigest(SCHEMA), part.name(shard)
+        content, name = ContentDigest(job.schema), part.name(shard)
         for table in reader.shard(shard, counts):
             content.update(table)
         if name not in listed:
@@ -324,7 +330,9 @@ def _part(
     if counts.sources:
         figures["sources"] = counts.sources
     if part.epoch is None:
-        figures = {n: v for n, v in figures.items() if n in ("rows", "tokens", "labels_left", "sources")}
+        kept = ("rows", "documents", "tokens", "labels_left", "sources")
+        figures = {n: v for n, v in figures.items() if n in kept}
+    figures |= job.beside(part, counts.rows, counts.values["tokens"])
     wrong = ", ".join(name for name, value in figures.items() if told.get(name) != value)
     if wrong:
         yield f"{path}: the manifest's figures of {_title(part.folder)} are not those of the masks ({wrong})"
@@ -354,14 +362,3 @@ def _given(path: Path, described: dict[str, Any], against: list[str]) -> tuple[d
             fix="give one --against NAME=SCORED for each source",
         )
     return given, validation
-
-
-def _arguments(identity: dict[str, Any], given: dict[str, str]) -> dict[str, list[str]]:
-    """The sources as ``materialize`` takes them."""
-    if "sources" not in identity:
-        return {"scored": [f"./{given[SOURCE]}" if named_path(given[SOURCE])[0] else given[SOURCE]]}
-    masked, plain = (
-        [spec(n, given[n], told["weight"]) for n, told in identity["sources"].items() if told.get("plain", False) == p]
-        for p in (False, True)
-    )
-    return {"scored": masked, "plain": plain}

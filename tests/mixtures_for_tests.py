@@ -39,6 +39,17 @@ def naive_mixture(
     sources: dict[str, Given], recipe: Recipe, epoch: int | None
 ) -> tuple[list[Row], dict[str, dict[str, int]]]:
     """The rows of an epoch in order, and each source's figures; epoch 0 with nothing dropped where it is None."""
+    rows = naive_rows(sources, recipe, epoch)
+    figures = {name: dict.fromkeys(FIGURES, 0) for name in {r["source"] for r in rows}}
+    for r in rows:
+        counted = (sum(r["trainable"]), sum(r["eligible"]), sum(r["dropped"]), sum(x != -100 for x in r["labels"]))
+        for name, value in zip(FIGURES, (1, len(r["ids"]), *counted), strict=True):
+            figures[r["source"]][name] += value
+    return [(r["inputs"], [1] * len(r["ids"]), r["labels"]) for r in rows], figures
+
+
+def naive_rows(sources: dict[str, Given], recipe: Recipe, epoch: int | None) -> list[dict[str, Any]]:
+    """As ``naive_mixture``: all that is known of each row."""
     every = [
         {**r, "source": name, "value": sources[name].values(r["row_id"])}
         for name in sorted(sources)
@@ -80,7 +91,6 @@ def naive_mixture(
         return key, r["source"], r["row_id"], r["window"], r["repeat"]
 
     ordered = sorted(standing, key=place)
-    figures = {name: dict.fromkeys(FIGURES, 0) for name in {r["source"] for r in ordered}}
     result = []
     for i, r in enumerate(ordered):
         progress = now + (0.5 if recipe.progress == "epoch" else (i + 0.5) / len(ordered))
@@ -109,11 +119,8 @@ def naive_mixture(
             labels.append(token if r["trainable"][t] and not gone else -100)
             if dropped[t] and recipe.target != "labels":
                 ids[t] = drawn(unigram, draws[t])
-        result.append((ids, [1] * len(ids), labels))
-        added = (1, len(ids), sum(r["trainable"]), sum(eligible), sum(dropped), sum(x != -100 for x in labels))
-        for name, value in zip(FIGURES, added, strict=True):
-            figures[r["source"]][name] += value
-    return result, figures
+        result.append({**r, "inputs": ids, "labels": labels, "eligible": eligible, "dropped": dropped})
+    return result
 
 
 def rows_in(folder: Path) -> list[Row]:

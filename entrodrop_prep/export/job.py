@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,16 @@ from numpy.typing import NDArray
 
 from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.export.epoch import PLAIN, VALIDATION, Layout, Part, Piece, Reader, ShardCounts, folder
+from entrodrop_prep.export.histogram import EntropyHistogram
 from entrodrop_prep.export.order import Order, has_label, payload_bytes, tables_of, trainable_batches
+from entrodrop_prep.export.packed import PackedReader, Packer
+from entrodrop_prep.export.packing import PackedSize
 from entrodrop_prep.export.plan import SOURCE, Corpus, identity_of, mask_plan, open_share, survey
 from entrodrop_prep.export.sources import Sources
+from entrodrop_prep.sample.counter import order_keys
 from entrodrop_prep.sample.curriculum import row_rates
-from entrodrop_prep.sample.mask import MaskPlan, apply, unmasked
+from entrodrop_prep.sample.mask import Masked, MaskPlan, Rows, apply, unmasked
+from entrodrop_prep.schema import masked_schema
 from entrodrop_prep.scored import ScoredDataset, to_rows
 
 
@@ -38,6 +43,8 @@ class Job(ABC):
     def __init__(self, sources: Sources, config: MaterializeConfig, validation: ScoredDataset | None) -> None:
         self.sources, self.config, self.validation = sources, config, validation
         self.validation_count: Count | None = None
+        self._packer: Packer | None = None
+        self._packed: dict[int, PackedSize] = {}
 
     @property
     def directories(self) -> list[ScoredDataset]:
@@ -59,37 +66,49 @@ class Job(ABC):
             content[VALIDATION] = self.validation.content_digest
         return identity_of(content, self.config)
 
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the files that are written."""
+        return masked_schema(self.config.add_columns)
+
     def survey(self, epochs: Iterable[int]) -> None:
         """Read the scores for all that depends on more than one row."""
-        self._survey(sorted({*epochs, *([0] if self.config.plain_config else [])}))
+        every = sorted({*epochs, *([0] if self.config.plain_config else [])})
+        self._survey(every)
+        if self.config.pack:
+            self._packer = Packer(self.order(Path()), self.config.pack)
+            self._packed = {e: self._packer.size(e, *self.size(e)) for e in every if self.size(e)[0]}
         if self.validation:
             self.validation_count = count(self.validation)
 
     def parts(self, epochs: Iterable[int]) -> list[Part]:
         """The folders that ``epochs`` come with, in the order in which the manifest lists them."""
-        parts = [Part(folder(e), self.layout(e), e) for e in epochs]
+        parts = [Part(folder(e), self.layout(e), e, self._packed.get(e)) for e in epochs]
         if self.config.plain_config:
-            parts.append(Part(PLAIN, self.layout(0)))
+            parts.append(Part(PLAIN, self.layout(0), None, self._packed.get(0)))
         if self.validation_count:
             found = self.validation_count
             parts.append(Part(VALIDATION, Layout.of(found.rows, found.tokens, self.config.rows_per_shard)))
         return parts
 
-    def reader(self, part: Part, order: Order, shards: list[int]) -> Reader:
+    def reader(self, part: Part, order: Order, shards: list[int]) -> Reader | PackedReader:
         """The files of a part."""
         if part.folder == VALIDATION:
             return self._validation_reader(part, shards)
         epoch = part.epoch
         tables = partial(order.tables, epoch or 0)
-        if epoch is None:
-            return Reader(part.layout, shards, tables, _no_rates, lambda table, rates: self.pieces(table, None, rates))
-        return Reader(
-            part.layout,
-            shards,
-            tables,
-            lambda place, n: row_rates(self.config, epoch, place, n, part.layout.rows),
-            lambda table, rates: self.pieces(table, epoch, rates),
-        )
+        size = self.size(epoch or 0)
+
+        def rates(place: int, n: int) -> NDArray[np.float64]:
+            return np.zeros(n) if epoch is None else row_rates(self.config, epoch, place, n, size[0])
+
+        def mask(table: pa.Table, rates: NDArray[np.float64]) -> list[Piece]:
+            return self.pieces(table, epoch, rates)
+
+        if self._packer is None:
+            return Reader(self.schema, part.layout, shards, tables, rates, mask)
+        whole, bins = Layout.of(*size, size[0]), self._packer.plan(epoch or 0, *size)
+        return PackedReader(self.schema, part.layout, shards, tables, rates, mask, whole, bins)
 
     def counts(self, part: Part) -> ShardCounts:
         """Empty figures for a file of a part."""
@@ -105,7 +124,62 @@ class Job(ABC):
             rows = to_rows(table, score)
             return [Piece(VALIDATION, None, rows, unmasked(rows))]
 
-        return Reader(part.layout, shards, partial(tables_of, batches), _no_rates, whole)
+        return Reader(self.schema, part.layout, shards, partial(tables_of, batches), _no_rates, whole)
+
+    def layout(self, epoch: int) -> Layout:
+        """How an epoch's rows fall into files."""
+        packed = self._packed.get(epoch)
+        rows, tokens = (packed.rows, packed.tokens) if packed else self.size(epoch)
+        return Layout.of(rows, tokens, self.config.rows_per_shard, self.config.rows_multiple)
+
+    # For rows that are made one by one, in any order.
+
+    @property
+    @abstractmethod
+    def rows_identity(self) -> dict[str, Any]:
+        """What ``once`` depends on."""
+
+    @abstractmethod
+    def once(self) -> Iterator[tuple[Rows, NDArray[np.int32]]]:
+        """Every row that any epoch may hold, once, with [R] the number of its source: by (source, row_id, window)."""
+
+    @abstractmethod
+    def times(self, rows: pa.RecordBatch, epoch: int) -> NDArray[np.int64]:
+        """[R] how often each row of ``once`` stands in ``epoch``, by its ``source``, ``row_id`` and ``window``."""
+
+    @abstractmethod
+    def keys(self, rows: pa.RecordBatch, epoch: int) -> NDArray[np.uint64]:
+        """[R] sort keys of rows with ``source``, ``repeat``, ``row_id`` and ``window`` in the order of ``epoch``."""
+
+    @abstractmethod
+    def masked(self, rows: Rows, source: int, repeat: int, epoch: int, rates: NDArray[np.float64]) -> Masked:
+        """Rows of one source, standing in ``epoch`` for the ``repeat``-th time, at drop rates ``rates`` [R]."""
+
+    @property
+    def surveyed(self) -> dict[str, Any]:
+        """What ``survey`` found, as values that JSON keeps."""
+        return {**self._found(), "packed": [[e, asdict(size)] for e, size in self._packed.items()]}
+
+    def recall(self, surveyed: dict[str, Any]) -> None:
+        """Take what ``survey`` of an equal job found for its own, but for ``spread``, which stays empty."""
+        self._packed = {epoch: PackedSize(**size) for epoch, size in surveyed["packed"]}
+        self._recall({name: value for name, value in surveyed.items() if name != "packed"})
+
+    @abstractmethod
+    def _found(self) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _recall(self, found: dict[str, Any]) -> None: ...
+
+    def beside(self, part: Part, rows: int, tokens: int) -> dict[str, Any]:
+        """What the manifest says of a part that is packed, or cut to a multiple, and holds so many rows and tokens."""
+        told: dict[str, Any] = {}
+        if self.config.rows_multiple and part.epoch is not None:
+            told["rows_left_out"] = part.layout.left_out
+        if part.packed:
+            told["utilisation"] = tokens / max(1, rows * part.packed.limit)
+            told |= {"rows_cut": part.packed.rows_cut, "pieces_left_out": part.packed.pieces_left_out}
+        return told
 
     @property
     @abstractmethod
@@ -119,6 +193,11 @@ class Job(ABC):
 
     @property
     @abstractmethod
+    def spread(self) -> EntropyHistogram:
+        """How the entropies of the trainable tokens are spread, each row of a masked source taken once."""
+
+    @property
+    @abstractmethod
     def open_share(self) -> float | None:
         """See ``plan.open_share``."""
 
@@ -128,8 +207,8 @@ class Job(ABC):
         """About how many bytes are held on disk while the rows of an epoch are sorted."""
 
     @abstractmethod
-    def layout(self, epoch: int) -> Layout:
-        """How an epoch's rows fall into files."""
+    def size(self, epoch: int) -> tuple[int, int]:
+        """Rows and tokens of an epoch."""
 
     @abstractmethod
     def order(self, tmp: Path) -> Order:
@@ -166,15 +245,20 @@ class Single(Job):
         return json_tau(self._corpus.tau)
 
     @property
+    def spread(self) -> EntropyHistogram:
+        return self._corpus.spread
+
+    @property
     def open_share(self) -> float | None:
         return open_share(self._scored, self._plan)
 
     @property
     def sorting_bytes(self) -> int:
-        return payload_bytes(self._scored, self._corpus.tokens)
+        scores = 2 if self._scored.has_logprob else 1
+        return payload_bytes(self._corpus.rows, self._corpus.tokens, scores, self._scored.score_dtype)
 
-    def layout(self, epoch: int) -> Layout:
-        return Layout.of(self._corpus.rows, self._corpus.tokens, self.config.rows_per_shard)
+    def size(self, epoch: int) -> tuple[int, int]:
+        return self._corpus.rows, self._corpus.tokens
 
     def order(self, tmp: Path) -> Order:
         return Order(
@@ -185,6 +269,36 @@ class Single(Job):
             tmp=tmp,
             total_bytes=self.sorting_bytes,
         )
+
+    @property
+    def rows_identity(self) -> dict[str, Any]:
+        return {"scored": self._scored.content_digest, "columns": self._columns}
+
+    @property
+    def _columns(self) -> list[str]:
+        logprob = ["logprob"] if self.config.keep_surprising is not None else []
+        return ["row_id", "window", "input_ids", self._scored.score, *logprob, "loss_mask"]
+
+    def once(self) -> Iterator[tuple[Rows, NDArray[np.int32]]]:
+        for batch in trainable_batches(self._scored, self._columns):
+            yield to_rows(batch, self._scored.score), np.zeros(batch.num_rows, np.int32)
+
+    def times(self, rows: pa.RecordBatch, epoch: int) -> NDArray[np.int64]:
+        return np.ones(rows.num_rows, np.int64)
+
+    def keys(self, rows: pa.RecordBatch, epoch: int) -> NDArray[np.uint64]:
+        row_id, window = (rows.column(n).to_numpy() for n in ("row_id", "window"))
+        return order_keys(self.config.seed, SOURCE, epoch, row_id, window)
+
+    def masked(self, rows: Rows, source: int, repeat: int, epoch: int, rates: NDArray[np.float64]) -> Masked:
+        return apply(rows, self._plan, epoch, rates)
+
+    def _found(self) -> dict[str, Any]:
+        return {f.name: getattr(self._corpus, f.name) for f in fields(Corpus) if f.name != "spread"}
+
+    def _recall(self, found: dict[str, Any]) -> None:
+        self._corpus = Corpus(**found, spread=EntropyHistogram())
+        self._plan = mask_plan(self._scored, self.config, self._corpus)
 
     def pieces(self, table: pa.Table, epoch: int | None, rates: NDArray[np.float64]) -> list[Piece]:
         rows = to_rows(table, self._scored.score)

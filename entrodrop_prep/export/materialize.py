@@ -5,33 +5,38 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from entrodrop_prep import __version__, digest, manifest
-from entrodrop_prep.config import MaterializeConfig
-from entrodrop_prep.errors import IntegrityError, OutputError, SourceError
+import pyarrow as pa
+
+from entrodrop_prep import digest, manifest
+from entrodrop_prep.config import MaterializeConfig, PushConfig
+from entrodrop_prep.errors import ConfigError, IntegrityError, OutputError, SourceError
+from entrodrop_prep.export import derived
 from entrodrop_prep.export.card import NAME as CARD
 from entrodrop_prep.export.card import write_card
 from entrodrop_prep.export.epoch import (
-    COUNTS,
     OTHER_FILES,
     PLAIN,
-    SCHEMA,
     SHARD_FILES,
     VALIDATION,
     Part,
-    add_counts,
     check_content,
 )
+from entrodrop_prep.export.finish import finish
 from entrodrop_prep.export.job import Job, Single
 from entrodrop_prep.export.mixture import Mixture
-from entrodrop_prep.export.plan import recipe_values, warn_if_flat
-from entrodrop_prep.export.sources import Source, open_eval, open_sources
+from entrodrop_prep.export.plan import warn_if_flat
+from entrodrop_prep.export.provenance import environments, stamp
+from entrodrop_prep.export.sources import open_eval, open_sources
 from entrodrop_prep.export.space import check_space
 from entrodrop_prep.progress import Progress
 from entrodrop_prep.sample.curriculum import horizon
 from entrodrop_prep.schema import MASKED
 from entrodrop_prep.shards import local_directory, locked, read_footer, remove_leftovers, write_shard, writing
+
+if TYPE_CHECKING:
+    from entrodrop_prep.hub.push import PushSummary
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +52,27 @@ class MaterializeSummary:
     seconds: float
     written_tokens: int
     already_complete: bool
+    pushed: PushSummary | None = None
 
 
 def materialize(config: MaterializeConfig) -> MaterializeSummary:
     """Write the masked dataset of each epoch into ``config.out``, continuing whatever an earlier run finished.
 
+    With ``config.push_to_hub`` it is pushed then; token, name and visibility are checked before any work.
+
     Raises:
         EntrodropError: see ``entrodrop_prep.errors``; finished files stay.
     """
+    if config.push_to_hub is None:
+        return _materialize(config)
+    from entrodrop_prep.hub.push import Target, push_to
+
+    target = Target.of(PushConfig(directory=config.out, repo=config.push_to_hub))
+    target.open()
+    return replace(_materialize(config), pushed=push_to(target))
+
+
+def _materialize(config: MaterializeConfig) -> MaterializeSummary:
     out = local_directory(config.out)
     job = open_job(config)
     some = job.sources.masked[0].scored
@@ -75,31 +93,37 @@ def materialize(config: MaterializeConfig) -> MaterializeSummary:
         wanted = set(config.epochs_to_write()) | begun
         config = replace(config, horizon=horizon(config), epochs=max(config.epochs, max(wanted) + 1))
         job.config = config
+        before = derived.known(out)
+        layouts = [n for n in derived.FOLDERS if n in config.layout or (n in before and not config.overwrite)]
+        derived.check(out, layouts, before, wanted, config.epochs)
         if finished and _holds(out, finished, wanted):
-            if not (out / CARD).exists():
-                write_card(out, finished)
-            return MaterializeSummary(out, finished["epochs"], 0.0, 0, already_complete=True)
+            return _derive(out, finished, layouts, config)
         for scored in job.directories:
             scored.check()
         job.survey(wanted)
         parts = job.parts(sorted(wanted))
         _check_rows(job, parts)
-        warn_if_flat(config, parts[0].layout.rows)
+        warn_if_flat(config, job.size(parts[0].epoch or 0)[0])
+        _warn_of_left_out(config, parts)
+        if config.pack:
+            _warn_of_packing(config, parts[0])
         undecided = job.open_share
         if undecided is not None:
             log.info("the bounds leave open whether %.1f%% of the trainable tokens may be dropped", 100 * undecided)
         if config.overwrite:
             missing = {part: list(range(part.layout.shards)) for part in parts}
         else:
-            missing = {part: _missing(out, part, identity, finished) for part in parts}
-        check_space(out, missing, job.sorting_bytes, config)
+            missing = {part: _missing(out, part, job.schema, identity, finished) for part in parts}
+        check_space(out, missing, job.sorting_bytes, config, sum(p.layout.tokens for p in parts), layouts)
         if config.overwrite:
-            _remove_earlier(out)
-        manifest.write_state(out, {"schema": MASKED, "identity": identity})
+            _remove_earlier(out, before)
+        used = environments(None if config.overwrite else manifest.read_state(out), finished)
+        state = {"schema": MASKED, "identity": identity, "layouts": layouts, "environments": used}
+        manifest.write_state(out, state)
         with writing(out):
             (out / manifest.NAME).unlink(missing_ok=True)
         seconds, tokens = _write(out, job, missing, identity)
-        described = _finish(out, job, parts, identity, undecided)
+        described = finish(out, job, parts, identity, undecided, layouts, used)
         return MaterializeSummary(out, described["epochs"], seconds, tokens, already_complete=False)
 
 
@@ -112,6 +136,12 @@ def open_job(config: MaterializeConfig) -> Job:
 
 def _check_rows(job: Job, parts: list[Part]) -> None:
     for part in parts:
+        if part.layout.left_out and not part.layout.rows:
+            raise ConfigError(
+                f"--rows-multiple {job.config.rows_multiple} is more than the {part.layout.left_out:,} rows of "
+                f"{part.folder}",
+                fix=f"give {part.layout.left_out} at most",
+            )
         if not part.layout.rows:
             where = [job.validation] if part.folder == VALIDATION else [s.scored for s in job.sources.all]
             raise SourceError(
@@ -121,14 +151,47 @@ def _check_rows(job: Job, parts: list[Part]) -> None:
             )
 
 
+def _warn_of_left_out(config: MaterializeConfig, parts: list[Part]) -> None:
+    most = max(part.layout.left_out for part in parts)
+    if most and config.shuffle != "epoch":
+        log.warning(
+            "--rows-multiple %d leaves out up to %d rows, and --shuffle %s the same ones in every epoch",
+            config.rows_multiple,
+            most,
+            config.shuffle,
+        )
+
+
+def _warn_of_packing(config: MaterializeConfig, part: Part) -> None:
+    if not {"position_ids", "seq_lengths"} & set(config.add_columns):
+        log.warning("the documents of one row will see each other: add --add-columns position_ids to keep them apart")
+    if part.packed and part.packed.rows_cut:
+        log.warning(
+            "%s rows are longer than --pack %d and are cut; the first token of each piece has no label, and %s pieces "
+            "have nothing else to train on and are left out",
+            f"{part.packed.rows_cut:,}",
+            config.pack,
+            f"{part.packed.pieces_left_out:,}",
+        )
+    if config.eval:
+        log.info("validation rows are not packed")
+
+
 def _write(out: Path, job: Job, missing: dict[Part, list[int]], identity: dict[str, Any]) -> tuple[float, int]:
     """Write the missing shards; returns seconds and tokens."""
     rows = sum(stop - first for part, shards in missing.items() for first, stop in map(part.layout.places, shards))
     order = job.order(out / ORDER_TMP)
-    fingerprint, tokens = digest.of_json(identity), 0
+    told = {
+        "fingerprint": digest.of_json(identity),
+        "identity": identity,
+        "provenance": stamp(job.sources.all, job.validation),
+    }
+    tokens = 0
     with Progress("materializing", rows, "rows") as progress:
         try:
             for part, shards in missing.items():
+                if not shards:
+                    continue
                 reader = job.reader(part, order, shards)
                 for shard in shards:
                     counts = job.counts(part)
@@ -136,12 +199,12 @@ def _write(out: Path, job: Job, missing: dict[Part, list[int]], identity: dict[s
                         "schema": MASKED,
                         **part.label,
                         "shard": shard,
-                        "fingerprint": fingerprint,
+                        **told,
                         **counts.info(),
                     }
                     write_shard(
                         out / part.name(shard),
-                        SCHEMA,
+                        job.schema,
                         reader.shard(shard, counts),
                         info,
                         compression=job.config.compression,
@@ -166,7 +229,9 @@ def _earlier(out: Path, identity: dict[str, Any]) -> tuple[dict[str, Any] | None
     return finished, {int(number) for number in numbers if number.isdecimal()}
 
 
-def _missing(out: Path, part: Part, identity: dict[str, Any], finished: dict[str, Any] | None) -> list[int]:
+def _missing(
+    out: Path, part: Part, schema: pa.Schema, identity: dict[str, Any], finished: dict[str, Any] | None
+) -> list[int]:
     """Shards of a part that are not there; those that are, are read and checked.
 
     Raises IntegrityError for a file in their place that is not ours, or no longer holds what was written.
@@ -185,7 +250,7 @@ def _missing(out: Path, part: Part, identity: dict[str, Any], finished: dict[str
         elif part.name(shard) in listed:
             manifest.check_file(out, listed[part.name(shard)])
         else:
-            check_content(path)
+            check_content(path, schema)
     return missing
 
 
@@ -198,91 +263,19 @@ def _holds(out: Path, finished: dict[str, Any], wanted: set[int]) -> bool:
     )
 
 
-def _finish(
-    out: Path, job: Job, parts: list[Part], identity: dict[str, Any], undecided: float | None
-) -> dict[str, Any]:
-    """Gather the shards' footers into the manifest, and write the card."""
-    files: list[dict[str, Any]] = []
-    told = {part: _gathered(out, part, files) for part in parts}
-    table = [figures for part, figures in told.items() if part.epoch is not None]
-    others = {part.folder: figures for part, figures in told.items() if part.epoch is None}
-    if job.validation and job.validation_count:
-        others[VALIDATION] |= {
-            "rows_without_loss": job.validation_count.rows_without_loss,
-            "scored": job.validation.content_digest,
-            "source": job.validation.manifest["source"],
-        }
-    described = {
-        "schema": MASKED,
-        "generator": f"entrodrop-prep {__version__}",
-        "identity": identity,
-        "recipe": recipe_values(job.config) | {"epochs": max(e["epoch"] for e in table) + 1},
-        "scored": [_told(s, named=True) for s in job.sources.all]
-        if job.sources.named
-        else _told(job.sources.all[0], named=False),
-        "tau_nats": job.told_tau,
-        **({} if undecided is None else {"open_share": undecided}),
-        "rows_without_loss": job.rows_without_loss,
-        "epochs": table,
-        **others,
-        "content_digest": digest.of_json([f["content_digest"] for f in files]),
-        "files": files,
-    }
-    write_card(out, described)
-    return manifest.write(out, described)
-
-
-def _gathered(out: Path, part: Part, files: list[dict[str, Any]]) -> dict[str, Any]:
-    """A part's figures, from the footers of its files, which are added to ``files``."""
-    sums, rates, rows = dict.fromkeys(COUNTS, 0), [1.0, 0.0], 0
-    sources: dict[str, dict[str, int]] = {}
-    for shard in range(part.layout.shards):
-        path = out / part.name(shard)
-        footer = read_footer(path)
-        counts = footer.info["counts"]
-        rows += footer.rows
-        add_counts(sums, counts)
-        rates = [min(rates[0], footer.info["rates"][0]), max(rates[1], footer.info["rates"][1])]
-        for name, figures in footer.info.get("sources", {}).items():
-            add_counts(sources.setdefault(name, {}), figures)
-        files.append(
-            manifest.file_entry(
-                out,
-                path,
-                rows=footer.rows,
-                tokens=counts["tokens"],
-                **part.label,
-                content_digest=footer.content_digest,
-            )
-        )
-    by_source = {"sources": sources} if sources else {}
-    if part.epoch is None:
-        return {"rows": rows, "tokens": sums["tokens"], "labels_left": sums["labels_left"], **by_source}
-    trainable = max(1, sums["trainable"])
-    return {
-        "epoch": part.epoch,
-        "folder": part.folder,
-        "rows": rows,
-        **sums,
-        "rate_min": rates[0],
-        "rate_max": rates[1],
-        "eligible_share": sums["eligible"] / trainable,
-        "dropped_share": sums["dropped"] / trainable,
-        **by_source,
-    }
-
-
-def _told(source: Source, *, named: bool) -> dict[str, Any]:
-    """What the manifest says of a source."""
-    scored = source.scored
-    return {
-        **({"name": source.name, "weight": source.weight, "plain": source.plain} if named else {}),
-        "content_digest": scored.content_digest,
-        "model": scored.manifest["model"],
-        "model_identity": scored.manifest["identity"]["model"],
-        "source": scored.manifest["source"],
-        "tokenizer": scored.manifest["tokenizer"],
-    }
+def _derive(out: Path, finished: dict[str, Any], layouts: list[str], config: MaterializeConfig) -> MaterializeSummary:
+    """What a finished directory still lacks: derived files, its card."""
+    complete = derived.holds(out, finished, layouts)
+    if not complete:
+        check_space(out, {}, 0, config, sum(e["tokens"] for e in finished["files"]), layouts)
+        known = {name: finished[name] for name in ("identity", "environments")}
+        manifest.write_state(out, {"schema": MASKED, **known, "layouts": layouts})
+        finished = {**finished, "derived": derived.make(out, finished, layouts)}
+        write_card(out, finished)
+        finished = manifest.write(out, finished)
+    elif not (out / CARD).exists():
+        write_card(out, finished)
+    return MaterializeSummary(out, finished["epochs"], 0.0, 0, already_complete=complete)
 
 
 def _other_parts(out: Path) -> list[str]:
@@ -295,12 +288,13 @@ def _other_parts(out: Path) -> list[str]:
     return sorted({*state.get("parts", []), *(part for part, key in known.items() if (identity or {}).get(key))})
 
 
-def _remove_earlier(out: Path) -> None:
+def _remove_earlier(out: Path, layouts: list[str]) -> None:
     """Remove what an earlier run wrote, but not README.md, which is the user's. The directory stays known as ours."""
     listed = _other_parts(out)
-    manifest.write_state(out, {"schema": MASKED, "parts": listed})
+    manifest.write_state(out, {"schema": MASKED, "parts": listed, "layouts": layouts})
     with writing(out):
         (out / manifest.NAME).unlink(missing_ok=True)
+        derived.remove(out, layouts)
         for pattern in (SHARD_FILES, *(OTHER_FILES[name] for name in listed)):
             for path in out.glob(pattern):
                 path.unlink()

@@ -14,18 +14,20 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from entrodrop_prep.errors import ConfigError
-from entrodrop_prep.export.epoch import Layout, Piece
+from entrodrop_prep.export.epoch import Piece
+from entrodrop_prep.export.histogram import EntropyHistogram
 from entrodrop_prep.export.job import Job, json_tau
-from entrodrop_prep.export.order import Order, has_label
+from entrodrop_prep.export.order import Order, has_label, payload_bytes
 from entrodrop_prep.export.plan import drop_token_id, protected_ids, replacements
 from entrodrop_prep.export.sources import Source
 from entrodrop_prep.sample.counter import CHOOSE, order_keys, rate_limit, stream_key, token_words
-from entrodrop_prep.sample.mask import MaskPlan, Rows, apply, eligible_tokens, unmasked
+from entrodrop_prep.sample.mask import Masked, MaskPlan, Rows, apply, eligible_tokens, unmasked
 from entrodrop_prep.sample.quantile import group_thresholds, quantile_of
 from entrodrop_prep.scored import stored_scores, to_rows
 
 MAX_VALUES = 1000
 """Values of a column that may have thresholds of their own."""
+_LOW = 0xFFFFFFFF
 _CORE = ["row_id", "window", "input_ids", "loss_mask"]
 
 
@@ -40,6 +42,7 @@ class _Counts:
     """Value of the scope's column -> its place among the thresholds."""
     kind: str | None = None
     """The column's type."""
+    spread: EntropyHistogram = field(default_factory=EntropyHistogram)
 
 
 class Mixture(Job):
@@ -65,7 +68,7 @@ class Mixture(Job):
         return self.config.scope_column if self.config.select != "random" else None
 
     @cached_property
-    def schema(self) -> pa.Schema:
+    def sorted_schema(self) -> pa.Schema:
         """Of the rows that are put in order."""
         scores = pa.list_(pa.field("element", pa.from_numpy_dtype(self._dtype)))
         lists = {n: self.sources.all[0].scored.schema.field(n) for n in ("input_ids", "loss_mask")}
@@ -90,6 +93,16 @@ class Mixture(Job):
 
     def batches(self, epoch: int) -> Iterator[pa.RecordBatch]:
         """The rows of an epoch, by (source, row_id, window, repeat)."""
+        for index, batch in self._read():
+            times = self._times(self.sources.all[index], batch, epoch) * has_label(batch.column("loss_mask"))
+            picked = np.repeat(np.arange(len(times)), times)
+            repeat = np.arange(len(picked)) - np.repeat(np.cumsum(times) - times, times)
+            for first in range(0, len(picked), max(1, len(times))):
+                some = slice(first, first + max(1, len(times)))
+                yield self._taken(index, batch.take(pa.array(picked[some])), repeat[some])
+
+    def _read(self) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """The stored rows of each source in turn, with its number."""
         for index, source in enumerate(self.sources.all):
             masks = not source.plain
             columns = [
@@ -99,15 +112,10 @@ class Mixture(Job):
                 *([self._column] if masks and self._column else []),
             ]
             for batch in source.scored.batches(columns):
-                times = self._times(source, batch, epoch) * has_label(batch.column("loss_mask"))
-                picked = np.repeat(np.arange(len(times)), times)
-                repeat = np.arange(len(picked)) - np.repeat(np.cumsum(times) - times, times)
-                for first in range(0, len(picked), max(1, len(times))):
-                    some = slice(first, first + max(1, len(times)))
-                    yield self._taken(index, batch.take(pa.array(picked[some])), repeat[some])
+                yield index, batch
 
     def _taken(self, index: int, batch: pa.RecordBatch, repeat: NDArray[np.int64]) -> pa.RecordBatch:
-        """Rows of source ``index`` with the columns of ``schema``."""
+        """Rows of source ``index`` with the columns of ``sorted_schema``."""
         source, n = self.sources.all[index], batch.num_rows
         made: dict[str, pa.Array] = {
             "source": pa.array(np.full(n, index, np.int32)),
@@ -118,8 +126,8 @@ class Mixture(Job):
         made["entropy"] = self._scores(batch, None if source.plain else source.scored.score)
         if self._with_logprob:
             made["logprob"] = self._scores(batch, None if source.plain else "logprob")
-        arrays = [made[name] if name in made else batch.column(name) for name in self.schema.names]
-        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+        arrays = [made[name] if name in made else batch.column(name) for name in self.sorted_schema.names]
+        return pa.RecordBatch.from_arrays(arrays, schema=self.sorted_schema)
 
     def _scores(self, batch: pa.RecordBatch, name: str | None) -> pa.Array:
         """A column of scores in the common type; all null for rows that are never masked."""
@@ -129,7 +137,9 @@ class Mixture(Job):
             np.full(tokens, np.nan, self._dtype) if name is None else stored_scores(batch, name).astype(self._dtype)
         )
         return pa.ListArray.from_arrays(
-            pc.subtract(offsets, first), pa.array(values, mask=np.isnan(values)), type=self.schema.field("entropy").type
+            pc.subtract(offsets, first),
+            pa.array(values, mask=np.isnan(values)),
+            type=self.sorted_schema.field("entropy").type,
         )
 
     def _times(self, source: Source, batch: pa.RecordBatch, epoch: int) -> NDArray[np.int64]:
@@ -154,7 +164,11 @@ class Mixture(Job):
         self._counted = _Counts(dict.fromkeys(epochs, 0), dict.fromkeys(epochs, 0))
         for source in self.sources.all:
             column = None if source.plain else self._column
-            for batch in source.scored.batches([*_CORE, *([column] if column else [])]):
+            score = [] if source.plain else [source.scored.score]
+            for batch in source.scored.batches([*_CORE, *score, *([column] if column else [])]):
+                if not source.plain:
+                    rows = to_rows(batch, source.scored.score)
+                    self._counted.spread.add(rows.entropy[rows.trainable])
                 keep = has_label(batch.column("loss_mask"))
                 self._counted.rows_without_loss += int((~keep).sum())
                 lengths = np.diff(batch.column("input_ids").offsets.to_numpy())
@@ -260,6 +274,10 @@ class Mixture(Job):
         return told[0]
 
     @property
+    def spread(self) -> EntropyHistogram:
+        return self._counted.spread
+
+    @property
     def open_share(self) -> float | None:
         if self.sources.masked[0].scored.estimator == "exact" or self.config.select == "random":
             return None
@@ -283,13 +301,67 @@ class Mixture(Job):
     @property
     def sorting_bytes(self) -> int:
         scores = 2 if self._with_logprob else 1
-        return max(self._counted.tokens.values()) * (4 + scores * self._dtype.itemsize + 1)
+        rows, tokens = max(self._counted.rows.values()), max(self._counted.tokens.values())
+        return payload_bytes(rows, tokens, scores, self._dtype)
 
-    def layout(self, epoch: int) -> Layout:
-        return Layout.of(self._counted.rows[epoch], self._counted.tokens[epoch], self.config.rows_per_shard)
+    def size(self, epoch: int) -> tuple[int, int]:
+        return self._counted.rows[epoch], self._counted.tokens[epoch]
 
     def order(self, tmp: Path) -> Order:
         return MixedOrder(self, tmp)
+
+    @property
+    def rows_identity(self) -> dict[str, Any]:
+        told = [[s.scored.content_digest, None if s.plain else s.scored.score] for s in self.sources.all]
+        return {"sources": told, "logprob": self._with_logprob, "group": self._column}
+
+    def once(self) -> Iterator[tuple[Rows, NDArray[np.int32]]]:
+        for index, batch in self._read():
+            batch = batch.filter(pa.array(has_label(batch.column("loss_mask"))))
+            taken = self._taken(index, batch, np.zeros(batch.num_rows, np.int64))
+            rows, source = to_rows(taken), taken.column("source").to_numpy()
+            yield replace(rows, group=taken.column("group").to_numpy()) if self._column else rows, source
+
+    def times(self, rows: pa.RecordBatch, epoch: int) -> NDArray[np.int64]:
+        source = rows.column("source").to_numpy()
+        times = np.empty(len(source), np.int64)
+        for index, one in enumerate(self.sources.all):
+            first, stop = np.searchsorted(source, [index, index + 1]).tolist()
+            times[first:stop] = self._times(one, rows.slice(first, stop - first), epoch)
+        return times
+
+    def keys(self, rows: pa.RecordBatch, epoch: int) -> NDArray[np.uint64]:
+        source, repeat, row_id, window = (rows.column(n).to_numpy() for n in ("source", "repeat", "row_id", "window"))
+        keys = np.empty(len(row_id), np.uint64)
+        part = source.astype(np.int64) << 32 | repeat
+        for one in np.unique(part).tolist():
+            name = self.sources.all[one >> 32].key_name(one & _LOW)
+            some = part == one
+            keys[some] = order_keys(self.config.seed, name, epoch, row_id[some], window[some])
+        return keys
+
+    def masked(self, rows: Rows, source: int, repeat: int, epoch: int, rates: NDArray[np.float64]) -> Masked:
+        if self.sources.all[source].plain:
+            return unmasked(rows)
+        return apply(rows, self._plans[source, repeat], epoch, rates)
+
+    def _found(self) -> dict[str, Any]:
+        counted = self._counted
+        return {
+            "rows": list(counted.rows.items()),
+            "tokens": list(counted.tokens.items()),
+            "rows_without_loss": counted.rows_without_loss,
+            "values": list(counted.values),
+            "kind": counted.kind,
+            "taus": None if self._taus is None else self._taus.tolist(),
+        }
+
+    def _recall(self, found: dict[str, Any]) -> None:
+        values = {value: place for place, value in enumerate(found["values"])}
+        rows, tokens = dict(found["rows"]), dict(found["tokens"])
+        self._counted = _Counts(rows, tokens, found["rows_without_loss"], values, found["kind"])
+        self._taus = None if found["taus"] is None else np.array(found["taus"], np.float64)
+        _ = self._plans
 
     def pieces(self, table: pa.Table, epoch: int | None, rates: NDArray[np.float64]) -> list[Piece]:
         table = table.combine_chunks()
@@ -304,10 +376,7 @@ class Mixture(Job):
             if self._column:
                 rows = replace(rows, group=some.column("group").to_numpy())
             index = one >> 32
-            if epoch is None or self.sources.all[index].plain:
-                masked = unmasked(rows)
-            else:
-                masked = apply(rows, self._plans[index, one & 0xFFFFFFFF], epoch, rates[places])
+            masked = unmasked(rows) if epoch is None else self.masked(rows, index, one & _LOW, epoch, rates[places])
             result.append(Piece(self.sources.all[index].name, places, rows, masked))
         return result
 
@@ -338,20 +407,13 @@ class MixedOrder(Order):
         return any(s.share for s in self._mixture.sources.all)
 
     def schema(self) -> pa.Schema:
-        return self._mixture.schema
+        return self._mixture.sorted_schema
 
     def batches(self, epoch: int) -> Iterator[pa.RecordBatch]:
         return self._mixture.batches(epoch)
 
     def keys(self, batch: pa.RecordBatch, epoch: int) -> NDArray[np.uint64]:
-        source, repeat, row_id, window = (batch.column(n).to_numpy() for n in ("source", "repeat", "row_id", "window"))
-        keys = np.empty(len(row_id), np.uint64)
-        part = source.astype(np.int64) << 32 | repeat
-        for one in np.unique(part).tolist():
-            name = self._mixture.sources.all[one >> 32].key_name(one & 0xFFFFFFFF)
-            some = part == one
-            keys[some] = order_keys(self._seed, name, epoch, row_id[some], window[some])
-        return keys
+        return self._mixture.keys(batch, epoch)
 
 
 def _is_text(kind: pa.DataType) -> bool:

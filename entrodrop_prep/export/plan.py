@@ -11,6 +11,7 @@ import numpy as np
 
 from entrodrop_prep.config import MaterializeConfig, Recipe, identity
 from entrodrop_prep.errors import ConfigError
+from entrodrop_prep.export.histogram import EntropyHistogram
 from entrodrop_prep.export.order import has_label
 from entrodrop_prep.sample import quantile
 from entrodrop_prep.sample.counter import FORMAT_VERSION
@@ -38,6 +39,7 @@ class Corpus:
         tokens: tokens of the rows that stay.
         trainable_tokens: of those, tokens that carry a label.
         tau: corpus threshold in nats, or None where the recipe needs none.
+        spread: how the entropies of the trainable tokens are spread.
     """
 
     rows: int
@@ -45,12 +47,13 @@ class Corpus:
     tokens: int
     trainable_tokens: int
     tau: float | None
+    spread: EntropyHistogram
 
 
 def survey(scored: ScoredDataset, recipe: Recipe) -> Corpus:
     """Count the rows and find the corpus threshold: one pass over the scores, two where they are float32."""
     rows = left_out = tokens = trainable = 0
-    histogram = quantile.Histogram(scored.score_dtype)
+    histogram, spread = quantile.Histogram(scored.score_dtype), EntropyHistogram()
     wants_tau = needs_corpus_quantile(recipe)
     for batch in scored.batches(["row_id", "window", "input_ids", "loss_mask", scored.score]):
         part = to_rows(batch, scored.score)
@@ -59,6 +62,7 @@ def survey(scored: ScoredDataset, recipe: Recipe) -> Corpus:
         left_out += int((~keep).sum())
         tokens += int(part.lengths[keep].sum())
         trainable += int(part.trainable.sum())
+        spread.add(part.entropy[part.trainable])
         if wants_tau:
             histogram.add(part.entropy[part.trainable])
     tau = recipe.threshold
@@ -69,7 +73,7 @@ def survey(scored: ScoredDataset, recipe: Recipe) -> Corpus:
             high=recipe.select == "high-entropy",
             again=lambda: _trainable_scores(scored),
         )
-    return Corpus(rows, left_out, tokens, trainable, tau)
+    return Corpus(rows, left_out, tokens, trainable, tau, spread)
 
 
 def _trainable_scores(scored: ScoredDataset) -> Iterator[np.ndarray[Any, Any]]:
@@ -197,8 +201,9 @@ def identity_of(sources: dict[str, Any], config: MaterializeConfig) -> dict[str,
     settings = identity(config)
     if config.bounds is None:  # as it was before there were bounds
         del settings["bounds"]
-    if not config.plain_config:
-        del settings["plain_config"]
+    for name in ("plain_config", "add_columns", "rows_multiple", "pack"):  # as it was before there were these
+        if not settings[name]:
+            del settings[name]
     return {
         "schema": MASKED,
         "mask_format": FORMAT_VERSION,

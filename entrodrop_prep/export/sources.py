@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.errors import ConfigError
@@ -140,6 +141,17 @@ def _weighted(text: str) -> tuple[str, float]:
 def spec(name: str, path: str, weight: float) -> str:
     """The argument that names a source."""
     return f"{name}={path}:{weight!r}"
+
+
+def arguments(identity: dict[str, Any], given: Mapping[str, str]) -> dict[str, list[str]]:
+    """The sources of a masked directory as ``materialize`` takes them; ``given`` are their directories by name."""
+    if "sources" not in identity:
+        return {"scored": [f"./{given[SOURCE]}" if named_path(given[SOURCE])[0] else given[SOURCE]]}
+    masked, plain = (
+        [spec(n, given[n], told["weight"]) for n, told in identity["sources"].items() if told.get("plain", False) == p]
+        for p in (False, True)
+    )
+    return {"scored": masked, "plain": plain}
 
 
 def _check_estimators(masked: list[Source]) -> None:

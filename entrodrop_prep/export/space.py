@@ -8,6 +8,7 @@ from pathlib import Path
 
 from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.errors import DiskSpaceError
+from entrodrop_prep.export import derived
 from entrodrop_prep.export.epoch import SHARD_FILES, Part
 
 log = logging.getLogger(__name__)
@@ -15,18 +16,33 @@ log = logging.getLogger(__name__)
 # Stored bytes over plain ones, from text corpora; on the safe side.
 STORED_SHARE = {"zstd": 0.75, "snappy": 0.9, "none": 1.05}
 PLAIN_BYTES = 9
+FILE_BYTES, DIRECTORY_BYTES = 4000, 12_000
+"""A file without a row, with what the manifest says of it; the rest of the manifest, the card and its picture."""
+LINE_BYTES = 16
+"""Of a token in a JSONL file: two ids of up to six digits, a 1, three commas."""
 
 
-def check_space(out: Path, missing: dict[Part, list[int]], sorting_bytes: int, config: MaterializeConfig) -> None:
+def check_space(
+    out: Path,
+    missing: dict[Part, list[int]],
+    sorting_bytes: int,
+    config: MaterializeConfig,
+    all_tokens: int,
+    layouts: list[str],
+) -> None:
     """Say what is about to be written; raises DiskSpaceError where the disk cannot hold it.
 
-    ``missing`` are the shards to write of each part, ``sorting_bytes`` what an epoch's rows take while they are sorted.
+    ``missing`` are the shards to write of each part, ``sorting_bytes`` what an epoch's rows take while they are sorted,
+    ``layouts`` what is derived from all the ``all_tokens`` in the end.
     """
     tokens = 0.0
     for part, shards in missing.items():
         rows = sum(stop - first for first, stop in map(part.layout.places, shards))
         tokens += rows / max(1, part.layout.rows) * part.layout.tokens
-    need = int(tokens * PLAIN_BYTES * STORED_SHARE[config.compression])
+    plain = PLAIN_BYTES + 4 * ("position_ids" in config.add_columns)
+    need = int(tokens * plain * STORED_SHARE[config.compression])
+    need += FILE_BYTES * sum(map(len, missing.values())) + DIRECTORY_BYTES
+    need += int(all_tokens * _derived_bytes(out, layouts, plain * STORED_SHARE[config.compression], plain))
     spill = sorting_bytes if config.shuffle != "none" and tokens else 0
     free = shutil.disk_usage(out).free
     if config.overwrite:
@@ -48,3 +64,11 @@ def _size(n: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+def _derived_bytes(out: Path, layouts: list[str], stored: float, plain: int) -> float:
+    """Of a token. What ``datasets`` saves lies on the disk twice while it is made."""
+    need = 0.0
+    if derived.CONCATENATED in layouts:
+        need += 2 * PLAIN_BYTES + (0 if derived.can_link(out) else stored)
+    return need + (LINE_BYTES + plain - PLAIN_BYTES if derived.JSONL in layouts else 0)

@@ -1,0 +1,130 @@
+"""From masked whole rows to packed ones: pure functions over arrays, for any of an epoch's packed rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from entrodrop_prep.export.columns import Stored, positions
+from entrodrop_prep.export.packing import Bins, Segments
+from entrodrop_prep.sample.mask import IGNORE, Masked, Rows
+
+FIGURES = ("tokens", "trainable", "eligible", "dropped", "labels_left")
+_PER_TOKEN = ("input_ids", "labels")
+_DROPPED, _LEFT = FIGURES.index("dropped"), FIGURES.index("labels_left")
+
+
+@dataclass(frozen=True)
+class Held:
+    """S segments of N tokens, masked, in any order: segment s is ``offsets[s]:offsets[s + 1]`` of each [N] array."""
+
+    keys: NDArray[np.int64]
+    """[S] as ``Segments.keys``."""
+    lengths: NDArray[np.int64]
+    """[S] tokens of each."""
+    input_ids: NDArray[np.int32]
+    """[N]"""
+    labels: NDArray[np.int32]
+    """[N] -100 at the first token of each segment, which nothing before it in its row may predict."""
+    figures: NDArray[np.int64]
+    """[S, 5] FIGURES of each; the first token counts in ``tokens`` alone."""
+    source: NDArray[np.int64]
+    """[S] number of the source."""
+    rates: NDArray[np.float64]
+    """[S] drop rate of its row."""
+    spare: NDArray[np.int64]
+    """[S] of a segment without labels, where its dropped token of the highest entropy stands (the first), else -1."""
+    spare_entropy: NDArray[np.float64]
+    """[S] the entropy there, nats; -inf where it is null or there is none."""
+    spare_id: NDArray[np.int32]
+    """[S] the id that stood there before masking."""
+
+    @classmethod
+    def joined(cls, parts: Iterable[Held], segments: int, tokens: int) -> Held:
+        """Several as one, of so many segments and tokens in all; each part is let go once it is copied."""
+        made: dict[str, NDArray[Any]] = {}
+        s = t = 0
+        for part in parts:
+            for field in fields(cls):
+                values = getattr(part, field.name)
+                first, size = (t, tokens) if field.name in _PER_TOKEN else (s, segments)
+                if field.name not in made:
+                    made[field.name] = np.empty((size, *values.shape[1:]), values.dtype)
+                made[field.name][first : first + len(values)] = values
+            s, t = s + len(part.keys), t + len(part.labels)
+        return cls(**made)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Some packed rows, and what masking did to each of their D segments, in the order in which they stand."""
+
+    stored: Stored
+    figures: NDArray[np.int64]
+    """[D, 5] as in ``Held``."""
+    source: NDArray[np.int64]
+    """[D]"""
+    rates: NDArray[np.float64]
+    """[D]"""
+
+
+def hold(
+    rows: Rows, masked: Masked, rates: NDArray[np.float64], source: int, row: NDArray[np.int64], segments: Segments
+) -> Held:
+    """Cut masked rows: segment s is of row ``row[s]`` of ``rows``, whose drop rates are ``rates`` [R]."""
+    lengths = segments.lengths
+    where = np.repeat(rows.offsets[row] + segments.start, lengths) + positions(lengths)
+    ends = np.cumsum(lengths)
+    first = ends - lengths
+    labels = masked.labels[where]
+    labels[first] = IGNORE
+    flags = [rows.trainable[where], masked.droppable[where], masked.dropped[where], labels != IGNORE]
+    figures = np.empty((len(lengths), len(FIGURES)), np.int64)
+    figures[:, 0] = lengths
+    for i, flag in enumerate(flags, 1):
+        flag[first] = False
+        running = np.concatenate([[0], np.cumsum(flag)])
+        figures[:, i] = running[ends] - running[first]
+    spare = np.full(len(lengths), -1)
+    entropy, ids = np.full(len(lengths), -np.inf), np.zeros(len(lengths), np.int32)
+    for s in np.flatnonzero((figures[:, _LEFT] == 0) & (figures[:, _DROPPED] > 0)).tolist():
+        places = np.flatnonzero(flags[2][first[s] : ends[s]])
+        tokens = where[first[s] + places]
+        scores = np.nan_to_num(rows.entropy[tokens].astype(np.float64), nan=-np.inf)
+        best = int(np.argmax(scores))
+        spare[s], entropy[s], ids[s] = places[best], scores[best], rows.input_ids[tokens[best]]
+    sources = np.full(len(lengths), source)
+    inputs = masked.input_ids[where]
+    return Held(segments.keys, lengths, inputs, labels, figures, sources, rates[row], spare, entropy, ids)
+
+
+def assemble(held: Held, bins: Bins, first: int, stop: int) -> Packed:
+    """Packed rows ``first`` to ``stop - 1``; ``held`` has all their segments, and may have others.
+
+    A row that would have no label takes back the drop of the token with the highest entropy (of the first on ties).
+    """
+    ends = bins.offsets[first : stop + 1]
+    segments = bins.segments[slice(ends[0], ends[-1])]
+    documents = ends - ends[0]
+    order = np.argsort(held.keys)
+    found = order[np.searchsorted(held.keys, segments.keys, sorter=order)]
+    lengths = segments.lengths
+    begins = np.cumsum(lengths) - lengths
+    where = np.repeat((np.cumsum(held.lengths) - held.lengths)[found], lengths) + positions(lengths)
+    ids, labels, figures = held.input_ids[where], held.labels[where], held.figures[found]
+    for b in np.flatnonzero(np.add.reduceat(figures[:, _LEFT], documents[:-1]) == 0).tolist():
+        some = found[documents[b] : documents[b + 1]]
+        scores = np.where(held.spare[some] >= 0, held.spare_entropy[some], np.nan)
+        best = int(np.nanargmax(np.maximum(scores, np.finfo(np.float64).min)))
+        d, s = int(documents[b]) + best, int(some[best])
+        at = begins[d] + held.spare[s]
+        ids[at] = labels[at] = held.spare_id[s]
+        figures[d, _LEFT], figures[d, _DROPPED] = 1, figures[d, _DROPPED] - 1
+    offsets = np.concatenate([begins[documents[:-1]], [len(where)]])
+    trainable = np.add.reduceat(figures[:, FIGURES.index("trainable")], documents[:-1])
+    stored = Stored(offsets, ids, labels, trainable, lengths, documents)
+    return Packed(stored, figures, held.source[found], held.rates[found])

@@ -1,0 +1,199 @@
+"""What the card's block says of a masked dataset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from entrodrop_prep import digest
+from entrodrop_prep.config import RECIPE_FIELDS
+from entrodrop_prep.export.card.picture import NAME as PICTURE
+from entrodrop_prep.export.card.tables import epoch_table, left_out, markdown, source_table
+from entrodrop_prep.export.card.values import is_hub
+from entrodrop_prep.export.epoch import PLAIN, VALIDATION
+
+
+def block_text(manifest: dict[str, Any]) -> str:
+    """What the block says."""
+    scored = manifest["scored"]
+    several = isinstance(scored, list)
+    extra = [f"`{name}`" for name in manifest["identity"].get("add_columns", [])]
+    more = f", with {', '.join(extra)}" if extra else ""
+    return "\n".join(
+        [
+            "Training data with entropy-guided token dropout applied in the data: one masked copy of the corpus for "
+            f"each epoch, made by {manifest['generator']}. Tokens that a reference model finds easy to predict are "
+            "dropped from training, more of them in later epochs. Rows are `input_ids`, `attention_mask` and `labels` "
+            f"(unshifted, -100 = no loss){more}.",
+            "",
+            *(_picture() if "entropy_histogram" in manifest else []),
+            *markdown(epoch_table(manifest["epochs"])),
+            "",
+            *([*markdown(source_table(manifest["epochs"])), ""] if several else []),
+            "Shares are of the trainable tokens.",
+            "",
+            "## How it was made",
+            "",
+            *(_sources(scored) if several else _origin(scored)),
+            *_packing(manifest),
+            *(f"- {line}" for line in left_out(manifest["epochs"])),
+            *_others(manifest),
+            *([_bounds(manifest)] if manifest["recipe"].get("bounds") else []),
+            *_recipe(manifest),
+            "",
+            "The method is EntroDrop (Entropy-Guided Token Dropout, "
+            "[arXiv 2512.23422](https://arxiv.org/abs/2512.23422)): dropping tokens of low entropy, by a sigmoidal "
+            "curriculum. Its authors had no part in this. Every number above is a choice of whoever made the dataset, "
+            "or a default of the tool's own, not the paper's.",
+            "",
+            *_training(manifest),
+            "",
+            *_verifying(manifest),
+            "",
+            "## What it is not",
+            "",
+            "It is no new text: every row is a row of the sources, in the tokens of one tokenizer, and of no use with "
+            "another. The entropies are those of one model in one number format. Nothing here shows that training on "
+            "it prevents overfitting: compare with training on all tokens, with dropping random tokens, and with "
+            "stopping early.",
+        ]
+    )
+
+
+def _picture() -> list[str]:
+    return [f"![Entropy of the trainable tokens, and the share of them dropped in each epoch]({PICTURE})", ""]
+
+
+def _training(manifest: dict[str, Any]) -> list[str]:
+    """How to train with it."""
+    first = manifest["epochs"][0]["folder"]
+    return [
+        "## How to train with it",
+        "",
+        "```python",
+        "from datasets import load_dataset",
+        "",
+        f'epoch = load_dataset("path/or/repo", "{first}", split="train")   # one epoch',
+        'every = load_dataset("path/or/repo", split="train")              # all epochs, one after the other',
+        "```",
+        "",
+        "The rows stand in the order to train on. Read them in order, once (`num_train_epochs=1` and "
+        '`train_sampling_strategy="sequential"` of `transformers`), do not shuffle them across epochs, and use a '
+        "collator that keeps the labels, such as `DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)`. "
+        "`entrodrop recipe transformers DIR` prints a whole script.",
+    ]
+
+
+def _verifying(manifest: dict[str, Any]) -> list[str]:
+    """How to prove it."""
+    digests = f"The content digest is `{manifest['content_digest']}`."
+    return [
+        "## How to verify it",
+        "",
+        "```bash",
+        "entrodrop verify path/or/repo                    # the files are those of manifest.json",
+        "entrodrop verify path/or/repo --against SCORED   # and the masks follow from the scores",
+        "```",
+        "",
+        f"{digests} `manifest.json` holds the digest of every file, the recipe, and where everything came from.",
+    ]
+
+
+def _origin(scored: dict[str, Any]) -> list[str]:
+    """Where the rows come from."""
+    tokenizer = scored["tokenizer"]
+    commit = f"commit {tokenizer['commit']}, " if "commit" in tokenizer else ""
+    licence = scored["source"].get("card", {}).get("license")
+    return [
+        f"- source: {_source(scored)}" + (f", licence {_plain(licence)}" if licence else ""),
+        f"- reference model: {scored['model']['name']} ({_identity(scored['model_identity'])})",
+        f"- tokenizer: {tokenizer.get('name', 'of the model')} ({commit}digest `{tokenizer['digest']}`)",
+        f"- scores: content digest `{scored['content_digest']}`{_with(scored)}",
+    ]
+
+
+def _source(scored: dict[str, Any]) -> str:
+    """A source by its name and what it is known by."""
+    name, told = scored["source"]["name"], scored.get("identity", {}).get("source", {})
+    if is_hub(scored):
+        revision = f" at commit {told['revision']}" if told.get("revision") else ""
+        return f"[{name}](https://huggingface.co/datasets/{name}){revision}, {told['config']}, split {told['split']}"
+    return f"{name} (digest of its rows `{scored['source']['digest']}`)"
+
+
+def _with(scored: dict[str, Any]) -> str:
+    """Number format and engine of the scores."""
+    told = [scored["identity"]["dtype"]] if "dtype" in scored.get("identity", {}) else []
+    for found in scored.get("environments", []):
+        backend = found.get("backend")
+        told += [f"{backend} {found.get(backend, '')}".strip()] if backend else []
+    return f", {', '.join(dict.fromkeys(told))}" if told else ""
+
+
+def _recipe(manifest: dict[str, Any]) -> list[str]:
+    """The settings, the seed among them, and what the run is known by."""
+    recipe = manifest["recipe"]
+    settings = ", ".join(f"{k} {recipe[k]}" for k in RECIPE_FIELDS if recipe.get(k) is not None)
+    return [f"- recipe: {settings}", f"- fingerprint: `{digest.of_json(manifest['identity'])}`"]
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _sources(scored: list[dict[str, Any]]) -> list[str]:
+    """As ``_origin``, of each source."""
+    lines = []
+    for s in scored:
+        often = f"weight {s['weight']:g}{', never masked' if s['plain'] else ''}"
+        lines += [f"- source `{s['name']}`, {often}:", *(f"  {line}" for line in _origin(s))]
+    return lines
+
+
+def _packing(manifest: dict[str, Any]) -> list[str]:
+    """What a reader must know of packed rows."""
+    limit = manifest["identity"].get("pack")
+    if not limit:
+        return []
+    apart = [c for c in ("position_ids", "seq_lengths") if c in manifest["identity"].get("add_columns", [])]
+    told = f"`{'` and `'.join(apart)}` say where each begins" if apart else "nothing tells where each begins"
+    return [
+        f"- packed: rows hold several documents, {limit:,} tokens at most; {told}; *filled* is the share of a row's "
+        "tokens that are used"
+    ]
+
+
+def _others(manifest: dict[str, Any]) -> list[str]:
+    """What stands beside the epochs."""
+    lines = []
+    if PLAIN in manifest:
+        lines.append(
+            f"- configuration `plain`: {manifest[PLAIN]['rows']:,} rows in the order of epoch 0, nothing dropped"
+        )
+    if VALIDATION in manifest:
+        told = manifest[VALIDATION]
+        lines.append(
+            f"- split `validation`: {told['rows']:,} rows of {told['source']['name']} with all their labels; scores: "
+            f"content digest `{told['scored']}`"
+        )
+    layouts = {entry["layout"] for entry in manifest.get("derived", [])}
+    if "concatenated" in layouts:
+        lines.append(
+            "- `all/` and `all_hf/` (never pushed): all epochs in order, as Parquet files and for "
+            "`datasets.load_from_disk`"
+        )
+    if "jsonl" in layouts:
+        lines.append("- `jsonl/` (never pushed): each epoch as a JSONL file")
+    return lines
+
+
+def _bounds(manifest: dict[str, Any]) -> str:
+    """What is said of masks that were made from bounds."""
+    name = {"lo": "lower", "hi": "upper"}[manifest["recipe"]["bounds"]]
+    text = f"- entropy: its {name} bound, from the top k of a stock vLLM server (experimental)"
+    if "open_share" in manifest:
+        text += f"; the bounds leave open whether {manifest['open_share']:.1%} of the trainable tokens may be dropped"
+    return text
+
+
+def _identity(identity: dict[str, str]) -> str:
+    return f"commit {identity['commit']}" if "commit" in identity else f"digest `{identity['digest']}`"

@@ -1,0 +1,104 @@
+"""The end of a run: what the finished shards' footers tell becomes the manifest and the card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from entrodrop_prep import __version__, digest, manifest
+from entrodrop_prep.export import derived
+from entrodrop_prep.export.card import write_card
+from entrodrop_prep.export.epoch import VALIDATION, Part, add_counts
+from entrodrop_prep.export.job import Job
+from entrodrop_prep.export.plan import recipe_values
+from entrodrop_prep.export.provenance import told_of, told_of_source
+from entrodrop_prep.schema import MASKED
+from entrodrop_prep.shards import read_footer
+
+
+def finish(
+    out: Path,
+    job: Job,
+    parts: list[Part],
+    identity: dict[str, Any],
+    undecided: float | None,
+    layouts: list[str],
+    used: list[dict[str, str]],
+) -> dict[str, Any]:
+    """Gather the shards' footers into the manifest, derive the ``layouts``, and write the card."""
+    files: list[dict[str, Any]] = []
+    told = {part: _gathered(out, part, files, job) for part in parts}
+    table = [figures for part, figures in told.items() if part.epoch is not None]
+    others = {part.folder: figures for part, figures in told.items() if part.epoch is None}
+    if job.validation and job.validation_count:
+        others[VALIDATION] |= {
+            "rows_without_loss": job.validation_count.rows_without_loss,
+            "scored": job.validation.content_digest,
+            **{k: v for k, v in told_of(job.validation).items() if k != "content_digest"},
+        }
+    described = {
+        "schema": MASKED,
+        "generator": f"entrodrop-prep {__version__}",
+        "identity": identity,
+        "recipe": recipe_values(job.config) | {"epochs": max(e["epoch"] for e in table) + 1},
+        "scored": [told_of_source(s, named=True) for s in job.sources.all]
+        if job.sources.named
+        else told_of_source(job.sources.all[0], named=False),
+        "tau_nats": job.told_tau,
+        **({} if undecided is None else {"open_share": undecided}),
+        "entropy_histogram": job.spread.told(),
+        "environments": used,
+        "rows_without_loss": job.rows_without_loss,
+        "epochs": table,
+        **others,
+        "content_digest": digest.of_json([f["content_digest"] for f in files]),
+        "files": files,
+    }
+    if layouts:
+        described["derived"] = derived.make(out, described, layouts)
+    write_card(out, described)
+    return manifest.write(out, described)
+
+
+def _gathered(out: Path, part: Part, files: list[dict[str, Any]], job: Job) -> dict[str, Any]:
+    """A part's figures, from the footers of its files, which are added to ``files``."""
+    sums: dict[str, int] = {}
+    rates, rows = [1.0, 0.0], 0
+    sources: dict[str, dict[str, int]] = {}
+    for shard in range(part.layout.shards):
+        path = out / part.name(shard)
+        footer = read_footer(path)
+        counts = footer.info["counts"]
+        rows += footer.rows
+        add_counts(sums, counts)
+        rates = [min(rates[0], footer.info["rates"][0]), max(rates[1], footer.info["rates"][1])]
+        for name, figures in footer.info.get("sources", {}).items():
+            add_counts(sources.setdefault(name, {}), figures)
+        files.append(
+            manifest.file_entry(
+                out,
+                path,
+                rows=footer.rows,
+                tokens=counts["tokens"],
+                **part.label,
+                content_digest=footer.content_digest,
+            )
+        )
+    by_source = {"sources": sources} if sources else {}
+    beside = job.beside(part, rows, sums["tokens"])
+    if part.epoch is None:
+        some = {n: v for n, v in sums.items() if n in ("documents", "tokens", "labels_left")}
+        return {"rows": rows, **some, **beside, **by_source}
+    trainable = max(1, sums["trainable"])
+    return {
+        "epoch": part.epoch,
+        "folder": part.folder,
+        "rows": rows,
+        **beside,
+        **sums,
+        "rate_min": rates[0],
+        "rate_max": rates[1],
+        "eligible_share": sums["eligible"] / trainable,
+        "dropped_share": sums["dropped"] / trainable,
+        **by_source,
+    }

@@ -1,0 +1,62 @@
+"""Where a masked dataset comes from: what its manifest and the footers of its files say, so that they stand alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from entrodrop_prep import digest
+from entrodrop_prep.environment import host_environment
+from entrodrop_prep.export.sources import Source
+from entrodrop_prep.scored import ScoredDataset
+
+_FILES = 8
+"""Names of files that a footer gives; of more it gives number and digest."""
+
+
+def told_of(scored: ScoredDataset) -> dict[str, Any]:
+    """What the manifest says of a scored directory: all that was settled before it was scored, and with what it was."""
+    found = scored.manifest
+    environments = [e["environment"] for e in found.get("environments", [])]
+    return {
+        "content_digest": scored.content_digest,
+        "generator": found["generator"],
+        "identity": found["identity"],
+        "model": found["model"],
+        "model_identity": found["identity"]["model"],
+        "source": found["source"],
+        "tokenizer": found["tokenizer"],
+        **({"environments": environments} if environments else {}),
+    }
+
+
+def told_of_source(source: Source, *, named: bool) -> dict[str, Any]:
+    """As ``told_of``, with how the source stands in a mixture."""
+    place = {"name": source.name, "weight": source.weight, "plain": source.plain} if named else {}
+    return {**place, **told_of(source.scored)}
+
+
+def stamp(sources: Iterable[Source], validation: ScoredDataset | None) -> list[dict[str, Any]]:
+    """What each Parquet footer says of the scores. Nothing in it depends on names of directories or on versions."""
+    told = [{"name": s.name, **_stamped(s.scored)} for s in sources]
+    return [*told, *([{"name": "validation", **_stamped(validation)}] if validation else [])]
+
+
+def _stamped(scored: ScoredDataset) -> dict[str, Any]:
+    identity = scored.manifest["identity"]
+    told = {name: identity[name] for name in ("model", "tokenizer", "dtype", "row_format") if name in identity}
+    return {"scores": scored.content_digest, "source": short_source(identity.get("source", {})), **told}
+
+
+def short_source(source: dict[str, Any]) -> dict[str, Any]:
+    """A source's identity without a long list of files."""
+    files = source.get("files", [])
+    if len(files) <= _FILES:
+        return source
+    return {**source, "files": {"number": len(files), "digest": digest.of_json(files)}}
+
+
+def environments(*before: dict[str, Any] | None) -> list[dict[str, str]]:
+    """Versions that the files were written with, as an unfinished or a finished run noted them, and now; each once."""
+    found = [*(e for noted in before for e in (noted or {}).get("environments", [])), host_environment()]
+    return [e for i, e in enumerate(found) if e not in found[:i]]
