@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,7 +22,7 @@ _OTHER_FILES = (
 )
 _LIMIT = "look for a length limit of the trainer's; set it to at least `--max-length` of `entrodrop score`, or off"
 _ORDER = "look for shuffling, grouping by length, packing, or several processes that share the rows"
-_BEHIND = "look for an added EOS, or several rows in one line without position_ids"
+_BEHIND = "look for an added EOS, or several rows in one line without position_ids that start again for each"
 _BEFORE = "look for an added BOS, or padding without an attention_mask"
 _GONE = "look for a filter, a limit of rows or steps, dropped last batches, or a resume that skips"
 
@@ -34,7 +35,7 @@ class Arrived:
 
     Attributes:
         epochs: those of which rows came, in order.
-        rows: rows of all of them.
+        rows: rows of all of them, packed ones where the directory is packed.
         tokens: tokens of these rows.
         labels: labels that are not -100 among them.
     """
@@ -47,17 +48,54 @@ class Arrived:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row as written; ``place`` counts over all epochs read."""
+    """A row as written, or a document of a packed one; ``place`` counts over all epochs read."""
 
     place: int
     epoch: int
     row: int
+    document: int
     input_ids: Ints
     labels: Ints
 
     @property
     def name(self) -> str:
-        return f"epoch {self.epoch}, row {self.row}"
+        return f"epoch {self.epoch}, row {self.row}" + (f", document {self.document}" if self.document else "")
+
+
+@dataclass(frozen=True)
+class _Files:
+    """For each epoch, the manifest's entries of its files, in order; ``starts`` is the column that tells of documents.
+
+    Without ``starts``, a packed row is read as one.
+    """
+
+    path: Path
+    epochs: list[list[dict[str, Any]]]
+    starts: str | None
+
+    def rows(self) -> Iterator[_Row]:
+        place = 0
+        names = ["input_ids", "labels", *([self.starts] if self.starts else [])]
+        for files in self.epochs:
+            row = 0
+            for entry in files:
+                manifest.check_file(self.path, entry)
+                for batch in read_batches(self.path / entry["file"], names):
+                    columns = [batch.column(name) for name in names]
+                    for i in range(batch.num_rows):
+                        ids, labels, *starts = (c[i].values.to_numpy() for c in columns)
+                        for number, (a, b) in enumerate(pairwise(self._edges(len(ids), *starts))):
+                            yield _Row(place, entry["epoch"], row, number, ids[a:b], labels[a:b])
+                            place += 1
+                        row += 1
+
+    def _edges(self, n: int, starts: Ints | None = None) -> list[int]:
+        """Where documents begin, and the end of the last."""
+        if starts is None:
+            return [0, n]
+        if self.starts == "seq_lengths":
+            return [0, *np.cumsum(starts).tolist()]
+        return [*np.flatnonzero(starts == 0).tolist(), n]
 
 
 def check_batches(
@@ -73,6 +111,8 @@ def check_batches(
         batches: as they reach the model: mappings with ``input_ids`` and ``labels``, [B, T] or [T], tensors or arrays,
             and, where the trainer has them, ``attention_mask`` (0 = padding) and ``position_ids``. Without an
             attention_mask padding may stand at the end only. Rows behind each other in one line need position_ids.
+            Where the first batch has position_ids, and the directory is packed and stores where documents begin, the
+            batches must keep the documents of a packed row apart; else a packed row is one row.
         epochs: the epochs that are trained on, in order; default all.
         complete: whether the batches hold all rows; False for the first few steps of a training run.
 
@@ -80,8 +120,10 @@ def check_batches(
     are not what was written; ConfigError for an epoch that is not there.
     """
     path = local_directory(str(directory))
-    entries = _entries(path, epochs)
-    written, came = _rows(path, entries), pieces(batches)
+    batches = iter(batches)
+    some = next(batches, None)
+    files = _files(path, epochs, apart=some is not None and some.get("position_ids") is not None)
+    written, came = files.rows(), pieces(batches if some is None else chain([some], batches))
     row = next(written, None)
     seen: list[int] = []
     rows = tokens = labels = 0
@@ -89,12 +131,13 @@ def check_batches(
         if _is_padding(piece, row):
             continue
         if row is None:
-            _too_many(path, entries, piece)
+            _too_many(files, piece)
         if not _equal(piece, row):
-            _differ(path, entries, row, piece, came)
+            _differ(files, row, piece, came)
         if not seen or seen[-1] != row.epoch:
             seen.append(row.epoch)
-        rows, tokens, labels = rows + 1, tokens + len(row.labels), labels + int((row.labels != IGNORE).sum())
+        rows, tokens = rows + (row.document == 0), tokens + len(row.labels)
+        labels += int((row.labels != IGNORE).sum())
         row = next(written, None)
     if not rows:
         raise ArrivalError("no row came", where=str(directory), fix="record while the model trains")
@@ -108,27 +151,17 @@ def check_batches(
     return Arrived(tuple(seen), rows, tokens, labels)
 
 
-def _entries(path: Path, epochs: Sequence[int] | None) -> list[list[dict[str, Any]]]:
-    """For each epoch, the manifest's entries of its files, in order."""
+def _files(path: Path, epochs: Sequence[int] | None, *, apart: bool) -> _Files:
+    """The files of some epochs; the documents of packed rows ``apart`` where the files tell where they begin."""
     described = manifest.read(path, MASKED)
     there = [e["epoch"] for e in described["epochs"]]
     unknown = [e for e in epochs or () if e not in there]
     if unknown:
         raise ConfigError(f"epoch {unknown[0]} is not there", where=str(path), fix=f"it has {there}")
-    return [[f for f in described["files"] if f.get("epoch") == e] for e in (there if epochs is None else epochs)]
-
-
-def _rows(path: Path, entries: list[list[dict[str, Any]]]) -> Iterator[_Row]:
-    place = 0
-    for files in entries:
-        row = 0
-        for entry in files:
-            manifest.check_file(path, entry)
-            for batch in read_batches(path / entry["file"], ["input_ids", "labels"]):
-                ids, labels = batch.column("input_ids"), batch.column("labels")
-                for i in range(batch.num_rows):
-                    yield _Row(place, entry["epoch"], row, ids[i].values.to_numpy(), labels[i].values.to_numpy())
-                    place, row = place + 1, row + 1
+    asked = [[f for f in described["files"] if f.get("epoch") == e] for e in (there if epochs is None else epochs)]
+    stored = described["identity"].get("add_columns", [])
+    starts = next((name for name in ("seq_lengths", "position_ids") if name in stored), None)
+    return _Files(path, asked, starts if apart else None)
 
 
 def _is_padding(piece: Piece, row: _Row | None) -> bool:
@@ -149,10 +182,10 @@ def _equal(piece: Piece, row: _Row) -> bool:
     return _same_ids(piece, row) and np.array_equal(piece.labels[: len(row.labels)], row.labels)
 
 
-def _find(path: Path, entries: list[list[dict[str, Any]]], piece: Piece, after: int) -> _Row | None:
+def _find(files: _Files, piece: Piece, after: int) -> _Row | None:
     """The row that came: the first after a place, else the first; with the same labels, else with other ones."""
     best: dict[tuple[bool, bool], _Row] = {}
-    for row in _rows(path, entries):
+    for row in files.rows():
         if _same_ids(piece, row):
             best.setdefault((not _equal(piece, row), row.place <= after), row)
             if (False, False) in best:
@@ -160,8 +193,8 @@ def _find(path: Path, entries: list[list[dict[str, Any]]], piece: Piece, after: 
     return best[min(best)] if best else None
 
 
-def _too_many(path: Path, entries: list[list[dict[str, Any]]], piece: Piece) -> NoReturn:
-    again = _find(path, entries, piece, -1)
+def _too_many(files: _Files, piece: Piece) -> NoReturn:
+    again = _find(files, piece, -1)
     raise ArrivalError(
         f"every row came, and then {again.name} again"
         if again
@@ -173,15 +206,13 @@ def _too_many(path: Path, entries: list[list[dict[str, Any]]], piece: Piece) -> 
     )
 
 
-def _differ(
-    path: Path, entries: list[list[dict[str, Any]]], row: _Row, piece: Piece, came: Iterator[Piece]
-) -> NoReturn:
+def _differ(files: _Files, row: _Row, piece: Piece, came: Iterator[Piece]) -> NoReturn:
     """Say how the piece differs from the row that should have come, and why, where that shows."""
     where, same = f"{row.name} (batch {piece.batch})", _same_ids(piece, row)
-    other = _find(path, entries, piece, row.place)
+    other = _find(files, piece, row.place)
     if other is not None and (not same or _equal(piece, other)):
         following = next((p for p in came if p.hidden or p.trained), None)
-        then = next((r for r in _rows(path, entries) if r.place == other.place + 1), None)
+        then = next((r for r in files.rows() if r.place == other.place + 1), None)
         if other.place > row.place and following and then and _same_ids(following, then):
             count = other.place - row.place
             raise ArrivalError(f"{count} rows are missing: {other.name} came in its place", where=where, fix=_GONE)

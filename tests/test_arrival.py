@@ -15,6 +15,7 @@ import pytest
 import torch
 from gradients_for_tests import trained_positions
 from models_for_tests import random_rows, run_score, save_model, tiny_llama, words, write_rows
+from recipes_for_tests import run_recipe
 from scored_for_tests import copy
 from transformers import AutoModelForCausalLM, DataCollatorWithFlattening, LlamaForCausalLM
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as PaddingFree
@@ -26,6 +27,7 @@ from entrodrop_prep.schema import masked_schema
 from entrodrop_prep.shards import write_shard
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+TRAINERS = ("transformers", "trl", "lightning")
 EPOCHS, ROWS, BATCH = 3, 22, 4  # 22 rows: batches straddle epochs, and the last one is short
 Rows = list[dict[str, list[int]]]
 Batches = list[dict[str, Any]]
@@ -87,17 +89,6 @@ def scripts(page: str) -> list[str]:
     return found
 
 
-def run(page: str, *changes: tuple[str, str], names: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Run a page's first script, some of its text exchanged, and return its names."""
-    text = scripts(page)[0]
-    for old, new in changes:
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
-    names = {"__name__": "script"} if names is None else names
-    exec(compile(text, page, "exec"), names)
-    return names
-
-
 # --- real trainers
 
 
@@ -108,14 +99,13 @@ def loss_of(names: dict[str, Any], batch: dict[str, Any]) -> tuple[Any, Callable
     return names["model"], lambda: names["trainer"].compute_loss(names["model"], dict(batch))
 
 
-@pytest.mark.parametrize("page", ["transformers", "trl", "lightning"])
-def test_the_trainers_page_proves_itself(page: str, target: str, here: Path) -> None:
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_what_the_recipe_trains_on_is_what_was_written(trainer: str, target: str, here: Path) -> None:
     rows = rows_of(here / "masked")
     dropped = [i for i, r in enumerate(rows) if r["labels"][1:] != r["input_ids"][1:]]
     assert len(dropped) > ROWS, "there is nothing to lose"
-    names = run(f"trainers/{page}.md")
-    assert names["arrived"] == everything(here / "masked")
-    assert len(names["batches"]) == -(-EPOCHS * ROWS // BATCH)
+    names, batches = run_recipe(trainer)
+    assert check_batches("masked", batches) == everything(here / "masked")
 
     some = [rows[i] for i in dropped[-BATCH:]]
     batch = names["collator"](some) if "collator" in names else names["trainer"].data_collator(some)
@@ -126,9 +116,8 @@ def test_the_trainers_page_proves_itself(page: str, target: str, here: Path) -> 
 
 
 def test_lightning_epoch_by_epoch(target: str, here: Path) -> None:
-    names = run("trainers/lightning.md")
-    del names["arrived"]
-    exec(compile(scripts("trainers/lightning.md")[1], "lightning.md", "exec"), names)
+    names, _ = run_recipe("lightning")
+    exec(compile(scripts("trainers/lightning.md")[-1], "lightning.md", "exec"), names)
     assert names["arrived"] == everything(here / "masked")
 
 
@@ -160,12 +149,12 @@ WRONG = {
     ),
     "stopped early": (
         "transformers",
-        {"report_to=[]": "report_to=[], max_steps=5"},
-        f"epoch 0, row 20: the batches end before it; {EPOCHS * ROWS - 20} rows are missing",
+        {"report_to=[]": "report_to=[], max_steps=2"},
+        f"epoch 1, row 10: the batches end before it; {EPOCHS * ROWS - 32} rows are missing",
     ),
     "rows left out": (
         "transformers",
-        {'load_dataset("masked", split="train")': 'load_dataset("masked", split="train").select(range(3, 66))'},
+        {'load_dataset(MASKED, split="train")': 'load_dataset(MASKED, split="train").select(range(3, 66))'},
         "epoch 0, row 0 .*: 3 rows are missing: epoch 0, row 3 came in its place",
     ),
     "rows cut": ("trl", {"max_length=None": "max_length=8"}, r"the row was cut to 8 of its \d+ tokens; .*length limit"),
@@ -179,26 +168,21 @@ WRONG = {
 @only_labels
 @pytest.mark.parametrize("name", WRONG)
 def test_a_trainer_set_up_wrong_is_caught(name: str, here: Path) -> None:
-    page, changes, said = WRONG[name]
+    trainer, changes, said = WRONG[name]
     with pytest.raises(ArrivalError, match=said):
-        run(f"trainers/{page}.md", *changes.items())
+        check_batches("masked", run_recipe(trainer, *changes.items())[1])
 
 
 @only_labels
 def test_the_lines_of_the_training_page(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names = run(
-        "trainers/transformers.md",
-        ("trainer.train()", "pass"),
-        ('arrived = check_batches("masked", batches)', ""),
-        ("print(arrived)", ""),
-    )
-    before, during = scripts("training.md")
+    names, _ = run_recipe("transformers", ("trainer.train(", "dict("))
+    before, during = scripts("training.md")[:2]
     exec(compile(before, "training.md", "exec"), names)
     assert names["arrived"] == everything(here / "masked")
     exec(compile(during, "training.md", "exec"), names)
-    assert names["arrived"].rows == 10 * BATCH
-    assert names["arrived"].epochs == (0, 1)
-    assert "Arrived(epochs=(0, 1)" in capsys.readouterr().out
+    assert names["arrived"].rows == 3 * 4 * BATCH  # four batches a step
+    assert names["arrived"].epochs == (0, 1, 2)
+    assert "Arrived(epochs=(0, 1, 2)" in capsys.readouterr().out
 
 
 # --- batches in every form

@@ -1,0 +1,51 @@
+"""Ready configurations of trainers for a masked dataset. A trainer is looked up by name and imported on first use."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import cast
+
+from entrodrop_prep.errors import ConfigError
+from entrodrop_prep.trainers.facts import Facts, read_facts
+
+TRAINERS = {
+    "transformers": "entrodrop_prep.trainers.transformers",
+    "trl": "entrodrop_prep.trainers.trl",
+    "axolotl": "entrodrop_prep.trainers.axolotl",
+    "llama-factory": "entrodrop_prep.trainers.llama_factory",
+    "litgpt": "entrodrop_prep.trainers.litgpt",
+    "lightning": "entrodrop_prep.trainers.lightning",
+    "ms-swift": "entrodrop_prep.trainers.ms_swift",
+    "unsloth": "entrodrop_prep.trainers.unsloth",
+}
+
+
+def recipe(trainer: str, directory: str, train_model: str | None = None) -> str:
+    """What makes a trainer read a masked directory as it was written: a script, or a file of settings.
+
+    Args:
+        trainer: one of ``TRAINERS``.
+        directory: what ``materialize`` wrote.
+        train_model: the model to train, a directory or a Hub id; compared with what the rows were made for. Without it
+            the recipe speaks of ``base-model``.
+
+    Raises ConfigError for a trainer that is not known and for a model whose vocabulary lacks ids of the rows,
+    ModelError for one that cannot be read, IntegrityError where the directory is not what was written.
+    """
+    check_trainer(trainer)
+    return recipe_of(trainer, read_facts(directory, train_model))
+
+
+def recipe_of(trainer: str, facts: Facts) -> str:
+    """As ``recipe``, of facts that are known already. Raises ConfigError for a trainer that is not known."""
+    check_trainer(trainer)
+    return cast("str", importlib.import_module(TRAINERS[trainer]).recipe(facts))
+
+
+def check_trainer(trainer: str) -> None:
+    """Raises ConfigError for a trainer that is not known."""
+    if trainer not in TRAINERS:
+        near = difflib.get_close_matches(trainer, TRAINERS, n=1)
+        fix = f"did you mean {near[0]}?" if near else f"there are: {', '.join(TRAINERS)}"
+        raise ConfigError(f"unknown trainer {trainer!r}", fix=fix)

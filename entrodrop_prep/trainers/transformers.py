@@ -1,0 +1,68 @@
+"""The recipe for ``transformers.Trainer``."""
+
+from __future__ import annotations
+
+from entrodrop_prep.trainers.facts import Facts
+from entrodrop_prep.trainers.script import script
+
+BATCH, ACCUMULATE = 4, 4
+WHAT = (
+    "transformers.Trainer on a masked dataset. Run this file with Python; run it again to go on where it was stopped. "
+    "In several processes (torchrun) each batch goes to one of them, and a step holds the same rows as in one process "
+    "with as many batches more to accumulate."
+)
+SCRIPT = '''\
+import os
+from itertools import islice
+
+from datasets import load_dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from entrodrop_prep import check_batches
+from entrodrop_prep.losses import TrainableTokenLoss  #? divides
+
+MASKED, MODEL, OUT = $masked, $model, "trained"
+
+#? divides
+class Training(TrainableTokenLoss, Trainer):  #? divides
+    """Divides by the trainable tokens before dropping."""  #? divides
+#? divides
+#? divides
+model = AutoModelForCausalLM.from_pretrained(MODEL)
+tokenizer = AutoTokenizer.from_pretrained(MODEL)
+if tokenizer.pad_token is None:
+    tokenizer.pad_token = tokenizer.eos_token  # only fills up a batch: attention_mask 0, label -100
+trainer = Trainer(  #? !divides
+trainer = Training(  #? divides
+    model=model,
+    args=TrainingArguments(
+        output_dir=OUT,
+        num_train_epochs=1,  # the dataset holds every epoch already
+        train_sampling_strategy="sequential",  # the default shuffles
+        per_device_train_batch_size=$batch,
+        gradient_accumulation_steps=$accumulate,
+        learning_rate=1e-4,
+        remove_unused_columns=False,  # n_trainable must reach the loss  #? divides
+        logging_steps=1,
+        save_steps=$save_steps,  # a stopped run goes on behind the last of these
+        save_total_limit=2,
+        eval_strategy="steps",  #? validates
+        eval_steps=$eval_steps,  # about once an epoch  #? validates
+        report_to=[],
+    ),
+    train_dataset=load_dataset(MASKED, split="train")$columns,  # all epochs, one after the other
+    eval_dataset=load_dataset(MASKED, split="validation")$held_out_columns,  #? validates
+    data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),  # pads labels and keeps them
+)
+if trainer.args.world_size == 1:  # is what comes what was written? (of several processes each has a part of it)
+    check_batches(MASKED, islice(trainer.get_train_dataloader(), $checked), complete=False)
+trainer.train(resume_from_checkpoint=get_last_checkpoint(OUT) if os.path.isdir(OUT) else None)
+trainer.save_model(OUT)
+tokenizer.save_pretrained(OUT)
+'''
+
+
+def recipe(facts: Facts) -> str:
+    """A Python script."""
+    return script(facts, WHAT, SCRIPT, BATCH, ACCUMULATE)

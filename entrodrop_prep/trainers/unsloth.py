@@ -1,0 +1,68 @@
+"""The recipe for Unsloth."""
+
+from __future__ import annotations
+
+from entrodrop_prep.trainers.facts import Facts
+from entrodrop_prep.trainers.switches import settings
+
+BATCH, ACCUMULATE = 4, 4
+WHAT = (
+    "Unsloth on a masked dataset. NOT RUN by us: Unsloth refuses to start without a GPU. This script follows the "
+    "source of Unsloth 2026.10.9, which takes rows that have labels as they are and gives them to "
+    "DataCollatorForSeq2Seq. The check before training compares the first batches with the files. Run this file "
+    "with Python; run it again to go on where it was stopped."
+)
+SCRIPT = """\
+import os
+from itertools import islice
+
+from unsloth import FastLanguageModel  # isort: skip (before transformers and TRL, which it changes)
+
+from datasets import load_dataset
+from transformers.trainer_utils import get_last_checkpoint
+from trl import SFTConfig, SFTTrainer
+
+from entrodrop_prep import check_batches
+
+MASKED, MODEL, OUT = $masked, $model, "trained"
+
+model, tokenizer = FastLanguageModel.from_pretrained(
+    MODEL,
+    max_seq_length=$longest,  # of the longest row: longer ones are cut
+    full_finetuning=True,
+)
+COLUMNS = ["input_ids", "attention_mask", "labels"]
+trainer = SFTTrainer(
+    model=model,
+    args=SFTConfig(
+        output_dir=OUT,
+        num_train_epochs=1,  # the dataset holds every epoch already
+        train_sampling_strategy="sequential",  # the default shuffles
+        shuffle_dataset=False,
+        max_length=$longest,
+        packing=False,
+        padding_free=False,  # Unsloth would choose by itself
+        per_device_train_batch_size=$batch,
+        gradient_accumulation_steps=$accumulate,
+        learning_rate=1e-4,
+        logging_steps=1,
+        save_steps=$save_steps,
+        save_total_limit=2,
+        eval_strategy="steps",  #? validates
+        eval_steps=$save_steps,  #? validates
+        report_to=[],
+    ),
+    train_dataset=load_dataset(MASKED, split="train").select_columns(COLUMNS),  # all epochs, one after the other
+    eval_dataset=load_dataset(MASKED, split="validation").select_columns(COLUMNS),  #? validates
+    processing_class=tokenizer,
+)
+check_batches(MASKED, islice(trainer.get_train_dataloader(), 100), complete=False)  # is what comes what was written?
+trainer.train(resume_from_checkpoint=get_last_checkpoint(OUT) if os.path.isdir(OUT) else None)
+trainer.save_model(OUT)
+tokenizer.save_pretrained(OUT)
+"""
+
+
+def recipe(facts: Facts) -> str:
+    """A Python script, which was not run."""
+    return settings(facts, WHAT, SCRIPT, BATCH, ACCUMULATE)
