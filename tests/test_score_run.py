@@ -415,6 +415,14 @@ def test_columns_of_no_one_type_cannot_be_kept(tmp_path: Path, model: Path, valu
         run_score(source, model, tmp_path / "out", keep_columns=("x",))
 
 
+def test_the_first_row_whose_type_was_not_seen(tmp_path: Path, model: Path) -> None:
+    values = [*range(plan_module.TYPE_SAMPLE_ROWS), "six"]
+    assert len(values) == 1001
+    source = write_rows(tmp_path / "rows.jsonl", [{"input_ids": [5, 6], "x": v} for v in values])
+    with pytest.raises(RowError, match=r"rows\.jsonl:1001: row 1000: column 'x', to be kept, is no int64 as in"):
+        run_score(source, model, tmp_path / "out", keep_columns=("x",))
+
+
 def test_a_later_row_that_does_not_fit_a_kept_column(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

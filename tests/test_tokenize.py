@@ -601,4 +601,4 @@ for name in sys.argv[1:]:
     assert gated.startswith("someone/gated-model: ")
     assert "hf auth login" in gated
     assert missing.startswith("someone/missing-model: ")
-    assert "check the name" in missing
+    assert "check the id" in missing

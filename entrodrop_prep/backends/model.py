@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from entrodrop_prep import digest
 from entrodrop_prep.errors import ModelError
+from entrodrop_prep.hub.reading import refusal
 from entrodrop_prep.shards import user_path
 
 DEFAULT_CONTEXT = 4096
@@ -91,7 +92,7 @@ def inspect_model(config: ModelSettings) -> ModelInfo:
     if local:
         _check_local(path, config.allow_pickle)
     with loading(config.model, "model"):
-        commit = None if local else _commit(config.model, config.revision)
+        commit = None if local else commit_of(config.model, "config.json", config.revision)
         hf = AutoConfig.from_pretrained(
             str(path) if local else config.model,
             revision=commit or config.revision,
@@ -134,11 +135,11 @@ def inspect_model(config: ModelSettings) -> ModelInfo:
     )
 
 
-def _commit(name: str, revision: str | None) -> str:
-    """The commit that a revision of a Hub model is, or offline was when it was fetched: its cache folder's name."""
+def commit_of(name: str, file: str, revision: str | None) -> str:
+    """The commit that a revision of a Hub model is, or offline was when it was fetched: the cache folder of a file."""
     from huggingface_hub import hf_hub_download
 
-    return Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
+    return Path(hf_hub_download(name, file, revision=revision)).parent.name
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def looks_like_path(name: str) -> bool:
 @contextmanager
 def loading(name: str, what: str) -> Iterator[None]:
     """Turn the Hugging Face libraries' refusals to load into a ModelError that says what to do."""
-    from huggingface_hub.errors import StrictDataclassError
+    from huggingface_hub.errors import RemoteEntryNotFoundError, StrictDataclassError
     from safetensors import SafetensorError
 
     try:
@@ -190,11 +191,12 @@ def loading(name: str, what: str) -> Iterator[None]:
             fix="fetch it again, or mend its JSON files",
         ) from e
     except (OSError, ValueError, ImportError, SafetensorError) as e:
+        told = None if isinstance(e, RemoteEntryNotFoundError) else refusal(e, "model", name)
+        if told is not None:
+            raise ModelError(f"cannot load the {what}: {told[0]}", where=name, fix=told[1]) from e
         text = " ".join(str(e).split())
         lower = text.lower()
-        if "gated" in lower or "401" in lower or "403" in lower:
-            fix = "accept its terms on the Hub and log in (`hf auth login`, or set HF_TOKEN)"
-        elif "trust_remote_code" in lower:
+        if "trust_remote_code" in lower:
             fix = "read its code, then add --trust-remote-code"
         elif "offline" in lower or "couldn't connect" in lower or "connection" in lower:
             fix = "check the network and the id; a local directory is written ./NAME"

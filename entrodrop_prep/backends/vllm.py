@@ -111,12 +111,6 @@ class VllmBackend:
             if not busy:
                 if jobs.ended and not lost:
                     return
-                if not self._engines:
-                    raise ScoreError(
-                        "every vLLM engine has ended",
-                        where=self.info.name,
-                        fix=ALL_ENDED,
-                    )
                 continue
             # While the next shard is still being read, look for it now and then.
             hungry = not jobs.ended and any(e.tokens_left < AHEAD * self._step_tokens for e in self._engines)

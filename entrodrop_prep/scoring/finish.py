@@ -16,6 +16,7 @@ from entrodrop_prep.digest import ContentDigest
 from entrodrop_prep.errors import IntegrityError, SourceError
 from entrodrop_prep.scoring.plan import Plan
 from entrodrop_prep.scoring.span import COUNTS
+from entrodrop_prep.scoring.tokenizer import template_digest, vocabulary_digest
 from entrodrop_prep.shards import Footer, read_batches, write_bytes, writing
 
 UNIGRAM = "unigram.npy"
@@ -71,13 +72,20 @@ def finish(plan: Plan, out: Path, shards: list[tuple[Path, Footer]]) -> dict[str
         "generator": f"entrodrop-prep {__version__}",
         "identity": plan.identity,
         "environments": list(environments.values()),
-        "source": {"name": plan.source.name, "digest": digest.of_json(sources)},
+        "source": {
+            "name": plan.source.name,
+            "digest": digest.of_json(sources),
+            **({"card": plan.source.card} if plan.source.card else {}),
+        },
         "model": {"name": plan.info.name, "context": plan.info.context, "vocab_size": plan.info.vocab_size},
         "tokenizer": {
             "digest": plan.identity["tokenizer"],
+            **plan.tokenizer_origin,
             "special_ids": plan.special_ids,
             "eos_id": plan.tokenizer.eos_token_id,
             "pad_id": plan.tokenizer.pad_token_id,
+            "vocabulary": vocabulary_digest(plan.tokenizer),
+            "chat_template": template_digest(plan.tokenizer),
         },
         "counts": counts,
         "content_digest": digest.of_json({"identity": plan.identity, "shards": [f["content_digest"] for f in files]}),

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from entrodrop_prep.errors import ConfigError, SourceError
+from entrodrop_prep.hub.reading import LOG_IN, refusal, unreachable_errors
+from entrodrop_prep.scoring.hub_stream import StreamSource
 from entrodrop_prep.scoring.rows import Chunk, Source, SourceRow
 from entrodrop_prep.scoring.tables import Rows
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
-LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 class DatasetSource(Source):
@@ -100,33 +101,69 @@ def open_saved(path: str, *, split: str, split_given: bool, limit: int | None) -
     return DatasetSource(dataset, name=name, label=label, identity=identity, folder=folder, limit=limit)
 
 
-def open_hub(source: str, *, split: str, config: str | None, limit: int | None) -> DatasetSource:
-    """A split of a Hub dataset, downloaded into the cache of ``datasets``. Raises SourceError that says what to do."""
+def open_hub(
+    source: str, *, split: str, config: str | None, limit: int | None, revision: str | None = None, stream: bool = False
+) -> Source:
+    """A split of a Hub dataset at a revision, in the cache of ``datasets`` or read as a stream.
+
+    Raises SourceError that says what to do, before any row is read.
+    """
     if not HUB_ID.fullmatch(source):
         raise SourceError("no such file or directory, and no Hub dataset id", where=source, fix="check the path")
     from datasets import load_dataset, packaged_modules
     from datasets.exceptions import DatasetsError
-    from huggingface_hub.errors import HfHubHTTPError
 
     if source in {module.name for module in pkgutil.iter_modules(packaged_modules.__path__)}:
         # load_dataset would read whatever files of that format lie in the working directory.
         what = "is the name of a file format, not of a dataset"
         raise SourceError(what, where=source, fix="give the files themselves: a path, a directory or a glob")
-    # Errors on the way to the Hub are those of the HTTP library that huggingface_hub uses: httpx, in newer ones httpx2.
-    http_errors = tuple(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
+    errors = (DatasetsError, *unreachable_errors(), OSError, ValueError, RuntimeError, ImportError)
+
+    def refused(error: Exception) -> SourceError:
+        return _refused(source, config, revision, error)
+
     try:
-        dataset = load_dataset(source, config, split=split)
-    except (DatasetsError, *http_errors, OSError, ValueError, RuntimeError, ImportError) as e:
-        raise _refused(source, config, e) from e
-    revision = _revision(dataset)
-    identity = {"kind": "hub", "dataset": source, "config": dataset.config_name, "split": split, "revision": revision}
-    if revision is None:
-        identity["fingerprint"] = dataset._fingerprint
+        commit = _commit(source, revision)
+        dataset = load_dataset(source, config, split=split, revision=commit or revision, streaming=stream)
+    except errors as e:
+        raise refused(e) from e
+    identity = {"kind": "hub", "dataset": source, "config": dataset.info.config_name, "split": split}
     label = f"{source}[{split}]"
-    return DatasetSource(dataset, name=source, label=label, identity=identity, folder=None, limit=limit)
+    found: Source
+    if stream:
+        identity["revision"] = commit
+        found = StreamSource(
+            dataset, name=source, label=label, identity=identity, limit=limit, refused=refused, errors=errors
+        )
+    else:
+        identity["revision"] = commit = _cached_commit(dataset) or commit
+        if commit is None:
+            identity["fingerprint"] = dataset._fingerprint
+        found = DatasetSource(dataset, name=source, label=label, identity=identity, folder=None, limit=limit)
+    if commit is not None:
+        found.card = _card(source, commit)
+    return found
 
 
-def _revision(dataset: Any) -> str | None:
+def _commit(source: str, revision: str | None) -> str | None:
+    """The commit that a revision is; None where the Hub cannot be asked, and the cache must do.
+
+    Raises what the client raises for a dataset that is not there or not open to us.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if constants.HF_HUB_OFFLINE:
+        return revision
+    try:
+        return HfApi().dataset_info(source, revision=revision).sha
+    except HfHubHTTPError:
+        raise
+    except unreachable_errors():
+        return None
+
+
+def _cached_commit(dataset: Any) -> str | None:
     """The commit that the files came from: ``datasets`` names the folder in its cache after it."""
     for file in dataset.cache_files:
         folder = Path(file["filename"]).parent.name
@@ -135,19 +172,45 @@ def _revision(dataset: Any) -> str | None:
     return None
 
 
-def _refused(source: str, config: str | None, error: Exception) -> SourceError:
+def _card(source: str, commit: str) -> dict[str, Any]:
+    """What the dataset's card says of licence and languages, as far as it can be read."""
+    import yaml
+    from huggingface_hub import DatasetCard, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    errors: tuple[type[Exception], ...] = (
+        *unreachable_errors(),
+        EntryNotFoundError,
+        OSError,
+        ValueError,
+        yaml.YAMLError,
+    )
+    try:
+        path = hf_hub_download(source, "README.md", repo_type="dataset", revision=commit)
+        told = DatasetCard.load(path).data.to_dict()
+    except errors:
+        return {}
+    language = told.get("language")
+    languages = [str(code) for code in (language if isinstance(language, list) else [language]) if code]
+    kept = {key: told[key] for key in ("license", "license_name", "license_link") if told.get(key)}
+    return {**kept, **({"language": languages} if languages else {})}
+
+
+def _refused(source: str, config: str | None, revision: str | None, error: Exception) -> SourceError:
     from datasets.data_files import EmptyDatasetError
     from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError, DatasetsError
     from huggingface_hub import constants
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
-    reasons = [error, error.__cause__, error.__context__]
+    told = refusal(error, "dataset", source, revision)
+    if told is not None:
+        return SourceError(f"the Hub dataset cannot be loaded: {told[0]}", where=source, fix=told[1])
     what = str(error).strip() or type(error).__name__
     lower = what.lower()
-    if any(isinstance(e, GatedRepoError) for e in reasons) or "gated" in lower:
+    if (
+        isinstance(error, DatasetNotFoundError) and "gated" in lower
+    ):  # what it was raised from is lost in newer versions
         fix = f"accept its terms on {constants.ENDPOINT}/datasets/{source}, then {LOG_IN}"
-    elif constants.HF_HUB_OFFLINE and isinstance(error, OSError):
-        fix = "HF_HUB_OFFLINE is set and the dataset is not in the cache: unset it, or load the dataset once online"
+        what = "access to the dataset is restricted (gated)"
     elif isinstance(error, DatasetNotFoundError):
         fix = f"check the id; if the dataset is private, {LOG_IN}; a local path is written ./{source}"
     elif "split" in lower and isinstance(error, ValueError):
@@ -156,8 +219,6 @@ def _refused(source: str, config: str | None, error: Exception) -> SourceError:
         fix = "choose a configuration with --config"
     elif isinstance(error, (EmptyDatasetError, DataFilesNotFoundError)):
         fix = f"see what files it has on {constants.ENDPOINT}/datasets/{source}"
-    elif isinstance(error, HfHubHTTPError):
-        fix = f"check the id and your rights; {LOG_IN}"
     elif isinstance(error, (DatasetsError, ValueError, RuntimeError, ImportError)):
         fix = f"see whether datasets.load_dataset({source!r}, {config!r}) works"
     else:

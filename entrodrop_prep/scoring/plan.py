@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import platform
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
-from entrodrop_prep import __version__, digest
+from entrodrop_prep import digest
 from entrodrop_prep.backends.model import ModelInfo, Weights, identify_weights, identity_name, inspect_model
 from entrodrop_prep.config import ScoreConfig
 from entrodrop_prep.config import identity as setting_identity
@@ -24,6 +22,7 @@ from entrodrop_prep.scoring.tokenizer import (
     load_tokenizer,
     special_ids,
     tokenizer_digest,
+    tokenizer_origin,
     vocabulary_disagreement,
 )
 
@@ -45,6 +44,7 @@ _RESOLVED = (
     "long_documents",
     "split",
     "config",
+    "source_revision",
     "text_column",
     "prompt_column",
     "completion_column",
@@ -70,6 +70,7 @@ class Plan:
     disagreement: Disagreement
     identity: dict[str, Any]
     special_ids: list[int]
+    tokenizer_origin: dict[str, str]
 
     @property
     def exact_units(self) -> bool:
@@ -91,8 +92,16 @@ def make_plan(config: ScoreConfig, known_files: dict[str, list[Any]] | None) -> 
     """Open and check everything a run needs, cheapest first. Raises the error of whatever does not fit."""
     info = inspect_model(config)
     source = open_source(
-        config.source, split=config.split, split_given=config.split != "train", config=config.config, limit=config.limit
+        config.source,
+        split=config.split,
+        split_given=config.split != "train",
+        config=config.config,
+        limit=config.limit,
+        revision=_source_revision(config, info),
+        stream=config.stream,
     )
+    if source.identity().get("kind") == "hub":
+        log.info("%s at commit %s", source.name, source.identity()["revision"])
     row_format = detect_format(source.columns, config)
     log.info("%s: %s", source.name, row_format.describe())
     columns = _columns(config, source, row_format)
@@ -101,9 +110,12 @@ def make_plan(config: ScoreConfig, known_files: dict[str, list[Any]] | None) -> 
         raise ConfigError(
             f"--overlap {config.overlap} is not below the longest row, {max_length} tokens", fix="lower --overlap"
         )
+    origin = tokenizer_origin(config.tokenizer) if config.tokenizer else {"name": info.name}
+    if info.commit and not config.tokenizer:
+        origin["commit"] = info.commit
     tokenizer = load_tokenizer(
         config.tokenizer or config.model,
-        revision=None if config.tokenizer else info.commit or config.revision,
+        revision=origin.get("commit") if config.tokenizer else info.commit or config.revision,
         trust_remote_code=config.trust_remote_code,
         chat_template_file=config.chat_template,
     )
@@ -158,17 +170,15 @@ def make_plan(config: ScoreConfig, known_files: dict[str, list[Any]] | None) -> 
         disagreement=vocabulary_disagreement(tokenizer, reference, info.vocab_size),
         identity=identity,
         special_ids=special_ids(tokenizer),
+        tokenizer_origin=origin,
     )
 
 
-def host_environment() -> dict[str, str]:
-    """Versions that may change what a run stores, beside those the backend names."""
-    return {
-        "entrodrop_prep": __version__,
-        "python": platform.python_version(),
-        "pyarrow": pa.__version__,
-        "numpy": np.__version__,
-    }
+def _source_revision(config: ScoreConfig, info: ModelInfo) -> str | None:
+    """The revision of the source: ``--revision`` is the model's where the model has any."""
+    if config.source_revision is not None or config.revision is None or info.commit is not None:
+        return config.source_revision
+    return config.revision
 
 
 def _columns(config: ScoreConfig, source: Source, row_format: RowFormat) -> tuple[str, ...]:

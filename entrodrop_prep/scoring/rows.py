@@ -51,13 +51,15 @@ class Source(ABC):
     name: basename of the file, directory or pattern, or the Hub id.
     columns: declared columns; where a format declares none (JSON), the keys of the first 100 rows by first appearance.
     total_rows: number of rows, ``--limit`` included; None where only reading everything would tell.
-    size_bytes: bytes of all files; for a Hub dataset or a saved one, of its Arrow data.
+    size_bytes: bytes of all files; for a Hub dataset or a saved one, of its Arrow data; None where nobody knows.
+    card: what a Hub dataset's card says of licence and languages; empty for others.
     """
 
     name: str
     columns: list[str]
     total_rows: int | None
     size_bytes: int | None
+    card: dict[str, Any] | None = None
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:

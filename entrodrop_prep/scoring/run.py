@@ -15,11 +15,12 @@ from entrodrop_prep import manifest
 from entrodrop_prep.backends import choose, load_backend
 from entrodrop_prep.backends.feed import Feed
 from entrodrop_prep.config import ScoreConfig
+from entrodrop_prep.environment import host_environment
 from entrodrop_prep.errors import IntegrityError, MismatchError, OutputError
 from entrodrop_prep.progress import Progress
 from entrodrop_prep.schema import SCORED
 from entrodrop_prep.scoring.finish import REJECTED, TOKENIZER, UNIGRAM, finish
-from entrodrop_prep.scoring.plan import Plan, host_environment, make_plan
+from entrodrop_prep.scoring.plan import Plan, make_plan
 from entrodrop_prep.scoring.span import Span, read_span, rows_digest, span_table
 from entrodrop_prep.scoring.unique import UniqueIds
 from entrodrop_prep.scoring.writer import Writer

@@ -17,16 +17,26 @@ from entrodrop_prep.scoring.rows import Chunk, Source, SourceRow
 __all__ = ["Chunk", "Source", "SourceRow", "open_source"]
 
 
-def open_source(source: str, *, split: str, split_given: bool, config: str | None, limit: int | None) -> Source:
+def open_source(
+    source: str,
+    *,
+    split: str,
+    split_given: bool,
+    config: str | None,
+    limit: int | None,
+    revision: str | None = None,
+    stream: bool = False,
+) -> Source:
     """The rows of SOURCE.
 
     split: split to read where the source has splits: a Hub dataset, a saved DatasetDict, a directory whose file or
         folder names carry split names. split_given: whether the user asked for it; a file or a glob has no splits.
     config: configuration of a Hub dataset; files have none.
     limit: rows to read at most, None for all.
+    revision: branch, tag or commit of a Hub dataset. stream: whether to read it over the network, storing nothing.
 
-    Raises SourceError for a source that is missing, empty, damaged or without that split; ConfigError for ``split`` or
-    ``config`` with a source that has none.
+    Raises SourceError for a source that is missing, empty, damaged or without that split; ConfigError for ``split``,
+    ``config``, ``revision`` or ``stream`` with a source that has none.
     """
     if not source.strip():
         raise SourceError("SOURCE is empty", fix="give a path, a glob, a URL or a Hub dataset id")
@@ -35,9 +45,13 @@ def open_source(source: str, *, split: str, split_given: bool, config: str | Non
     if path is None and "://" not in source and not is_glob:
         if looks_like_path(source):
             raise SourceError("no such file or directory", where=source, fix="check the path")
-        return open_hub(source, split=split, config=config, limit=limit)
+        return open_hub(source, split=split, config=config, limit=limit, revision=revision, stream=stream)
     if config is not None:
         raise ConfigError(f"--config {config} has no use with files", where=source, fix="leave out --config")
+    if revision is not None:
+        raise ConfigError(f"--source-revision {revision} has no use with files", where=source, fix="leave it out")
+    if stream:
+        raise ConfigError("--stream has no use with files", where=source, fix="leave it out: they are read piecewise")
     if path is not None and is_saved(path):
         return open_saved(path, split=split, split_given=split_given, limit=limit)
     if path is not None:

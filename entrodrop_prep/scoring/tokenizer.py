@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from entrodrop_prep import digest
-from entrodrop_prep.backends.model import loading, looks_like_path
+from entrodrop_prep.backends.model import commit_of, loading, looks_like_path
 from entrodrop_prep.errors import ConfigError, ModelError, RowError
 from entrodrop_prep.scoring import chat
 from entrodrop_prep.shards import user_path
@@ -73,6 +73,15 @@ def load_tokenizer(
     return tokenizer
 
 
+def tokenizer_origin(name_or_path: str) -> dict[str, str]:
+    """Name of a tokenizer, and its commit if it is on the Hub. Raises ModelError as ``load_tokenizer`` does."""
+    path = user_path(name_or_path)
+    if os.path.isdir(path) or looks_like_path(name_or_path):
+        return {"name": path.resolve().name}
+    with loading(name_or_path, "tokenizer"):
+        return {"name": name_or_path, "commit": commit_of(name_or_path, "tokenizer_config.json", None)}
+
+
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of special tokens, ascending: the named ones (BOS, EOS, ...) and every added token flagged special."""
     flagged = (i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
@@ -95,6 +104,16 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
             "adds": [getattr(tokenizer, name, None) for name in ("add_bos_token", "add_eos_token")],
         }
     )
+
+
+def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 over which token each id is, 64 hex digits."""
+    return digest.of_json(tokenizer.get_vocab())
+
+
+def template_digest(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """SHA-256 over the chat template, 64 hex digits; None without one."""
+    return None if tokenizer.chat_template is None else digest.of_json(tokenizer.chat_template)
 
 
 def vocabulary_disagreement(
