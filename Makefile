@@ -4,7 +4,7 @@ export PYTHON
 BIN := .venv/bin
 INPUTS := pyproject.toml constraints.txt scripts/setup.sh
 
-.PHONY: demo test setup bench docs clean
+.PHONY: demo test test-heavy setup bench bench-order bench-loader trainers docs clean
 
 demo: .venv/.set-up-demo
 	$(BIN)/entrodrop demo --out demo-out
@@ -14,6 +14,10 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# The tests that take minutes, which `make test` leaves out; the last results are in docs/architecture.md.
+test-heavy: setup
+	$(BIN)/python -m pytest -m heavy
 
 setup: .venv/.set-up-test
 
@@ -26,6 +30,19 @@ setup: .venv/.set-up-test
 # How fast scoring with vLLM is, beside other ways; the last figures are in benchmarks/README.md.
 bench: setup
 	$(BIN)/python benchmarks/score_vllm.py
+
+# Memory and uniformity of the row order at ten million rows; takes about 1 GB of disk and one minute.
+bench-order: setup
+	$(BIN)/python benchmarks/row_order.py
+
+# How fast the loader makes masked rows, beside reading the same rows from files.
+bench-loader: setup
+	$(BIN)/python benchmarks/loader.py
+
+# Real training with trainers that need environments of their own, made under .venvs/; `make test` leaves it out.
+# The last results are in docs/trainers/README.md. TRAINERS="litgpt axolotl" runs some of them.
+trainers: setup
+	$(BIN)/python tests/trainers/prove.py $(TRAINERS)
 
 docs: setup
 	$(BIN)/entrodrop schema --write schemas

@@ -20,38 +20,56 @@ _NAMES = {
     "ScoreSummary": "entrodrop_prep.scoring.run",
     "materialize": "entrodrop_prep.export.materialize",
     "MaterializeSummary": "entrodrop_prep.export.materialize",
+    "push": "entrodrop_prep.hub.push",
+    "PushSummary": "entrodrop_prep.hub.push",
     "verify": "entrodrop_prep.verification",
     "inspect": "entrodrop_prep.show",
     "check_batches": "entrodrop_prep.arrival",
     "Arrived": "entrodrop_prep.arrival",
     "recording": "entrodrop_prep.batches",
+    "MaskedRows": "entrodrop_prep.loader.rows",
+    "MaskedStream": "entrodrop_prep.loader.stream",
+    "MaskedLoader": "entrodrop_prep.loader.stream",
+    "recipe": "entrodrop_prep.trainers",
     "write_schemas": "entrodrop_prep.json_schemas",
     "ScoreConfig": "entrodrop_prep.config",
     "MaterializeConfig": "entrodrop_prep.config",
+    "PushConfig": "entrodrop_prep.config",
     "Recipe": "entrodrop_prep.config",
     "ServeConfig": "entrodrop_prep.config",
     "EntrodropError": "entrodrop_prep.errors",
     "ArrivalError": "entrodrop_prep.errors",
+    "HubError": "entrodrop_prep.errors",
 }
 _RENAMED = {"inspect": "show"}
 
 if TYPE_CHECKING:
     from entrodrop_prep.arrival import Arrived, check_batches
     from entrodrop_prep.batches import recording
-    from entrodrop_prep.config import MaterializeConfig, Recipe, ScoreConfig, ServeConfig
-    from entrodrop_prep.errors import ArrivalError, EntrodropError
+    from entrodrop_prep.config import MaterializeConfig, PushConfig, Recipe, ScoreConfig, ServeConfig
+    from entrodrop_prep.errors import ArrivalError, EntrodropError, HubError
     from entrodrop_prep.export.materialize import MaterializeSummary, materialize
+    from entrodrop_prep.hub.push import PushSummary, push
     from entrodrop_prep.json_schemas import write_schemas
+    from entrodrop_prep.loader.rows import MaskedRows
+    from entrodrop_prep.loader.stream import MaskedLoader, MaskedStream
     from entrodrop_prep.scoring.run import ScoreSummary, score
     from entrodrop_prep.show import show as inspect
+    from entrodrop_prep.trainers import recipe
     from entrodrop_prep.verification import verify
 
 __all__ = [
     "ArrivalError",
     "Arrived",
     "EntrodropError",
+    "HubError",
+    "MaskedLoader",
+    "MaskedRows",
+    "MaskedStream",
     "MaterializeConfig",
     "MaterializeSummary",
+    "PushConfig",
+    "PushSummary",
     "Recipe",
     "ScoreConfig",
     "ScoreSummary",
@@ -60,6 +78,8 @@ __all__ = [
     "check_batches",
     "inspect",
     "materialize",
+    "push",
+    "recipe",
     "recording",
     "score",
     "verify",

@@ -13,14 +13,26 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Annotated, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
 from typer.exceptions import TyperException
 
 from entrodrop_prep import __version__
-from entrodrop_prep.config import MaterializeConfig, ScoreConfig, ServeConfig, Setting, build, flag, settings
+from entrodrop_prep.config import (
+    MaterializeConfig,
+    PushConfig,
+    ScoreConfig,
+    ServeConfig,
+    Setting,
+    build,
+    flag,
+    settings,
+)
 from entrodrop_prep.errors import EntrodropError
+
+if TYPE_CHECKING:
+    from entrodrop_prep.hub.push import PushSummary
 
 app = typer.Typer(
     name="entrodrop",
@@ -70,13 +82,13 @@ def _annotation(name: str, kind: Any, s: Setting, default: Any) -> Any:
         base = str
     if s.argument:
         base = list[str] if s.repeat else str
-        return Annotated[base, typer.Argument(metavar=name.upper(), help=s.help, show_default=False)]
+        return Annotated[base, typer.Argument(metavar=s.metavar or name.upper(), help=s.help, show_default=False)]
     silent = default is None or default == () or isinstance(default, bool) or default is dataclasses.MISSING
     text = s.default_text or ("" if silent else _plain(default))
     note = "  [required]" if default is dataclasses.MISSING else f"  [default: {text}]" if text else ""
     names = [flag(name)]
     if base is bool and default is True:
-        names = [f"{flag(name)}/--no-{name.replace('_', '-')}"]
+        names = [f"{flag(name)}/{s.off or '--no-' + name.replace('_', '-')}"]
         note = ""
     return Annotated[
         base | None,
@@ -164,13 +176,13 @@ def materialize_command(**values: Any) -> None:
     again continues a run that was stopped; with the same --horizon, more --epochs add to a finished one.
     """
     config = MaterializeConfig.load(**values)
-    from entrodrop_prep.export.card import aligned, epoch_table, source_table
+    from entrodrop_prep.export.card import aligned, epoch_table, left_out, source_table
     from entrodrop_prep.export.materialize import materialize
 
     summary = materialize(config)
     if summary.already_complete:
         print(f"already complete: {summary.directory}")
-    print("\n".join(aligned(epoch_table(summary.epochs))))
+    print("\n".join([*aligned(epoch_table(summary.epochs)), *left_out(summary.epochs)]))
     if any("sources" in e for e in summary.epochs):
         print("\n".join(aligned(source_table(summary.epochs))))
     if summary.written_tokens:
@@ -178,6 +190,34 @@ def materialize_command(**values: Any) -> None:
             f"wrote {summary.written_tokens:,} tokens in {summary.seconds:.1f} s "
             f"({summary.written_tokens / max(summary.seconds, 1e-9):,.0f} tokens/s) into {summary.directory}"
         )
+    if summary.pushed:
+        _say_pushed(summary.pushed)
+
+
+@app.command("push")
+@_from_settings(PushConfig)
+def push_command(**values: Any) -> None:
+    """Push a finished directory to a dataset repository on the Hub, in one commit, and load it back from there.
+
+    The token is that of HF_TOKEN, of `hf auth login`, or on stdin. Running the same command again sends what is
+    missing, and does nothing where nothing is.
+    """
+    config = build(PushConfig, values)
+    from entrodrop_prep.hub.push import push
+
+    _say_pushed(push(config))
+
+
+def _say_pushed(summary: PushSummary) -> None:
+    if summary.already_there:
+        print(f"already there: {summary.repo} at {summary.commit}")
+    else:
+        print(
+            f"{summary.files:,} files, {summary.uploaded_bytes:,} bytes, in commit {summary.commit} of {summary.repo}"
+        )
+    if summary.tag:
+        print(f"tag {summary.tag}")
+    print(f"loaded back and compared; load it with\n  {summary.load}")
 
 
 @app.command("verify")
@@ -192,14 +232,25 @@ def verify_command(
             "eval=SCORED proves the validation rows. May be repeated.",
         ),
     ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            "--revision",
+            metavar="TEXT",
+            help="Branch, tag or commit of a dataset on the Hub.  [default: the default branch]",
+        ),
+    ] = None,
 ) -> None:
     """Prove that a scored or masked directory is whole and unchanged; with --against, that its masks are right.
+
+    DIR may be a dataset on the Hub, USER/NAME, too: what its manifest lists is downloaded into the cache of
+    huggingface_hub and checked there. Where its scores are published with it, its masks are proved from them.
 
     Exits with 0 if it holds and with 2 if not.
     """
     from entrodrop_prep.verification import verify
 
-    report = verify(directory, against or None)
+    report = verify(directory, against or None, revision)
     for line in report.notes:
         print(line)
     for finding in report.findings:
@@ -211,13 +262,51 @@ def verify_command(
 @app.command("inspect")
 def inspect_command(
     directory: Directory,
-    row: Annotated[int | None, typer.Option("--row", metavar="N", min=0, help="Show the tokens of one row.")] = None,
+    row: Annotated[
+        int | None,
+        typer.Option(
+            "--row",
+            metavar="N",
+            min=0,
+            help="Show the tokens of one row: of a scored directory that with row_id N, its place in the source; of a "
+            "masked one that at place N of each epoch's order. Both count from 0.",
+        ),
+    ] = None,
 ) -> None:
     """Say what a scored or masked directory holds, or show one of its rows token by token."""
     from entrodrop_prep.show import show
 
     for line in show(directory, row):
         print(line)
+
+
+@app.command("recipe")
+def recipe_command(
+    trainer: Annotated[
+        str,
+        typer.Argument(
+            metavar="TRAINER",
+            help="transformers, trl, axolotl, llama-factory, litgpt, lightning, ms-swift or unsloth.",
+        ),
+    ],
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="Masked directory to train on.")],
+    train_model: Annotated[
+        str | None,
+        typer.Option(
+            "--train-model",
+            metavar="MODEL",
+            help="Model to train, a directory or a Hub id: its vocabulary, EOS, chat template and embeddings are "
+            "compared with what the rows were made for. Without it the recipe speaks of base-model.",
+        ),
+    ] = None,
+) -> None:
+    """Print a ready configuration that trains on a masked directory as it was written: a script, or a file of settings.
+
+    Redirect it into a file and run that.
+    """
+    from entrodrop_prep.trainers import recipe
+
+    print(recipe(trainer, directory, train_model), end="")
 
 
 @app.command("schema")

@@ -1,14 +1,16 @@
-"""Renew what the docs quote from the program: docs/cli.md, and the output under the commands of README.md.
+"""Renew what the docs quote: docs/cli.md, the output under the commands of README.md, the recipes, docs/entropy.svg.
 
-    python scripts/docs.py            write both
+    python scripts/docs.py            write all
     python scripts/docs.py --check    write nothing; exit 1 if docs/cli.md is not what the program says
 
 In README.md a console block behind the line ``<!-- run -->`` is run, command by command, in one throw-away folder; what
-the commands print replaces what stands under them. Speeds and digests are left out.
+the commands print replaces what stands under them. Speeds and digests are left out. In docs/trainers/NAME.md the block
+behind ``<!-- recipe -->`` is what ``entrodrop recipe NAME masked`` prints there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -21,13 +23,23 @@ from typing import Any, Literal, get_args, get_origin
 import typer.main
 
 from entrodrop_prep.cli import app
-from entrodrop_prep.config import MaterializeConfig, Recipe, ScoreConfig, ServeConfig, flag, settings
+from entrodrop_prep.config import MaterializeConfig, PushConfig, Recipe, ScoreConfig, ServeConfig, flag, settings
+from entrodrop_prep.export.derived import CONCATENATED
+from entrodrop_prep.trainers import TRAINERS, recipe_of
+from entrodrop_prep.trainers.facts import read_facts
 
 ROOT = Path(__file__).resolve().parent.parent
 CLI = ROOT / "docs" / "cli.md"
 README = ROOT / "README.md"
+PICTURE = ROOT / "docs" / "entropy.svg"
 BLOCK = re.compile(r"(?<=<!-- run -->\n)```console\n(.*?)```", re.DOTALL)
-CONFIGS = {"score": ScoreConfig, "serve": ServeConfig, "materialize": MaterializeConfig}
+CONFIGS = {"score": ScoreConfig, "serve": ServeConfig, "materialize": MaterializeConfig, "push": PushConfig}
+RECIPE = re.compile(r"(?<=<!-- recipe -->\n)(```\w+\n)(.*?)(?=^```)", re.DOTALL | re.MULTILINE)
+PAGES = {
+    name: page
+    for name in TRAINERS
+    if RECIPE.search((page := ROOT / "docs" / "trainers" / f"{name}.md").read_text(encoding="utf-8"))
+}
 
 HEAD = """# Command line
 
@@ -66,7 +78,8 @@ def cli_page() -> str:
         ]
     parts += [
         "## Settings\n",
-        "The same settings as fields of `ScoreConfig`, `ServeConfig` and `MaterializeConfig`. *Resume*: an `identity`\n"
+        "The same settings as fields of `ScoreConfig`, `ServeConfig`, `MaterializeConfig` and `PushConfig`.\n"
+        "*Resume*: an `identity`\n"
         "setting must be the same to continue a run ([format](format.md#what-may-differ-on-resume)), an `operation`\n"
         "setting may differ. *Recipe*: may stand in a `--recipe` file, YAML or JSON\n"
         "([schema](../schemas/recipe.json)); flags win over it.\n",
@@ -76,10 +89,19 @@ def cli_page() -> str:
     return "\n".join(parts)
 
 
-def readme(text: str) -> str:
-    """README.md with the output of its marked commands renewed."""
-    with tempfile.TemporaryDirectory() as folder:
-        return BLOCK.sub(lambda m: f"```console\n{transcript(m[1], Path(folder))}```", text)
+def readme(text: str, folder: Path) -> str:
+    """README.md with the output of its marked commands renewed; they run in ``folder``."""
+    return BLOCK.sub(lambda m: f"```console\n{transcript(m[1], folder)}```", text)
+
+
+def recipe_page(text: str, trainer: str, folder: Path) -> str:
+    """A trainer's page with its recipe renewed, for what the README's commands left in ``folder``.
+
+    As if the layout ``concatenated`` were there too, which some recipes need.
+    """
+    with contextlib.chdir(folder):
+        printed = recipe_of(trainer, dataclasses.replace(read_facts("masked"), layouts=(CONCATENATED,)))
+    return RECIPE.sub(lambda m: f"{m[1]}{printed}", text)
 
 
 def transcript(block: str, folder: Path) -> str:
@@ -161,7 +183,12 @@ def main(arguments: list[str]) -> int:
         print(f"{CLI.relative_to(ROOT)} is not what the program says: run `make docs`", file=sys.stderr)
         return 1
     CLI.write_text(page, encoding="utf-8")
-    README.write_text(readme(README.read_text(encoding="utf-8")), encoding="utf-8")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        README.write_text(readme(README.read_text(encoding="utf-8"), folder), encoding="utf-8")
+        PICTURE.write_bytes((folder / "masked" / PICTURE.name).read_bytes())
+        for trainer, path in PAGES.items():
+            path.write_text(recipe_page(path.read_text(encoding="utf-8"), trainer, folder), encoding="utf-8")
     return 0
 
 
