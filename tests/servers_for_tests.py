@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import http.client
+import itertools
 import json
 import os
 import random
@@ -221,11 +222,12 @@ class Proxy:
 
 
 def seeded_faults(seed: int, kinds: Sequence[str], share: float) -> Callable[[str, str, int], Fault]:
-    """A plan in which a share of the requests goes wrong, by chance but the same every time; of GET, a tenth of it."""
+    """A plan in which a share of the requests goes wrong by chance (of GET, a tenth of it), each kind in its turn."""
     rng = random.Random(seed)
+    turns = itertools.cycle(rng.sample(kinds, len(kinds)))
 
     def plan(method: str, path: str, sequences: int) -> Fault:
-        return rng.choice(kinds) if rng.random() < (share if method == "POST" else share / 10) else None
+        return next(turns) if rng.random() < (share if method == "POST" else share / 10) else None
 
     return plan
 
