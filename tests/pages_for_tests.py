@@ -11,10 +11,13 @@ from typing import Any
 import typer.main
 
 from entrodrop_prep.cli import app
-from entrodrop_prep.config import MaterializeConfig, ScoreConfig, ServeConfig, build
+from entrodrop_prep.config import MaterializeConfig, PushConfig, ScoreConfig, ServeConfig, build
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS: dict[str, type] = {"score": ScoreConfig, "serve": ServeConfig, "materialize": MaterializeConfig}
+CONFIGS: dict[str, type] = {
+    **{"score": ScoreConfig, "serve": ServeConfig, "materialize": MaterializeConfig},
+    "push": PushConfig,
+}
 IMAGE = re.compile(r"entrodrop-prep:\w+$")
 
 

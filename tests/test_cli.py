@@ -11,8 +11,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import typer.main
+from scored_for_tests import some_rows, write_scored
 
 import entrodrop_prep
 from entrodrop_prep.cli import app
@@ -25,8 +27,8 @@ WAYS = {
     "python -m": [sys.executable, "-m", "entrodrop_prep"],
     "python cli.py": [sys.executable, str(ROOT / "cli.py")],
 }
-COMMANDS = ("score", "serve", "materialize", "verify", "inspect", "schema", "demo")
-HEAVY = ("torch", "transformers", "datasets", "pyarrow", "numpy", "pydantic", "vllm", "ray")
+COMMANDS = ("score", "serve", "materialize", "push", "verify", "inspect", "recipe", "schema", "demo")
+HEAVY = ("torch", "transformers", "datasets", "huggingface_hub", "pyarrow", "numpy", "pydantic", "vllm", "ray")
 
 
 def run(*arguments: str, way: str = "entrodrop", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -162,6 +164,24 @@ def test_schema_writes_the_schemas(tmp_path: Path) -> None:
 
 
 # --- the library
+
+
+def test_a_row_is_a_row_id_in_a_scored_directory_and_a_place_in_a_masked_one(tmp_path: Path) -> None:
+    write_scored(tmp_path / "scored", some_rows(20, lengths=(3, 6)))
+    config = {"scored": str(tmp_path / "scored"), "out": str(tmp_path / "masked"), "epochs": 2, "rows_per_shard": 7}
+    entrodrop_prep.materialize(MaterializeConfig(**config))
+    scored = [row for f in sorted((tmp_path / "scored").glob("*.parquet")) for row in pq.read_table(f).to_pylist()]
+    windows = [row["input_ids"] for row in scored if row["row_id"] == 17]
+    assert len(windows) == 3
+    assert scored[17]["row_id"] < 17
+    lines = run("inspect", str(tmp_path / "scored"), "--row", "17").stdout.splitlines()[1:]
+    assert [int(line.split()[2]) for line in lines] == [i for ids in windows for i in ids]
+    lines = run("inspect", str(tmp_path / "masked"), "--row", "17").stdout.splitlines()
+    for epoch in range(2):
+        files = sorted((tmp_path / "masked" / f"epoch_{epoch:03d}").glob("*.parquet"))
+        row = [row for f in files for row in pq.read_table(f).to_pylist()][17]
+        assert lines[2 * epoch].startswith(f"epoch {epoch}, row 17: ")
+        assert [int(pair.split("->")[0]) for pair in lines[2 * epoch + 1].split()] == row["input_ids"]
 
 
 FUNCTIONS = ("score", "materialize", "verify", "inspect", "write_schemas")

@@ -350,6 +350,7 @@ def started(command: list[str], environment: dict[str, str], log: Path) -> Itera
         process.wait(30)
 
 
+@pytest.mark.heavy
 def test_compose_serves_scores_and_stops(closed_form: Markov, tmp_path: Path) -> None:
     place, log = Place(tmp_path, closed_form.directory), tmp_path / "server.log"
     assert not place.is_healthy()

@@ -106,6 +106,15 @@ def _number(text: str) -> float:
     return float(text.replace(",", "").removesuffix("%"))
 
 
+@pytest.mark.parametrize("trainer", docs.PAGES)
+def test_a_trainers_page_shows_its_recipe(trainer: str, after_the_readme: tuple[Path, list[tuple[str, str]]]) -> None:
+    said = docs.PAGES[trainer].read_text(encoding="utf-8")
+    assert len(docs.RECIPE.findall(said)) == 1
+    printed = docs.recipe_page(said, trainer, after_the_readme[0])
+    for line, now in zip(said.splitlines(), printed.splitlines(), strict=True):
+        assert _alike(line, now), f"the page says\n{line}\nthe program prints\n{now}\nrun `make docs`"
+
+
 def test_the_readme_loads_what_it_wrote(
     after_the_readme: tuple[Path, list[tuple[str, str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +129,16 @@ def test_the_readme_loads_what_it_wrote(
     assert names["epoch"].column_names == ["input_ids", "attention_mask", "labels"]
     assert len(names["every"]) == 4 * len(names["epoch"])
     assert names["every"][len(names["every"]) - 1] == names["epoch"][len(names["epoch"]) - 1]
+
+
+def test_the_picture_is_that_of_what_the_readme_wrote(after_the_readme: tuple[Path, list[tuple[str, str]]]) -> None:
+    drawn = (after_the_readme[0] / "masked" / "entropy.svg").read_text()
+    for svg in (drawn, _text("docs/entropy.svg")):
+        assert svg.startswith("<svg ")
+    said, now = (re.findall(r">([^<]+)</text>", svg) for svg in (_text("docs/entropy.svg"), drawn))
+    assert len(said) == len(now) > 10
+    for one, other in zip(said, now, strict=True):
+        assert _alike(one, other), "run `make docs`"
 
 
 def test_the_example_trains(after_the_readme: tuple[Path, list[tuple[str, str]]]) -> None:
@@ -328,10 +347,13 @@ def test_options_named_in_the_docs_exist(page: Path) -> None:
         "--version",
         "--help",
         "--middleware",  # of the vLLM server that `entrodrop serve` starts
+        "--dataset",  # of ms-swift
+        "--train",  # of LitGPT, as in --train.epochs
     }
     # Of the containers' own options tests/test_docker.py knows.
-    others = r"(?:pip|python|--check|docker (?:build|run|compose)|apptainer|hf download)"
-    text = re.sub(others + r"(?:[^\n]*\\\n)*.*", "", page.read_text(encoding="utf-8"))
+    others = r"(?:pip|python|--check|docker (?:build|run|compose)|apptainer|hf (?:download|cache))"
+    shown = docs.RECIPE.sub("", page.read_text(encoding="utf-8"))  # tests/test_recipe_others.py knows of these
+    text = re.sub(others + r"(?:[^\n]*\\\n)*.*", "", shown)
     for option in set(re.findall(r"(?<![\w-])--[a-z]+(?:-[a-z]+)*(?![\w-])", text)):
         assert option in known, f"{_name(page)} speaks of {option}"
 
@@ -346,4 +368,9 @@ def test_nothing_is_promised_and_no_machine_is_named(file: Path) -> None:
 
 
 def test_the_settings_of_all_commands_are_documented_once() -> None:
-    assert set(docs.CONFIGS.values()) == {entrodrop_prep.ScoreConfig, entrodrop_prep.ServeConfig, MaterializeConfig}
+    assert set(docs.CONFIGS.values()) == {
+        entrodrop_prep.ScoreConfig,
+        entrodrop_prep.ServeConfig,
+        MaterializeConfig,
+        entrodrop_prep.PushConfig,
+    }

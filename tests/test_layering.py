@@ -91,6 +91,16 @@ def test_only_a_scored_directory_crosses_between_scoring_and_export() -> None:
             assert not [n for n in ours(module) if inside(n, f"entrodrop_prep.{other}")], module
 
 
+def test_nothing_imports_the_loader() -> None:
+    """A training process calls it; its rows know nothing of torch."""
+    for module in MODULES:
+        if not inside(module, "entrodrop_prep.loader"):
+            loader = [n for n in ours(module, also=("load", "call")) if inside(n, "entrodrop_prep.loader")]
+            assert not loader, f"{module}: {loader}"
+    for module in in_package("loader"):
+        assert "entrodrop_prep.loader.stream" not in ours(module, also=("load",)), module
+
+
 def test_sample_is_pure_numpy() -> None:
     allowed = ("entrodrop_prep.sample", "entrodrop_prep.config", "entrodrop_prep.settings", "entrodrop_prep.errors")
     for module in in_package("sample"):
@@ -102,6 +112,37 @@ def test_sample_is_pure_numpy() -> None:
 def test_backends_know_neither_scoring_nor_export() -> None:
     for module in in_package("backends"):
         assert not [n for n in ours(module) if inside(n, "entrodrop_prep.scoring", "entrodrop_prep.export")], module
+
+
+def test_the_hub_is_behind_export_and_knows_no_scoring() -> None:
+    for module in in_package("hub"):
+        assert not [n for n in ours(module) if inside(n, "entrodrop_prep.scoring", "entrodrop_prep.backends")], module
+    for module in MODULES:
+        if not inside(module, "entrodrop_prep.hub", "entrodrop_prep.cli", "entrodrop_prep"):
+            called = [n for n in ours(module) if inside(n, "entrodrop_prep.hub")]
+            assert not called or module == "entrodrop_prep.export.materialize", module
+            assert not [n for n in ours(module, also=("load",)) if inside(n, "entrodrop_prep.hub")], module
+
+
+def test_recipes_stand_at_the_end() -> None:
+    allowed = ("trainers", "manifest", "schema", "shards", "errors", "export.card", "export.derived", "losses")
+    for module in in_package("trainers"):
+        also = ("scoring.tokenizer", "backends.model") if module.endswith(".trainers.model") else ()
+        for name in ours(module):
+            assert name == "entrodrop_prep" or inside(name, *(f"entrodrop_prep.{a}" for a in (*allowed, *also))), name
+    for module in MODULES:
+        if not inside(module, "entrodrop_prep.trainers", "entrodrop_prep.cli") and module != "entrodrop_prep":
+            assert not [n for n in ours(module) if inside(n, "entrodrop_prep.trainers")], module
+
+
+def test_losses_know_the_errors_alone() -> None:
+    assert ours("entrodrop_prep.losses") == {"entrodrop_prep.errors"}
+
+
+def test_what_the_hub_refuses_is_put_in_words_without_anything_of_ours() -> None:
+    assert not ours("entrodrop_prep.hub.reading") - {"entrodrop_prep"}
+    for module in [*in_package("scoring"), *in_package("backends")]:
+        assert {n for n in ours(module) if inside(n, "entrodrop_prep.hub")} <= {"entrodrop_prep.hub.reading"}, module
 
 
 def test_nothing_below_the_command_line_imports_it_or_the_demo() -> None:
@@ -143,10 +184,12 @@ def test_the_engine_knows_nothing_else_of_ours() -> None:
 def test_heavy_packages_load_where_they_are_used() -> None:
     inside_engines = ("entrodrop_prep.engine.models", "entrodrop_prep.engine.pooler", "entrodrop_prep.engine.reduce")
     for module in MODULES:
-        if module in ("entrodrop_prep.backends.transformers", *inside_engines):
+        if module in ("entrodrop_prep.backends.transformers", "entrodrop_prep.loader.stream", *inside_engines):
             continue
         heavy = [
-            i for i in imports_of(module) if i.when == "load" and inside(i.name, "torch", "transformers", "datasets")
+            i
+            for i in imports_of(module)
+            if i.when == "load" and inside(i.name, "torch", "transformers", "datasets", "huggingface_hub")
         ]
         assert not heavy, f"{module}: {heavy}"
 

@@ -17,13 +17,16 @@ import pytest
 from scored_for_tests import VOCABULARY, some_rows, write_shards
 from tokenizers_for_tests import byte_bpe
 
-from entrodrop_prep.export.order import BUCKET_BYTES
+from entrodrop_prep.export.order import BUCKET_BYTES, ORDER_BYTES
+from entrodrop_prep.export.packing import BLOCK_TOKENS
 from entrodrop_prep.sample.mask import Rows
 from entrodrop_prep.scored import BATCH_TOKENS
 
-SMALL, BIG = 4_000_000, 40_000_000
+pytestmark = pytest.mark.heavy
+SMALL, MEDIUM, BIG = 4_000_000, 12_000_000, 40_000_000
 BYTES_PER_TOKEN = 13
 ROWS_PER_SHARD = 250
+BENCHMARK = Path(__file__).resolve().parent.parent / "benchmarks" / "row_order.py"
 
 
 def peak_of(kind: str, settings: dict[str, Any]) -> int:
@@ -68,19 +71,40 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     assert SMALL * BYTES_PER_TOKEN > 1.5 * BUCKET_BYTES
     assert SMALL > 3 * BATCH_TOKENS
     folder = tmp_path_factory.mktemp("memory")
-    return {n: write_shards(folder / str(n), shards_of(n), ROWS_PER_SHARD) for n in (SMALL, BIG)}
+    return {n: write_shards(folder / str(n), shards_of(n), ROWS_PER_SHARD) for n in (SMALL, MEDIUM, BIG)}
 
 
 @pytest.mark.parametrize("settings", [{"target": "both"}, {"shuffle": "none", "scope": "row"}], ids=str)
 def test_materialize(settings: dict[str, Any], scored: dict[int, Path], tmp_path: Path) -> None:
-    peaks = {}
-    for n, at in scored.items():
+    peaks, more = {}, {"epochs": 1, **settings}
+    for n in (SMALL, BIG):
         peaks[n] = min(
-            peak_of("materialize", {"scored": str(at), "out": str(tmp_path / f"{n}-{run}"), "epochs": 1, **settings})
+            peak_of("materialize", {"scored": str(scored[n]), "out": str(tmp_path / f"{n}-{run}"), **more})
             for run in range(2)
         )
     assert peaks[BIG] < 0.9 * BIG * BYTES_PER_TOKEN
     assert peaks[BIG] <= 1.1 * peaks[SMALL], peaks
+
+
+def test_the_order_of_short_rows(tmp_path: Path) -> None:
+    """The benchmark's bounds, with fewer rows; they are more than one bucket."""
+    command = [sys.executable, str(BENCHMARK), "--rows", "1000000", "--tmp", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["order"]["rows"] == told["materialize"]["rows"] == 1_000_000
+    assert 0 < told["order"]["order_bytes"] <= ORDER_BYTES
+
+
+def test_packed(scored: dict[int, Path], tmp_path: Path) -> None:
+    """Both corpora are larger than a block of rows that are packed together."""
+    assert MEDIUM > 2 * BLOCK_TOKENS
+    peaks = {}
+    for n in (MEDIUM, BIG):
+        settings = {"scored": str(scored[n]), "epochs": 1, "pack": 1000, "add_columns": ["position_ids"]}
+        peaks[n] = min(peak_of("materialize", {**settings, "out": str(tmp_path / f"{n}-{run}")}) for run in range(2))
+    assert peaks[BIG] < 0.9 * BIG * BYTES_PER_TOKEN
+    assert peaks[BIG] <= 1.1 * peaks[MEDIUM], peaks
 
 
 def test_score(tmp_path: Path) -> None:

@@ -75,6 +75,8 @@ def test_a_scored_directory_fits(scored: Path) -> None:
         {"target": "both", "select": "random", "progress": "row", "drop_token": "7", "shuffle": "none"},
         {"threshold": 6.0, "keep_surprising": 9.0, "horizon": 5, "only_epochs": "1"},
         {"quantile": 0.0, "select": "high-entropy"},
+        {"add_columns": ("n_trainable", "position_ids", "seq_lengths"), "rows_multiple": 2},
+        {"add_columns": ("position_ids",), "pack": 64, "layout": ("concatenated", "jsonl")},
     ],
 )
 def test_a_masked_directory_fits(scored: Path, tmp_path: Path, recipe: dict[str, Any]) -> None:
@@ -102,7 +104,7 @@ def test_a_recipe_file_that_fits_is_taken(tmp_path: Path) -> None:
         ("recipe.json", {"quantile": 2}),
         ("recipe.json", {"target": "label"}),
         ("recipe.json", {"out": "masked"}),
-        ("masked.json", {"input_ids": [1], "attention_mask": [1], "labels": [-100], "position_ids": [0]}),
+        ("masked.json", {"input_ids": [1], "attention_mask": [1], "labels": [-100], "token_type_ids": [0]}),
         ("masked.json", {"input_ids": [1], "labels": [-100]}),
         ("scored.json", {"row_id": 0, "window": 0, "input_ids": [1], "entropy": ["x"], "loss_mask": [False]}),
         ("manifest.json", {"schema": "scored/2"}),

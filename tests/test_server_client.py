@@ -82,7 +82,7 @@ def connect(closed_form: Markov) -> Iterator[Connect]:
             "unused.jsonl",
             Path(model or closed_form.directory),
             closed_form.directory / "out",
-            **{"backend": "server", "server": urls, "timeout": 20.0, "patience": 20.0, **settings},
+            **{"backend": "server", "server": urls, "timeout": 60.0, "patience": 20.0, **settings},
         )
         backends.append(ServerBackend(config, info or ModelInfo(closed_form.directory.name, V, CONTEXT, "float32")))
         return backends[-1]
