@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 
@@ -13,8 +14,9 @@ def read_tokens(path: str) -> list[list[int]]:
 
 
 def engine_environment() -> None:
-    """As the program sets it for an engine on a CPU."""
+    """As the program sets it for an engine on a CPU; starts this process anew, as some of it counts from the start."""
     from entrodrop_prep.backends.vllm import engine_environment as ours
 
-    os.environ.update(ours(None, None, True))
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    wanted = {**ours(None, None, True), "HF_HUB_OFFLINE": "1"}
+    if wanted != dict(os.environ):
+        os.execve(sys.executable, [sys.executable, *sys.argv], wanted)

@@ -275,6 +275,14 @@ def _visible() -> str:
     return "HIP_VISIBLE_DEVICES" if torch.version.hip else "CUDA_VISIBLE_DEVICES"
 
 
+KEEPS_MEMORY = {"hugetlb": 1, "mmap_threshold": 32 << 20, "trim_threshold": 4 << 30, "top_pad": 64 << 20}
+"""Settings of glibc's allocator: huge pages, and what a step has freed is kept for the next.
+
+Without them each step's tensors go back to the system and come again as fresh pages: a million page faults in 250,000
+tokens, a tenth of the time. Other allocators pass over them.
+"""
+
+
 def engine_environment(logits_mib: int | None, place: str | None, cpu: bool, engines: int = 1) -> dict[str, str]:
     """Environment variables of a process with an engine. What the user has set stays.
 
@@ -291,6 +299,7 @@ def engine_environment(logits_mib: int | None, place: str | None, cpu: bool, eng
     }
     if cpu:
         defaults |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "4"}
+        defaults["GLIBC_TUNABLES"] = ":".join(f"glibc.malloc.{name}={value}" for name, value in KEEPS_MEMORY.items())
     if cpu and engines > 1:
         defaults["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // engines))
     for name, value in defaults.items():

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
+
 from entrodrop_prep import manifest
 from entrodrop_prep.backends import choose, load_backend
 from entrodrop_prep.backends.feed import Feed
@@ -159,6 +162,9 @@ def _score(plan: Plan, out: Path, feed: Feed, progress: Progress) -> tuple[float
     name, why = choose(plan.config, plan.info)
     if plan.config.backend == "auto":
         log.info("backend: %s (%s)", name, why)
+    pa.array(
+        np.zeros(1)
+    )  # with its first array pyarrow imports pandas: now, not when everyone waits for the last shard
     backend = load_backend(name, plan.config, plan.info)
     try:
         checkable = name != "transformers" and plan.config.estimator == "exact"
