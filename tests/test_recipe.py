@@ -97,7 +97,7 @@ def test_it_runs_as_it_is_printed(
     arrived = check_batches("masked", batches)
     assert (arrived.rows, arrived.epochs) == (EPOCHS * ROWS, (0, 1, 2))
     assert steps_run(names) == steps_said(printed) == -(-EPOCHS * ROWS // 16)
-    before, after = (load_file(here / folder / "model.safetensors") for folder in ("base-model", "trained"))
+    before, after = (load_file(here / folder / "model.safetensors") for folder in ("base-model", names["OUT"]))
     assert all(not torch.equal(before[name], after[name]) for name in before if "proj" in name)
 
 
@@ -127,7 +127,7 @@ def dying_at(call: int) -> Iterator[None]:
 def test_it_goes_on_in_the_middle_of_an_epoch(trainer: str, made: Path, here: Path) -> None:
     place(here, made / "labels")
     text = recipe(trainer, "masked")
-    whole, every = run_text(text, ('"trained"', '"whole"'))
+    whole, every = run_text(text, ("\nOUT = ", '\nOUT = "whole-" + '))
     batches_a_step = 1 if trainer == "lightning" else 4
     rows_a_step = len(every[0]["input_ids"]) * batches_a_step
 
@@ -146,8 +146,58 @@ def test_it_goes_on_in_the_middle_of_an_epoch(trainer: str, made: Path, here: Pa
     assert len(batches) == len(every) - 2 * batches_a_step
     check_batches("masked", every[: 2 * batches_a_step] + batches)
     assert steps_run(names) == steps_run(whole)
-    for name, value in load_file(here / "whole" / "model.safetensors").items():
-        torch.testing.assert_close(load_file(here / "trained" / "model.safetensors")[name], value, rtol=0, atol=0)
+    for name, value in load_file(here / whole["OUT"] / "model.safetensors").items():
+        torch.testing.assert_close(load_file(here / names["OUT"] / "model.safetensors")[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("trainer", OURS)
+def test_other_rows_or_another_model_begin_anew(trainer: str, made: Path, here: Path) -> None:
+    """A trainer goes on from what lies in its folder: so no folder serves for two arms of a comparison."""
+    (here / "models").mkdir()
+    (here / "models" / "base-model").symlink_to(save_model(here / "other", tiny_llama(VOCABULARY, seed=1)))
+    (here / "plain").symlink_to(made / "inputs")
+    place(here, made / "labels")
+    runs = [("masked", None), ("plain", None), ("plain", "models/base-model")]
+    folders = set()
+    for directory, model in runs:
+        names, batches = run_text(recipe(trainer, directory, model))
+        assert check_batches(directory, batches).rows == EPOCHS * ROWS
+        folders.add(names["OUT"])
+    assert len(folders) == len(runs)
+
+
+def test_every_recipe_names_the_rows_and_the_model_in_its_folder(made: Path) -> None:
+    facts = replace(read_facts(str(made / "labels")), model="org/name", layouts=("concatenated",))
+    described = json.loads((made / "labels" / "manifest.json").read_bytes())
+    begins = f"trained-{described['content_digest'][:8]}-"
+    assert facts.out == f"{begins}org-name"
+    for trainer in TRAINERS:
+        text = recipe_of(trainer, facts)
+        assert (f'OUT = "{begins}" + MODEL.replace("/", "-")' in text) != (facts.out in text), trainer
+
+
+@pytest.mark.parametrize("trainer", ["transformers", "trl"])
+def test_a_checkpoint_that_is_not_whole_is_passed_over(trainer: str, made: Path, here: Path) -> None:
+    """As a run leaves it that is killed while it writes one: the weights are there, the trainer's state is not."""
+    place(here, made / "labels")
+    text = recipe(trainer, "masked")
+    names, _ = run_text(text, ("report_to=[]", "report_to=[], max_steps=2"))
+    checkpoints = sorted((here / names["OUT"]).glob("checkpoint-*"))
+    assert [c.name for c in checkpoints] == ["checkpoint-1", "checkpoint-2"]
+    (checkpoints[-1] / "trainer_state.json").unlink()
+    (checkpoints[-1] / "optimizer.pt").unlink()
+    names, batches = run_text(text)
+    assert steps_run(names) == 5
+    assert len(batches) == -(-EPOCHS * ROWS // 4) - 4, "it did not go on behind the first step"
+
+
+@pytest.mark.parametrize("name", ["text", "json", "parquet", "\N{GRINNING FACE} it's $masked"])
+def test_a_directory_of_any_name(name: str, made: Path, here: Path) -> None:
+    """``datasets`` takes a bare ``text`` for its reader of text files."""
+    (here / name).symlink_to(made / "labels")
+    (here / "\N{GRINNING FACE}").symlink_to(made / "base-model")
+    _, batches = run_text(recipe("transformers", name, "./\N{GRINNING FACE}"))
+    assert check_batches(name, batches).rows == EPOCHS * ROWS
 
 
 @pytest.mark.parametrize("trainer", OURS)
@@ -215,6 +265,7 @@ def test_facts_are_read_from_the_files(made: Path) -> None:
     assert (facts.validation_rows, facts.plain, facts.packed) == (None, False, None)
     described = json.loads((made / "both" / "manifest.json").read_bytes())
     assert facts_of(described, str(made / "both")) == replace(facts, longest=None)
+    assert facts.content_digest == described["content_digest"]
 
 
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 32, 33])
@@ -297,6 +348,17 @@ def test_ids_outside_the_models_vocabulary_are_an_error(made: Path, tmp_path: Pa
         recipe("transformers", str(made / "labels"), str(small))
     fits = save_model(tmp_path / "fits", tiny_llama(largest + 1))
     assert str(fits) in recipe("transformers", str(made / "labels"), str(fits))
+
+
+def test_an_id_that_stands_in_the_labels_alone_is_looked_at(made: Path, tmp_path: Path) -> None:
+    """With --target inputs the input of a dropped token is replaced, and its label stays."""
+    out = mask(made, "replaced", target="inputs", schedule="constant", max_rate=1, quantile=1, drop_token="5", epochs=1)
+    rows = pq.read_table(out / "epoch_000").to_pylist()
+    ids, labels = (max(i for row in rows for i in row[name]) for name in ("input_ids", "labels"))
+    assert ids < labels
+    small = save_model(tmp_path / "small", tiny_llama(labels))
+    with pytest.raises(ConfigError, match=rf"id {labels} of the rows is outside its vocabulary of {labels};"):
+        recipe("transformers", str(out), str(small))
 
 
 # --- mistakes

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from entrodrop_prep.trainers.facts import Facts
 from entrodrop_prep.trainers.switches import settings
+from entrodrop_prep.trainers.template import text
 
 BATCH, ACCUMULATE = 4, 4
 WHAT = (
     "Axolotl on a masked dataset: axolotl train THIS_FILE. The same command goes on where it was stopped, in the "
-    "middle of an epoch too."
+    "middle of an epoch too. If it was killed while it wrote a checkpoint, delete that one first."
 )
 SETTINGS = """\
 base_model: $model
@@ -27,8 +28,9 @@ val_set_size: 0  # more would take rows out of the epochs
 dataset_exact_deduplication: false
 sequence_len: $longest
 excess_length_strategy: raise  # the default leaves longer rows out
-dataset_prepared_path: trained/prepared  # Axolotl's copy of the rows: delete it when they change, it does not look
-output_dir: trained
+# Of these rows and this model: a run goes on from what is there, and takes the copy of the rows there as it is.
+output_dir: $out
+dataset_prepared_path: $prepared
 micro_batch_size: $batch
 gradient_accumulation_steps: $accumulate
 learning_rate: 0.0001
@@ -45,4 +47,4 @@ fp16: false  # float32 where there is no bfloat16, as on a CPU
 
 def recipe(facts: Facts) -> str:
     """A YAML file."""
-    return settings(facts, WHAT, SETTINGS, BATCH, ACCUMULATE)
+    return settings(facts, WHAT, SETTINGS, BATCH, ACCUMULATE, prepared=text(f"{facts.out}/prepared"))

@@ -62,6 +62,7 @@ class Facts:
         packed: tokens in a packed row at most; None where rows are not packed.
         longest: tokens of the longest row; None where it is not known.
         model: name or path of the model to train.
+        content_digest: of the rows; a run is known by it.
         notes: what the user must hear, a sentence each: where the model and the rows do not fit, say.
     """
 
@@ -76,12 +77,25 @@ class Facts:
     packed: int | None = None
     longest: int | None = None
     model: str = PLACEHOLDER
+    content_digest: str = ""
     notes: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
         """Rows of all epochs."""
         return sum(e.rows for e in self.epochs)
+
+    @property
+    def short_digest(self) -> str:
+        """What tells these rows from others in a folder's name."""
+        return self.content_digest[:8]
+
+    @property
+    def out(self) -> str:
+        """Folder of the trained model. A trainer goes on from what lies there, so other rows or another model have
+        another one.
+        """
+        return f"trained-{self.short_digest}-{self.model.replace('/', '-')}"
 
     @property
     def drops_labels(self) -> bool:
@@ -116,6 +130,7 @@ def facts_of(described: dict[str, Any], directory: str) -> Facts:
         columns=tuple(identity.get("add_columns") or ()),
         layouts=tuple(sorted({entry["layout"] for entry in described.get("derived", [])})),
         packed=identity.get("pack"),
+        content_digest=described["content_digest"],
     )
 
 
@@ -131,7 +146,7 @@ def read_facts(directory: str, train_model: str | None = None) -> Facts:
         manifest.check_size(path, entry)
     files = [path / entry["file"] for entry in entries]
     longest = _longest(files)
-    facts = replace(facts_of(described, directory), longest=longest)
+    facts = replace(facts_of(described, _as_path(directory)), longest=longest)
     if train_model is None:
         return facts
     from entrodrop_prep.trainers.model import compare
@@ -142,6 +157,11 @@ def read_facts(directory: str, train_model: str | None = None) -> Facts:
     for note in notes:
         log.warning("%s", note.removesuffix("."))
     return replace(facts, model=train_model, notes=tuple(notes))
+
+
+def _as_path(directory: str) -> str:
+    """A directory as ``load_dataset`` takes it for one: a bare ``text`` or ``json`` names a reader of files there."""
+    return directory if "/" in directory else f"./{directory}"
 
 
 def _longest(files: Sequence[Path]) -> int:
@@ -155,13 +175,16 @@ def _longest(files: Sequence[Path]) -> int:
 
 
 def _largest(files: Sequence[Path]) -> int:
-    """The largest token id, by the statistics in the files' footers."""
+    """The largest token id of rows and labels, by the statistics in the files' footers.
+
+    With ``--target inputs`` a token that was dropped stands in the labels alone.
+    """
     largest = -1
     for file in files:
         with reading(file):
             footer = pq.read_metadata(file)
         for group in range(footer.num_row_groups):
             columns = (footer.row_group(group).column(c) for c in range(footer.num_columns))
-            ids = next(c for c in columns if c.path_in_schema.startswith("input_ids."))
-            largest = max(largest, ids.statistics.max)
+            ids = (c for c in columns if c.path_in_schema.startswith(("input_ids.", "labels.")))
+            largest = max(largest, *(c.statistics.max for c in ids))
     return largest

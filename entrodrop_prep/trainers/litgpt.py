@@ -7,10 +7,10 @@ from entrodrop_prep.trainers.switches import settings
 
 BATCH = 4
 WHAT = (
-    "LitGPT on a masked dataset. Run this file with Python; run it again to go on where it was stopped. The model "
-    "is a LitGPT checkpoint: a directory that `litgpt download` or `litgpt convert_to_litgpt` made. To accumulate, "
-    "make global_batch_size a multiple of micro_batch_size; LitGPT makes no step of the batches left over at the "
-    "end."
+    "LitGPT on a masked dataset. Run this file with Python; run it again to go on where it was stopped; if it "
+    "was killed while it wrote a checkpoint, delete that one first. The model is a LitGPT checkpoint: a directory that "
+    "`litgpt download` or `litgpt convert_to_litgpt` made. To accumulate, make global_batch_size a multiple of "
+    "micro_batch_size; LitGPT makes no step of the batches left over at the end."
 )
 SCRIPT = """\
 import sys
@@ -22,7 +22,8 @@ from litgpt.data import DataModule, get_sft_collate_fn
 from litgpt.prompts import Default
 from torch.utils.data import DataLoader, Dataset
 
-MASKED, MODEL, OUT = $masked, $model, "trained"
+MASKED, MODEL = $masked, $model
+OUT = "trained-$digest-" + MODEL.replace("/", "-")  # of these rows and this model: a run goes on from what is there
 
 
 class Rows(Dataset):

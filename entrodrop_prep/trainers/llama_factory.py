@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-
 from entrodrop_prep.trainers.facts import Facts
 from entrodrop_prep.trainers.switches import saved_rows, settings
+from entrodrop_prep.trainers.template import text
 
 BATCH, ACCUMULATE = 4, 4
 WHAT = (
     "LLaMA-Factory on a masked dataset: llamafactory-cli train THIS_FILE. The same command goes on where it was "
-    "stopped, in the middle of an epoch too."
+    "stopped, in the middle of an epoch too. If it was killed while it wrote a checkpoint, delete that one first."
 )
 SETTINGS = """\
 model_name_or_path: $model
@@ -23,7 +22,8 @@ template: empty  # as above
 disable_shuffling: true  # the default shuffles
 num_train_epochs: 1  # the dataset holds every epoch already
 packing: false
-output_dir: trained
+# Of these rows and this model: a run goes on from what is there.
+output_dir: $out
 per_device_train_batch_size: $batch
 gradient_accumulation_steps: $accumulate
 learning_rate: 0.0001
@@ -40,5 +40,5 @@ report_to: none
 
 def recipe(facts: Facts) -> str:
     """A YAML file. Raises ConfigError where ``all_hf``, which LLaMA-Factory reads, is missing."""
-    rows = json.dumps(saved_rows(facts, "LLaMA-Factory"))
+    rows = text(saved_rows(facts, "LLaMA-Factory"))
     return settings(facts, WHAT, SETTINGS, BATCH, ACCUMULATE, rows=rows)

@@ -12,8 +12,8 @@ WHAT = (
     "ms-swift on a masked dataset: bash THIS_FILE. Rows that are tokenized already are taken as they are only with "
     "both --truncation_strategy split and --lazy_tokenize true; nothing is split or tokenized then. Its own "
     "documentation does not speak of this use: prove it again with another version than 4.6. Where ms-swift cannot "
-    "tell the model's type, append --model_type; to go on where it was stopped, --resume_from_checkpoint "
-    "trained/checkpoint-N."
+    "tell the model's type, append --model_type; to go on where it was stopped, --resume_from_checkpoint and the "
+    "newest whole checkpoint-N in the folder of --output_dir."
 )
 COMMAND = """\
 settings=(
@@ -27,7 +27,7 @@ settings=(
   --packing false
   --padding_free false
   --cached_val_dataset $held_out  #? validates
-  --output_dir trained
+  --output_dir $out
   --add_version false
   --per_device_train_batch_size $batch
   --gradient_accumulation_steps $accumulate
@@ -44,5 +44,5 @@ def recipe(facts: Facts) -> str:
     """A script for Bash. Raises ConfigError where ``all_hf``, which ms-swift reads, is missing."""
     saved = saved_rows(facts, "ms-swift")
     rows, held_out = (shlex.quote(f"{saved}/{split}") for split in ("train", "validation"))
-    model = shlex.quote(facts.model)
-    return settings(facts, WHAT, COMMAND, BATCH, ACCUMULATE, model=model, rows=rows, held_out=held_out)
+    model, out = shlex.quote(facts.model), shlex.quote(facts.out)
+    return settings(facts, WHAT, COMMAND, BATCH, ACCUMULATE, model=model, out=out, rows=rows, held_out=held_out)

@@ -8,7 +8,7 @@ from entrodrop_prep.losses import COLUMN
 from entrodrop_prep.schema import masked_schema
 from entrodrop_prep.trainers import notes
 from entrodrop_prep.trainers.facts import Facts
-from entrodrop_prep.trainers.template import fill
+from entrodrop_prep.trainers.template import fill, text
 
 CHECKED = 100  # batches that are compared with the files before training
 
@@ -31,8 +31,9 @@ def script(facts: Facts, what: str, template: str, batch: int, accumulate: int =
     usual = masked_schema().names
     columns = [*usual, *([COLUMN] if divides else [])]
     values: dict[str, str | int] = {
-        "masked": json.dumps(facts.directory),
-        "model": json.dumps(facts.model),
+        "masked": text(facts.directory),
+        "model": text(facts.model),
+        "digest": facts.short_digest,
         "batch": batch,
         "accumulate": accumulate,
         "save_steps": max(1, steps // (10 * epochs)),

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import json
-
 from entrodrop_prep.errors import ConfigError
 from entrodrop_prep.export.derived import CONCATENATED, SAVED
 from entrodrop_prep.trainers import notes
 from entrodrop_prep.trainers.facts import Facts
-from entrodrop_prep.trainers.template import fill
+from entrodrop_prep.trainers.template import fill, text
 
 
 def settings(facts: Facts, what: str, template: str, batch: int, accumulate: int = 1, **values: str | int) -> str:
-    """Notes and a template with the dataset's values in it: ``$masked``, ``$model``, ``$longest``, ``$batch``,
-    ``$accumulate``, ``$save_steps`` (about ten checkpoints in all), and ``values``.
+    """Notes and a template with the dataset's values in it: ``$masked``, ``$model``, ``$digest``, ``$out``,
+    ``$longest``, ``$batch``, ``$accumulate``, ``$save_steps`` (about ten checkpoints in all), and ``values``.
 
     Lines of the template may depend on ``validates``: there is a split ``validation``.
     """
     common: dict[str, str | int] = {
-        "masked": json.dumps(facts.directory),
-        "model": json.dumps(facts.model),
+        "masked": text(facts.directory),
+        "model": text(facts.model),
+        "digest": facts.short_digest,
+        "out": text(facts.out),
         "longest": 1 << 17 if facts.longest is None else facts.longest,  # a limit that cuts no row
         "batch": batch,
         "accumulate": accumulate,

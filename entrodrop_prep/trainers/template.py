@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import string
 
 _MARK = re.compile(r"[ \t]*#\? (!?)(\w+)$")
+
+
+def text(value: str) -> str:
+    """A string as Python and YAML both read it. Other letters stay: of an escaped emoji Python makes two surrogates."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def fill(template: str, values: dict[str, str | int], holds: dict[str, bool]) -> str:

@@ -11,20 +11,20 @@ WHAT = (
     "with Python; run it again to go on where it was stopped."
 )
 SCRIPT = '''\
-import os
 from itertools import islice
+from pathlib import Path
 
 import torch
 from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer  #? !divides
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq  #? divides
-from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from entrodrop_prep import check_batches
 from entrodrop_prep.losses import TrainableTokenLoss  #? divides
 
-MASKED, MODEL, OUT = $masked, $model, "trained"
+MASKED, MODEL = $masked, $model
+OUT = "trained-$digest-" + MODEL.replace("/", "-")  # of these rows and this model: a run goes on from what is there
 
 #? divides
 class Training(TrainableTokenLoss, SFTTrainer):  #? divides
@@ -64,7 +64,9 @@ trainer = Training(  #? divides
 )
 if trainer.args.world_size == 1:  # is what comes what was written? (of several processes each has a part of it)
     check_batches(MASKED, islice(trainer.get_train_dataloader(), $checked), complete=False)
-trainer.train(resume_from_checkpoint=get_last_checkpoint(OUT) if os.path.isdir(OUT) else None)
+whole = Path(OUT).glob("checkpoint-*/trainer_state.json")  # written last: a checkpoint without it is not whole
+newest = max(whole, key=lambda state: int(state.parent.name.rpartition("-")[2]), default=None)
+trainer.train(resume_from_checkpoint=newest and str(newest.parent))
 trainer.save_model(OUT)
 tokenizer.save_pretrained(OUT)
 '''

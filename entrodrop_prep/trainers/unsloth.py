@@ -13,18 +13,18 @@ WHAT = (
     "with Python; run it again to go on where it was stopped."
 )
 SCRIPT = """\
-import os
 from itertools import islice
+from pathlib import Path
 
 from unsloth import FastLanguageModel  # isort: skip (before transformers and TRL, which it changes)
 
 from datasets import load_dataset
-from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from entrodrop_prep import check_batches
 
-MASKED, MODEL, OUT = $masked, $model, "trained"
+MASKED, MODEL = $masked, $model
+OUT = "trained-$digest-" + MODEL.replace("/", "-")  # of these rows and this model: a run goes on from what is there
 
 model, tokenizer = FastLanguageModel.from_pretrained(
     MODEL,
@@ -57,7 +57,9 @@ trainer = SFTTrainer(
     processing_class=tokenizer,
 )
 check_batches(MASKED, islice(trainer.get_train_dataloader(), 100), complete=False)  # is what comes what was written?
-trainer.train(resume_from_checkpoint=get_last_checkpoint(OUT) if os.path.isdir(OUT) else None)
+whole = Path(OUT).glob("checkpoint-*/trainer_state.json")  # written last: a checkpoint without it is not whole
+newest = max(whole, key=lambda state: int(state.parent.name.rpartition("-")[2]), default=None)
+trainer.train(resume_from_checkpoint=newest and str(newest.parent))
 trainer.save_model(OUT)
 tokenizer.save_pretrained(OUT)
 """

@@ -82,7 +82,7 @@ TRAINERS = {
         command=("axolotl", "train", "train.yaml"),
         wrong={
             "labels made anew": (
-                [('  - path: "masked"\n    split: train', "  - path: texts.jsonl\n    type: completion")],
+                [('  - path: "./masked"\n    split: train', "  - path: texts.jsonl\n    type: completion")],
                 REBUILT,
             ),
             "batches shuffled": ([("curriculum_sampling: true", "curriculum_sampling: false")], ORDER),
@@ -113,7 +113,7 @@ TRAINERS = {
         wrong={
             "labels made anew": (
                 [
-                    ("--cached_dataset masked/all_hf/train", "--dataset texts.jsonl --dataset_shuffle false"),
+                    ("--cached_dataset ./masked/all_hf/train", "--dataset texts.jsonl --dataset_shuffle false"),
                     ("  --truncation_strategy split\n", "  --truncation_strategy delete\n"),
                 ],
                 REBUILT,
