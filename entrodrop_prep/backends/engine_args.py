@@ -26,6 +26,9 @@ OWNED = {
     "enable_prefix_caching": "a token found in the cache is never scored, so it stays off",
     "pooler_config": "the plugin brings its own pooler",
     "served_model_name": "it tells a client which model answers",
+    "pipeline_parallel_size": "use tensor_parallel_size: pipelines fail with a pooler in vLLM up to 0.32",
+    "data_parallel_size": "use --replicas, or several servers",
+    "enable_lora": "merge the adapter into the weights first: a frozen model is scored as it is",
 }
 """Options that are set here, and why the user cannot."""
 
@@ -47,7 +50,6 @@ HARMLESS = frozenset(
         "cpu_offload_gb",
         "swap_space",
         "download_dir",
-        "load_format",
         "async_scheduling",
         "disable_log_stats",
         "compilation_config",
@@ -76,6 +78,8 @@ def parse(options: Sequence[str]) -> dict[str, Any]:
         value = _value(text.strip())
         if name in OWNED and not (name == "enable_prefix_caching" and value is False):
             raise ConfigError(f"--engine-arg {name} cannot be set", fix=OWNED[name])
+        if (name, value) == ("load_format", "dummy"):
+            raise ConfigError("--engine-arg load_format=dummy gives random weights", fix="leave it out")
         if name == "hf_overrides" and (not isinstance(value, dict) or "architectures" in value):
             raise ConfigError(
                 "--engine-arg hf_overrides must be a JSON object without architectures",

@@ -17,7 +17,8 @@ from entrodrop_prep.shards import user_path
 
 DEFAULT_CONTEXT = 4096
 _CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length")
-IDENTITY = "entrodrop:"
+IDENTITY, DTYPE = "entrodrop:", "entrodrop-dtype:"
+"""Names under which a server that `entrodrop serve` started serves its model too: its weights', its number format."""
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 
 

@@ -196,6 +196,15 @@ class ScoreConfig:
     patience: Annotated[
         float, Setting("Seconds without an answer from any server until the run stops.", gt=0, role="operation")
     ] = 120.0
+    engine_timeout: Annotated[
+        float,
+        Setting(
+            "Seconds without a finished step after which a vLLM engine counts as hung: it is ended, and its work goes "
+            "to the others.",
+            gt=0,
+            role="operation",
+        ),
+    ] = 900.0
     self_check: Annotated[
         bool,
         Setting(
@@ -260,11 +269,26 @@ class ScoreConfig:
             )
         if self.server and self.backend not in ("auto", "server"):
             raise ConfigError(f"--server and --backend {self.backend} exclude each other", fix="leave out one of them")
-        if self.server and (self.engine_arg or self.replicas != "auto"):
-            raise ConfigError(
-                "--engine-arg and --replicas speak of engines started here, not of servers",
-                fix="leave them out, or give them to `entrodrop serve`",
-            )
+        for name in self.of_engines:
+            if self.server:
+                raise ConfigError(
+                    f"{name} speaks of engines started here, not of servers",
+                    fix="leave it out, or give it to `entrodrop serve`",
+                )
+            if self.backend == "transformers":
+                raise ConfigError(
+                    f"{name} speaks of vLLM's engines, --backend is transformers", fix="leave out one of them"
+                )
+
+    @property
+    def of_engines(self) -> list[str]:
+        """The flags given that only vLLM engines started here heed."""
+        given = {
+            "--engine-arg": bool(self.engine_arg),
+            "--replicas": self.replicas != "auto",
+            "--logits-mib": self.logits_mib is not None,
+        }
+        return [name for name, there in given.items() if there]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,15 +8,19 @@ from typing import Any
 
 OPEN = ("/health", "/ping")
 """Paths that say nothing but that the server is there."""
+KEYS = ("VLLM_API_KEY", "ENTRODROP_API_KEY")
 REFUSAL = b'{"error": {"message": "Unauthorized", "type": "Unauthorized", "code": 401}}'
 
 
 class Guard:
-    """ASGI middleware: 401 for what does not carry ``Authorization: Bearer`` with the key in VLLM_API_KEY, if any."""
+    """ASGI middleware: 401 for what does not carry ``Authorization: Bearer`` with the key of the environment, if any.
+
+    The key is in VLLM_API_KEY or, where that is not set, ENTRODROP_API_KEY.
+    """
 
     def __init__(self, app: Any) -> None:
         self.app = app
-        key = os.environ.get("VLLM_API_KEY")
+        key = next((key for key in (os.environ.get(name, "").strip() for name in KEYS) if key), None)
         self._wanted = f"Bearer {key}".encode() if key else None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

@@ -78,7 +78,7 @@ class EntropyPooler(Pooler):
                 state.hidden_states_cache[:] = [*earlier, part.clone()]
                 results.append(None)
             else:
-                results.append(torch.cat([*earlier, part]))
+                results.append(torch.cat([*earlier, part]) if earlier else part)
                 state.clean()
         return results
 

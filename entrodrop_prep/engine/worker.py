@@ -2,8 +2,9 @@
 
 Messages are pickled tuples. To the worker: a dictionary of options for ``vllm.LLM`` first, then jobs
 ``(key, ids [N] int32, lengths [R] int64)``, R sequences one after the other. From it: ``("ready", environment)`` or
-``("failed", reason)`` once; then ``("done", key, tokens)`` as work proceeds and ``("scores", key, [N, 2] float32)`` as
-``entrodrop_prep.engine.pooler`` gives them. It ends when its parent closes the socket or dies.
+``("failed", reason)`` once; then ``("step", {key: tokens})`` after each step of the engine, with the tokens of the
+sequences that it finished, and ``("scores", key, [N, 2] float32)`` as ``entrodrop_prep.engine.pooler`` gives them. It
+ends when its parent closes the socket or dies, and at an error at once: a device that hangs must not hold it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import os
 import queue
 import sys
 import threading
+import traceback
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NoReturn
 
 
 class _Job:
@@ -67,8 +69,8 @@ def _step(engine: Any, open_jobs: dict[int, _Job], connection: Connection) -> No
         job.parts[int(place)] = scores.numpy()
         job.left -= 1
         tokens[int(key)] = tokens.get(int(key), 0) + len(scores)
-    for key, count in tokens.items():
-        connection.send(("done", key, count))
+    connection.send(("step", tokens))
+    for key in tokens:
         if not open_jobs[key].left:
             connection.send(("scores", key, np.concatenate(open_jobs.pop(key).parts)))
 
@@ -79,9 +81,14 @@ def _listen(connection: Connection, jobs: queue.SimpleQueue[Any]) -> None:
         try:
             jobs.put(connection.recv())
         except (EOFError, OSError):  # the parent is gone, whatever the engine is doing
-            for rank in multiprocessing.active_children():  # of a tensor-parallel group: on its own it takes seconds
-                rank.kill()
-            os._exit(0)
+            _end(0)
+
+
+def _end(code: int) -> NoReturn:
+    """End now, with the ranks of a tensor-parallel group; Python's own end may wait for the device."""
+    for rank in multiprocessing.active_children():
+        rank.kill()
+    os._exit(code)
 
 
 def _environment(engine: Any) -> dict[str, str]:
@@ -104,4 +111,9 @@ def _environment(engine: Any) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    try:
+        main(int(sys.argv[1]))
+    except BaseException:  # noqa: BLE001 - whatever it is, it is shown, and the process ends
+        traceback.print_exc()
+        sys.stderr.flush()
+        _end(1)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from entrodrop_prep.backends.server.batch import batches
+from entrodrop_prep.backends.batch import AtWork, batches
 from entrodrop_prep.backends.server.connect import Checks, connect_all
 from entrodrop_prep.backends.server.dispatch import Dispatcher
 from entrodrop_prep.backends.server.http import Server, Trouble, api_key, server_urls
@@ -29,15 +28,6 @@ SECONDS_TO_READ = 0.02
 """How long to wait for scores before looking whether the next shard has been read."""
 
 
-@dataclass
-class _Open:
-    """A job, the scores it has so far, and how many sequences have none yet."""
-
-    job: Job
-    scores: list[Scores | None]
-    left: int
-
-
 class ServerBackend:
     """One or several servers. Raises ConfigError when none can be used, or one is the wrong one."""
 
@@ -55,18 +45,28 @@ class ServerBackend:
         for server, result in zip(servers, found, strict=True):
             if isinstance(result, Trouble):
                 log.warning("going on without the server %s: %s", server.url, result)
+        self.step_tokens = config.batch_tokens
         self._most_tokens = min(config.batch_tokens, MOST_TOKENS)
         self._most_sequences = query.most_sequences
         self._dispatcher = Dispatcher(servers, found, checks, config.timeout, config.patience)
 
     def environment(self) -> dict[str, str]:
         """See ``Backend.environment``. What the servers run on they do not say."""
-        return {"backend": "server", "device": "server", "vllm": ", ".join(self._dispatcher.versions)}
+        return {
+            "backend": "server",
+            "device": "server",
+            "vllm": ", ".join(self._dispatcher.versions),
+            "served_dtype": ", ".join(self._dispatcher.dtypes),
+        }
+
+    def each(self) -> Iterator[tuple[str, ServerBackend]]:
+        """See ``Backend.each``. The servers were compared with each other when they were connected to."""
+        yield "", self
 
     def score(self, jobs: Feed, done: Callable[[Job, int], None]) -> Iterator[tuple[Job, list[Scores]]]:
         """See ``Backend.score``. A job is taken when the servers have less than two requests each to come."""
         turn = self._dispatcher.begin()
-        at_work: dict[int, _Open] = {}  # by id(job)
+        at_work = AtWork()
         try:
             while True:
                 while self._dispatcher.hungry():
@@ -76,20 +76,17 @@ class ServerBackend:
                     if not job.sequences:
                         yield job, []
                         continue
-                    at_work[id(job)] = _Open(job, [None] * len(job.sequences), len(job.sequences))
-                    self._dispatcher.add(batches(job, turn, self._most_tokens, self._most_sequences))
+                    at_work.add(job)
+                    self._dispatcher.add(batches(job, self._most_tokens, self._most_sequences, turn))
                 if not at_work and jobs.ended:
                     return
                 # While the next shard is still being read, look for it now and then.
                 reading = not jobs.ended and self._dispatcher.hungry()
                 for batch, scores in self._dispatcher.collect(SECONDS_TO_READ if reading else SECONDS_TO_LOOK):
                     done(batch.job, sum(map(len, batch.sequences)))
-                    work = at_work[id(batch.job)]
-                    work.scores[batch.start : batch.stop] = scores
-                    work.left -= len(batch)
-                    if not work.left:
-                        del at_work[id(batch.job)]
-                        yield work.job, [s for s in work.scores if s is not None]
+                    whole = at_work.finish(batch, scores)
+                    if whole is not None:
+                        yield batch.job, whole
         finally:
             self._dispatcher.begin()
 

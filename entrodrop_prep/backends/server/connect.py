@@ -9,19 +9,23 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from entrodrop_prep.backends.model import IDENTITY, ModelInfo
+from entrodrop_prep.backends.agreement import disagreement
+from entrodrop_prep.backends.model import DTYPE, IDENTITY, ModelInfo
 from entrodrop_prep.backends.server.http import KEY_VARIABLE, Denied, Gone, Server, Trouble, Unusable
 from entrodrop_prep.backends.server.query import Query
 from entrodrop_prep.errors import ConfigError, EntrodropError
 from entrodrop_prep.shards import user_path
 
+if TYPE_CHECKING:
+    from entrodrop_prep.backends import Scores
+
 T = TypeVar("T")
 
-PROBE = np.zeros(3, np.int32)
+PROBE_TOKENS = 32
 CONNECT_DEADLINE = 10.0
 """Seconds in which a server that is there but does not answer well gets further chances."""
 
@@ -42,13 +46,28 @@ class Checks:
     longest: int
     timeout: float
 
+    @property
+    def probe(self) -> list[np.ndarray[Any, Any]]:
+        """What every server scores when it is connected to: one row of at most ``PROBE_TOKENS`` tokens, the same."""
+        generator = np.random.Generator(np.random.Philox(key=2))
+        return [generator.integers(0, self.info.vocab_size, min(PROBE_TOKENS, self.longest), np.int32)]
+
 
 @dataclass(frozen=True)
 class Served:
-    """What a server says of itself: the model's id for requests, and vLLM's version."""
+    """What a server says of itself.
+
+    Attributes:
+        model: its id for requests.
+        version: vLLM's.
+        dtype: the number format it runs in; ``unknown`` where `entrodrop serve` has not started it.
+        scores: those of the probe.
+    """
 
     model: str
     version: str
+    dtype: str
+    scores: Scores
 
 
 def connect(server: Server, checks: Checks) -> Served:
@@ -61,15 +80,15 @@ def connect(server: Server, checks: Checks) -> Served:
     deadline = time.monotonic() + CONNECT_DEADLINE
     try:
         _steady(lambda: server.get("/health"), deadline)
-        card = _card(_json(server, "/v1/models", deadline), checks)
+        card, dtype = _card(_json(server, "/v1/models", deadline), checks)
         version = _version(server, deadline)
         model = str(card["id"])
         _check_length(card.get("max_model_len"), checks)
-        body = checks.query.body(model, [PROBE])
-        most = checks.query.most_bytes([PROBE])
+        probe = checks.probe
+        body, most = checks.query.body(model, probe), checks.query.most_bytes(probe)
         try:
-            _steady(
-                lambda: checks.query.read(server.post(checks.query.path, body, checks.timeout, most), [PROBE]), deadline
+            (scores,) = _steady(
+                lambda: checks.query.read(server.post(checks.query.path, body, checks.timeout, most), probe), deadline
             )
         except Denied as e:
             if e.status in (401, 403):
@@ -82,7 +101,18 @@ def connect(server: Server, checks: Checks) -> Served:
         raise denied_error(e, server.url) from e
     except EntrodropError as e:
         raise type(e)(e.what, where=server.url, fix=e.fix) from e
-    return Served(model, version)
+    return Served(model, version, dtype, scores)
+
+
+def check_same(server: Server, found: Served, first: Served, info: ModelInfo) -> None:
+    """Two servers of a run score the same. Raises ConfigError where their scores of the probe differ."""
+    differs = disagreement(first.scores, found.scores, info.dtype)
+    if differs is not None:
+        raise ConfigError(
+            f"it scores otherwise than another server of this run: {differs}",
+            where=server.url,
+            fix="serve the same weights in the same number format everywhere, or leave that server out",
+        )
 
 
 def connect_all(servers: Sequence[Server], checks: Checks) -> list[Served | Trouble]:
@@ -105,7 +135,10 @@ def connect_all(servers: Sequence[Server], checks: Checks) -> list[Served | Trou
         if not isinstance(result, (Served, Trouble)):
             raise result or RuntimeError("a thread ended without a result")
         results.append(result)
-    if not any(isinstance(result, Served) for result in results):
+    reached = [(server, result) for server, result in zip(servers, results, strict=True) if isinstance(result, Served)]
+    for server, result in reached[1:]:
+        check_same(server, result, reached[0][1], checks.info)
+    if not reached:
         raise ConfigError(
             "no server can be reached: " + "; ".join(f"{s.url}: {r}" for s, r in zip(servers, results, strict=True)),
             fix="`entrodrop serve MODEL` starts one",
@@ -164,16 +197,18 @@ def _version(server: Server, deadline: float) -> str:
     return str(found.get("version", "unknown")) if isinstance(found, dict) else "unknown"
 
 
-def _card(listing: Any, checks: Checks) -> dict[str, Any]:
-    """The entry of /v1/models that is the model asked for. Raises ConfigError."""
+def _card(listing: Any, checks: Checks) -> tuple[dict[str, Any], str]:
+    """The entry of /v1/models that is the model asked for, and its number format. Raises ConfigError."""
     cards = listing.get("data") if isinstance(listing, dict) else None
     if not isinstance(cards, list) or not all(isinstance(c, dict) and "id" in c for c in cards):
         raise ConfigError("GET /v1/models does not list models", fix="check the URL: this is no vLLM server")
-    _check_weights([str(card["id"]) for card in cards], checks)
+    names = [str(card["id"]) for card in cards]
+    _check_weights(names, checks)
+    dtype = _dtype(names, checks)
     bases: list[dict[str, Any]] = [card for card in cards if not card.get("parent")]  # the others are LoRA adapters
     for card in bases:
         if any(_same_model(str(name), checks) for name in (card["id"], card.get("root")) if name):
-            return card
+            return card, dtype
     raise ConfigError(
         f"it serves {', '.join(str(card['id']) for card in bases) or 'no model'}, not {checks.info.name}",
         fix="give the URL of a server of --model",
@@ -199,6 +234,17 @@ def _check_weights(served: list[str], checks: Checks) -> None:
             f"here they are {checks.info.identity.removeprefix(IDENTITY)[:12]}...",
             fix="serve the same model and revision, or give --model the one that is served",
         )
+
+
+def _dtype(served: list[str], checks: Checks) -> str:
+    """The number format that a server says it runs in, or ``unknown``. Raises ConfigError for another one."""
+    named = [name.removeprefix(DTYPE) for name in served if name.startswith(DTYPE)]
+    if named and checks.info.dtype not in named:
+        raise ConfigError(
+            f"it runs in {named[0]}, this run is to be in {checks.info.dtype}",
+            fix=f"give --dtype {named[0]}, or serve it with --dtype {checks.info.dtype}",
+        )
+    return named[0] if named else "unknown"
 
 
 def _check_length(most: Any, checks: Checks) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from entrodrop_prep.backends.server.batch import Batch
-from entrodrop_prep.backends.server.connect import Checks, Served, backoff, connect, denied_error
+from entrodrop_prep.backends.batch import Batch
+from entrodrop_prep.backends.server.connect import Checks, Served, backoff, check_same, connect, denied_error
 from entrodrop_prep.backends.server.http import Busy, Cut, Denied, Failed, Gone, Server, Slow, Trouble
 from entrodrop_prep.backends.server.line import IN_FLIGHT, Line
 from entrodrop_prep.errors import ConfigError, EntrodropError, ScoreError
@@ -39,7 +39,9 @@ class Dispatcher:
         self, servers: list[Server], found: list[Served | Trouble], checks: Checks, timeout: float, patience: float
     ) -> None:
         self.checks, self.timeout, self.patience = checks, timeout, patience
+        self._first = next(f for f in found if isinstance(f, Served))
         self.versions = sorted({f.version for f in found if isinstance(f, Served)})
+        self.dtypes = sorted({f.dtype for f in found if isinstance(f, Served)})
         self._lines = [
             Line(server, result, checks.query.most_sequences) for server, result in zip(servers, found, strict=True)
         ]
@@ -241,6 +243,7 @@ class Dispatcher:
                         f"it runs vLLM {served.version} now, this run was begun with {', '.join(self.versions)}",
                         where=line.server.url,
                     )
+                check_same(line.server, served, self._first, self.checks.info)
             except (Trouble, EntrodropError) as e:
                 with self._changed:
                     line.reason = e.what if isinstance(e, EntrodropError) else str(e)
