@@ -483,6 +483,57 @@ def test_states_of_other_streams(mixed: tuple[MaskedRows, list[list[Row]]]) -> N
                 make(rows.stream(3, epoch=epoch)).load_state_dict(state)
 
 
+@pytest.mark.parametrize(("batch", "ranks", "workers"), [(5, 1, 2), (3, 2, 2), (3, 1, 1)])
+def test_stateful_dataloader_with_other_numbers_is_refused(
+    batch: int, ranks: int, workers: int, mixed: tuple[MaskedRows, list[list[Row]]]
+) -> None:
+    """A worker's own place means other rows then: some would be lost, and some come twice."""
+    rows, _ = mixed
+    first = StatefulDataLoader(rows.stream(3), batch_size=3, num_workers=2, collate_fn=tuples)
+    _, state = begun(first, 5)
+    stream = rows.stream(batch, world_size=ranks)
+    again = StatefulDataLoader(stream, batch_size=batch, num_workers=workers, collate_fn=tuples)
+    again.load_state_dict(state)
+    numbers = f"batch_size={batch}, world_size={ranks}, num_workers={workers}"
+    said = rf"(?s)batch_size=3, world_size=1, num_workers=2, this is {numbers}.*MaskedLoader"
+    with pytest.raises(ConfigError, match=said):
+        list(again)
+
+
+def test_a_state_of_workers_is_no_state_of_a_process(mixed: tuple[MaskedRows, list[list[Row]]]) -> None:
+    rows, _ = mixed
+    numbers = {"batch_size": 3, "world_size": 1, "num_workers": 2}
+    with pytest.raises(ConfigError, match="num_workers=2, this is no workers; use MaskedLoader"):
+        rows.stream(3).load_state_dict({"epoch": None, "rows": 6, **numbers})
+
+
+def test_a_stream_has_no_place_while_workers_make_its_rows(mixed: tuple[MaskedRows, list[list[Row]]]) -> None:
+    rows, epochs = mixed
+    stream = rows.stream(4, epoch=1)
+    for loader in (DataLoader(stream, 4, num_workers=2, collate_fn=tuples), MaskedLoader(stream, num_workers=2)):
+        assert stream.state_dict() == {"epoch": 1, "rows": 0}
+        loader.collate_fn = tuples
+        next(iter(loader))
+        with pytest.raises(ConfigError, match="use MaskedLoader and its state_dict"):
+            stream.state_dict()
+        stream.seek(1, 0)
+    assert tuples(stream) == epochs[1]
+    assert stream.state_dict() == {"epoch": 1, "rows": len(epochs[1])}
+
+
+def test_a_plain_dataloader_with_workers_does_not_go_on(mixed: tuple[MaskedRows, list[list[Row]]]) -> None:
+    """Its workers would begin every later pass in the middle too."""
+    rows, epochs = mixed
+    stream = rows.stream(4, epoch=1)
+    stream.load_state_dict({"epoch": 1, "rows": 8})
+    with pytest.raises(ConfigError, match=r"(?s)a plain DataLoader with workers cannot go on .*use MaskedLoader"):
+        list(DataLoader(stream, 4, num_workers=2, collate_fn=tuples))
+    stream.load_state_dict({"epoch": 1, "rows": 8})
+    loader = DataLoader(stream, 4, collate_fn=tuples)
+    assert [row for batch in loader for row in batch] == epochs[1][8:]
+    assert [row for batch in loader for row in batch] == epochs[1]
+
+
 def test_a_stream_alone_goes_on(mixed: tuple[MaskedRows, list[list[Row]]]) -> None:
     rows, epochs = mixed
     stream = rows.stream(4, epoch=1)

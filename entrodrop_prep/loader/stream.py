@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from entrodrop_prep.loader.rows import MaskedRows, Row
 
 _ALL = -1
+_EPOCH, _ROWS, _LED, _WORKERS = range(4)
+"""What is in shared memory: epoch of the next pass (or ``_ALL``) and rows before it, whether a ``MaskedLoader`` says
+before every pass where it begins, and whether worker processes make the rows."""
+_USE_LOADER = "use MaskedLoader, which goes on with any numbers"
 _OURS = ("batch_size", "batch_sampler", "drop_last", "in_order", "sampler", "shuffle")
 
 
@@ -33,8 +37,12 @@ class MaskedStream(IterableDataset["Row"]):
     less. ``drop_last`` leaves them out.
 
     Its state is ``{"epoch", "rows"}``: rows of the pass before the next step of this process, over all ranks. In a
-    worker that is the next step of that worker's own: torchdata's StatefulDataLoader saves and restores each worker,
-    with the same numbers. ``MaskedLoader`` goes on with others.
+    worker that is the next step of that worker's own: torchdata's StatefulDataLoader saves and restores each worker.
+    Such a place means the same rows only with the same ``batch_size``, ``world_size`` and number of workers, so these
+    are in the state of a worker, and others are refused. ``MaskedLoader`` goes on with others.
+
+    Where workers make the rows, the stream in the main process does not know how many of them were trained on, and
+    cannot tell them where to begin a single time: it has no state then, and a plain DataLoader does not go on from one.
     """
 
     def __init__(
@@ -55,7 +63,7 @@ class MaskedStream(IterableDataset["Row"]):
         rows.span(epoch)
         self.rows, self.batch_size, self.rank, self.world_size = rows, batch_size, rank, world_size
         self.drop_last, self._all = drop_last, epoch is None
-        self._shared = torch.tensor([_ALL if epoch is None else epoch, 0], dtype=torch.int64)
+        self._shared = torch.tensor([_ALL if epoch is None else epoch, 0, False, False], dtype=torch.int64)
         self._shared.share_memory_()  # type: ignore[no-untyped-call]
         self._own: tuple[int | None, int] | None = None
         self._pass: _Pass | None = None
@@ -63,7 +71,7 @@ class MaskedStream(IterableDataset["Row"]):
     @property
     def epoch(self) -> int | None:
         """The epoch that the next pass gives; None for all."""
-        epoch = int(self._shared[0])
+        epoch = int(self._shared[_EPOCH])
         return None if epoch == _ALL else epoch
 
     @property
@@ -90,17 +98,41 @@ class MaskedStream(IterableDataset["Row"]):
                 f"the state is at row {rows} of {of}, which this stream does not have",
                 fix="use the state of such a stream",
             )
-        self._shared[0], self._shared[1] = _ALL if epoch is None else epoch, rows
+        self._shared.copy_(torch.tensor([_ALL if epoch is None else epoch, rows, False, False]))
+
+    def lead(self, epoch: int | None, rows: int) -> None:
+        """As ``seek``, for a loader that says before every pass where it begins, and counts what it handed out."""
+        self.seek(epoch, rows)
+        self._shared[_LED] = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this process is: see the class."""
+        """Where this process is: see the class. Raises ConfigError where worker processes make the rows."""
+        if get_worker_info() is None and self._shared[_WORKERS]:
+            raise ConfigError(
+                "the stream's rows are made in worker processes, and it does not know how many were trained on",
+                fix="use MaskedLoader and its state_dict",
+            )
         if self._pass is None:
-            return {"epoch": self.epoch, "rows": int(self._shared[1])}
-        return {"epoch": self._pass.epoch, "rows": min(self._pass.position, self._pass.total)}
+            return {"epoch": self.epoch, "rows": int(self._shared[_ROWS]), **self._numbers()}
+        return {"epoch": self._pass.epoch, "rows": min(self._pass.position, self._pass.total), **self._numbers()}
+
+    def _numbers(self) -> dict[str, int]:
+        """What a worker's place depends on; nothing in the main process, whose place is that of all ranks."""
+        worker = get_worker_info()
+        if worker is None:
+            return {}
+        return {"batch_size": self.batch_size, "world_size": self.world_size, "num_workers": worker.num_workers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state with the next pass. Raises ConfigError for a state of another kind of stream."""
-        epoch, rows = state["epoch"], int(state["rows"])
+        """Go on from a state with the next pass.
+
+        Raises ConfigError for a state of another kind of stream, or of a worker with other numbers.
+        """
+        epoch, rows, numbers = state["epoch"], int(state["rows"]), self._numbers()
+        was = {name: state[name] for name in ("batch_size", "world_size", "num_workers") if name in state}
+        if was != numbers:
+            told, now = (", ".join(f"{k}={v}" for k, v in n.items()) or "no workers" for n in (was, numbers))
+            raise ConfigError(f"the state is one of {told}, this is {now}", fix=_USE_LOADER)
         if get_worker_info() is None:
             self.seek(epoch, rows)
             self._pass = None
@@ -115,7 +147,7 @@ class MaskedStream(IterableDataset["Row"]):
     def __len__(self) -> int:
         """Rows of this rank in the next pass."""
         step = self.batch_size * self.world_size
-        whole, rest = divmod(self.total_rows - int(self._shared[1]), step)
+        whole, rest = divmod(self.total_rows - int(self._shared[_ROWS]), step)
         return whole * self.batch_size + (0 if self.drop_last else _share(rest, self.rank, self.world_size)[1])
 
     def __iter__(self) -> Iterator[Row]:
@@ -124,9 +156,12 @@ class MaskedStream(IterableDataset["Row"]):
         if self._own is not None:
             (epoch, position), self._own = self._own, None
         else:
-            epoch, position = self.epoch, int(self._shared[1]) + (worker.id * step if worker else 0)
+            epoch, position = self.epoch, int(self._shared[_ROWS]) + (worker.id * step if worker else 0)
+            if worker and self._shared[_ROWS] and not self._shared[_LED]:
+                raise ConfigError("a plain DataLoader with workers cannot go on from a state", fix=_USE_LOADER)
+        self._shared[_WORKERS] = worker is not None
         if worker is None:
-            self._shared[1] = 0
+            self._shared[_ROWS] = 0
         self._pass = _Pass(self, epoch, position, step * (worker.num_workers if worker else 1))
         return self._pass
 
@@ -195,7 +230,7 @@ class MaskedLoader(DataLoader["Row"]):
         if not self._resumed or self._epoch != self.stream.epoch:
             self._rows = self._batches = 0
         self._resumed, self._epoch = False, self.stream.epoch
-        self.stream.seek(self._epoch, self._rows)
+        self.stream.lead(self._epoch, self._rows)
         return self._counted(super().__iter__())
 
     def _counted(self, batches: Any) -> Iterator[Any]:
