@@ -167,6 +167,15 @@ def check_usable(directory: Path, kind: str) -> None:
         )
 
 
+def identity_of_shards(directory: Path, pattern: str) -> dict[str, Any] | None:
+    """The identity of an unfinished run, as its first shard tells it; None where it left none: any settings will do.
+
+    Raises IntegrityError for a shard that cannot be read.
+    """
+    first = min(directory.glob(pattern), default=None)
+    return None if first is None else read_footer(first).info.get("identity")
+
+
 def _footer_of_a_shard(directory: Path) -> dict[str, Any] | None:
     """What a shard says of an unfinished directory whose private note was not copied along; None if none is ours."""
     for path in (*sorted(directory.glob("shard-*.parquet")), *sorted(directory.glob("epoch_*/*.parquet"))):

@@ -185,6 +185,20 @@ def test_a_bad_row_of_text(place: Place, capsys: Capture, line: str, says: str) 
     assert "1 rows bad, listed in rejected.jsonl" in capsys.readouterr().out
 
 
+def test_the_first_bad_row_is_told_of_whatever_is_wrong_with_it(place: Place, capsys: Capture) -> None:
+    lines = ['{"text": "w5 w6", "n": 1}'] * 1000  # the kept column's type comes from these
+    lines += ['{"text": null, "n": 1}', '{"text": "w5", "n": "x"}', "[1]", '{"text": "w5 w6", "n": 1}']
+    place.text("\n".join(lines) + "\n")
+    flags = ("--keep-columns", "n")
+    assert refused(place, capsys, *flags).startswith("rows.jsonl:1001: row 1000: column 'text' holds null")
+    place.text("\n".join([*lines[:1000], *lines[1001:]]) + "\n")
+    assert refused(place, capsys, *flags).startswith("rows.jsonl:1001: row 1000: column 'n', to be kept, is no int64")
+    place.text("\n".join([lines[0], *lines[1000:]]) + "\n")
+    run_score(place.source, place.model, place.out, on_bad_row="skip")
+    rejected = [json.loads(text) for text in (place.out / "rejected.jsonl").read_text().splitlines()]
+    assert [entry["row_id"] for entry in rejected] == [1, 3]
+
+
 def test_text_that_is_not_utf8(place: Place, capsys: Capture) -> None:
     place.text(b'{"text": "w5"}\n{"text": "w\xff6"}\n')
     assert refused(place, capsys).startswith("rows.jsonl:2: row 1: invalid UTF-8: byte 0xff at column 12; ")

@@ -719,3 +719,51 @@ def test_settings_of_the_library_are_those_of_the_command(tmp_path: Path, source
     assert config.keep_columns == ("a", "b")
     with pytest.raises(ConfigError, match="there is no column 'a'"):
         run_score(source, model, tmp_path / "out", keep_columns=("a", "b"))
+
+
+def test_an_overwriting_run_that_was_killed_while_cleaning_goes_on(
+    tmp_path: Path, source: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before each of the removals in turn; the first ones are of what a run does before it."""
+    rows = [{"input_ids": ids} for ids in random_rows(12, V)] + [{"input_ids": "no"}]
+    write_rows(source, rows)
+    settings: dict[str, Any] = {"rows_per_shard": 5, "on_bad_row": "skip"}
+    run_score(source, model, tmp_path / "old", max_length=20, **settings)
+    run_score(source, model, tmp_path / "whole", **settings)
+    unlink, rmtree = Path.unlink, shutil.rmtree
+
+    class Killed(BaseException):
+        """Nothing catches it."""
+
+    for moment in range(20):
+        out, left = shutil.copytree(tmp_path / "old", tmp_path / f"out-{moment}"), iter(range(moment))
+
+        def counted(call: Any, *arguments: Any, left: Any = left, **options: Any) -> None:
+            if next(left, None) is None:
+                raise Killed
+            call(*arguments, **options)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "unlink", lambda *a, **k: counted(unlink, *a, **k))
+            patched.setattr(shutil, "rmtree", lambda *a, **k: counted(rmtree, *a, **k))
+            patched.setattr(run_module, "_make_missing", lambda *a: counted(lambda: pytest.fail("not killed")))
+            try:
+                run_score(source, model, out, overwrite=True, **settings)
+            except Killed:
+                pass
+            except pytest.fail.Exception:
+                break
+        run_score(source, model, out, overwrite=True, **settings)
+        assert contents(out) == contents(tmp_path / "whole")
+    assert 5 < moment < 19
+
+
+def test_a_wrong_command_does_not_spoil_an_unfinished_directory(tmp_path: Path, source: Path, model: Path) -> None:
+    out = tmp_path / "out"
+    run_score(source, model, out, rows_per_shard=10)
+    expected = contents(out)
+    for name in (manifest.NAME, manifest.STATE, "shard-00001.parquet"):
+        (out / name).unlink()
+    assert "rows_per_shard was 10, now 20" in mismatch(source, model, out, rows_per_shard=20)
+    run_score(source, model, out, rows_per_shard=10)
+    assert contents(out) == expected

@@ -27,7 +27,7 @@ from entrodrop_prep.export.finish import finish
 from entrodrop_prep.export.job import Job, Single
 from entrodrop_prep.export.mixture import Mixture
 from entrodrop_prep.export.plan import warn_if_flat
-from entrodrop_prep.export.provenance import environments, stamp
+from entrodrop_prep.export.provenance import environments, stamp, written_with
 from entrodrop_prep.export.sources import open_eval, open_sources
 from entrodrop_prep.export.space import check_space
 from entrodrop_prep.progress import Progress
@@ -58,7 +58,7 @@ class MaterializeSummary:
 def materialize(config: MaterializeConfig) -> MaterializeSummary:
     """Write the masked dataset of each epoch into ``config.out``, continuing whatever an earlier run finished.
 
-    With ``config.push_to_hub`` it is pushed then; token, name and visibility are checked before any work.
+    With ``config.push_to_hub`` it is pushed then; sources, token, name and visibility are checked before any work.
 
     Raises:
         EntrodropError: see ``entrodrop_prep.errors``; finished files stay.
@@ -68,6 +68,7 @@ def materialize(config: MaterializeConfig) -> MaterializeSummary:
     from entrodrop_prep.hub.push import Target, push_to
 
     target = Target.of(PushConfig(directory=config.out, repo=config.push_to_hub))
+    open_job(config)  # what is wrong here is said before anything is made there
     target.open()
     return replace(_materialize(config), pushed=push_to(target))
 
@@ -185,6 +186,7 @@ def _write(out: Path, job: Job, missing: dict[Part, list[int]], identity: dict[s
         "fingerprint": digest.of_json(identity),
         "identity": identity,
         "provenance": stamp(job.sources.all, job.validation),
+        "environment": written_with(),
     }
     tokens = 0
     with Progress("materializing", rows, "rows") as progress:
@@ -223,6 +225,8 @@ def _earlier(out: Path, identity: dict[str, Any]) -> tuple[dict[str, Any] | None
     """
     finished = manifest.read(out, MASKED) if (out / manifest.NAME).exists() else None
     before = finished["identity"] if finished else (manifest.read_state(out) or {}).get("identity")
+    if before is None:
+        before = manifest.identity_of_shards(out, SHARD_FILES)
     if before is not None:
         manifest.check_identity(out, before, identity)
     numbers = (path.parent.name.removeprefix("epoch_") for path in out.glob(SHARD_FILES))

@@ -84,10 +84,10 @@ def score(config: ScoreConfig) -> ScoreSummary:
         plan = make_plan(config, state.get("model"))
         if config.overwrite:  # only now: settings that do not work must not cost what is there
             with writing(out):
-                _remove_earlier(out)
+                _remove_earlier(out, plan.identity["schema"])
             state = {}
         finished = manifest.read(out, SCORED) if (out / manifest.NAME).exists() else None
-        before = finished["identity"] if finished else _identity_of_shards(out, state)
+        before = finished["identity"] if finished else manifest.identity_of_shards(out, SHARDS)
         if before is not None:
             manifest.check_identity(out, before, plan.identity)
             if state.get("source") != plan.source.stat():
@@ -220,12 +220,6 @@ def _shards(out: Path) -> list[Path]:
     return sorted(out.glob(SHARDS), key=lambda path: (len(path.name), path.name))
 
 
-def _identity_of_shards(out: Path, state: dict[str, Any]) -> dict[str, Any] | None:
-    """The identity of an unfinished run, as it noted it; None where it left no shard, so that any settings will do."""
-    found: dict[str, Any] | None = state.get("identity") if _shards(out) else None
-    return found
-
-
 def _check_environment(plan: Plan, out: Path, environment: dict[str, str]) -> None:
     """Shards that are there were made in this environment, or the change is accepted. Raises MismatchError."""
     for path in _shards(out):
@@ -260,10 +254,10 @@ def _check_source_unchanged(plan: Plan, out: Path) -> None:
         position, following = chunk.next, index + 1
 
 
-def _remove_earlier(out: Path) -> None:
-    """Remove what an earlier run wrote, and nothing else."""
-    for path in _shards(out):
-        path.unlink()
-    for name in (manifest.NAME, manifest.STATE, UNIGRAM, REJECTED):
-        (out / name).unlink(missing_ok=True)
+def _remove_earlier(out: Path, schema: str) -> None:
+    """Remove what an earlier run wrote, and nothing else. The directory stays known as ours."""
+    manifest.write_state(out, {"schema": schema})
+    (out / manifest.NAME).unlink(missing_ok=True)
+    for path in [*_shards(out), out / UNIGRAM, out / REJECTED]:
+        path.unlink(missing_ok=True)
     shutil.rmtree(out / TOKENIZER, ignore_errors=True)

@@ -77,21 +77,16 @@ def read_span(plan: Plan, index: int, position: dict[str, Any] | None) -> Span:
     span = Span(index, next=chunk.next, source_digest=rows_digest(chunk.rows))
     span.units = float(chunk.bytes_read if plan.source.total_rows is None else len(chunk.rows))
     span.counts["rows_read"] = len(chunk.rows)
-    good = []
-    for row in chunk.rows:
-        span.wheres[row.row_id] = row.where
-        if row.values is None:
-            _reject(plan, span, row, row.problem or "it cannot be read")
-        else:
-            good.append((row, row.values))
-    bad = misfits([plan.schema.field(name) for name in plan.config.keep_columns], [values for _, values in good])
-    for i, reason in bad.items():
-        _reject(plan, span, good[i][0], reason)
-    good = [pair for i, pair in enumerate(good) if i not in bad]
-    encoded = plan.encoder.encode([values for _, values in good])
-    for (row, values), result in zip(good, encoded, strict=True):
-        _take(plan, span, row, values, result)
-    span.rejected.sort(key=lambda entry: int(entry["row_id"]))
+    span.wheres = {row.row_id: row.where for row in chunk.rows}
+    readable = {row.row_id: row.values for row in chunk.rows if row.values is not None}
+    bad = {row.row_id: row.problem or "it cannot be read" for row in chunk.rows if row.values is None}
+    kept = [plan.schema.field(name) for name in plan.config.keep_columns]
+    unfit, numbers = misfits(kept, list(readable.values())), list(readable)
+    bad |= {numbers[i]: reason for i, reason in unfit.items()}
+    good = [n for n in numbers if n not in bad]
+    encoded = dict(zip(good, plan.encoder.encode([readable[n] for n in good]), strict=True))
+    for row in chunk.rows:  # only now, so that the first bad row is told of, whatever is wrong with it
+        _take(plan, span, row, readable.get(row.row_id, {}), bad.get(row.row_id) or encoded[row.row_id])
     return span
 
 
