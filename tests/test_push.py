@@ -129,7 +129,9 @@ def test_the_rest_of_a_repository_stays_as_it_is(masked: Path, hub: Hub, tmp_pat
     card = b"---\nlicense: cc-by-4.0\nmy_key: 1\n---\n\n# My data\n\nWords of mine.\n"
     stale = {f"epoch_000/train-0000{n}-of-00009.parquet": put_rows(n) for n in range(2)}
     stale |= {"epoch_007/train-00000-of-00001.parquet": put_rows(7)}
-    repo = hub.create("alice/data", files={**FOREIGN, **stale, "README.md": card})
+    before = {"schema": "masked/1", "files": [{"file": path} for path in stale]}
+    earlier = {**stale, "manifest.json": json.dumps(before).encode()}
+    repo = hub.create("alice/data", files={**FOREIGN, **earlier, "README.md": card})
     done = push(hub, tmp_path / "home", str(masked), "alice/data", "--commit-message", "masked dataset, mine")
     assert done.returncode == 0, done.stderr
     assert "licence" not in done.stderr

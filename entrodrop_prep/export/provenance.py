@@ -37,15 +37,27 @@ def told_of_source(source: Source, *, named: bool) -> dict[str, Any]:
 
 
 def stamp(sources: Iterable[Source], validation: ScoredDataset | None) -> list[dict[str, Any]]:
-    """What each Parquet footer says of the scores. Nothing in it depends on names of directories or on versions."""
+    """What each Parquet footer says of the scores. Nothing in it depends on names of directories."""
     told = [{"name": s.name, **_stamped(s.scored)} for s in sources]
     return [*told, *([{"name": "validation", **_stamped(validation)}] if validation else [])]
 
 
 def _stamped(scored: ScoredDataset) -> dict[str, Any]:
-    identity = scored.manifest["identity"]
-    told = {name: identity[name] for name in ("model", "tokenizer", "dtype", "row_format") if name in identity}
-    return {"scores": scored.content_digest, "source": short_source(identity.get("source", {})), **told}
+    told = told_of(scored)
+    identity = told["identity"]
+    return {
+        "scores": scored.content_digest,
+        "source": short_source(identity.get("source", {})),
+        "source_digest": told["source"]["digest"],
+        **{name: identity[name] for name in ("model", "tokenizer", "dtype", "row_format") if name in identity},
+        "generator": told["generator"],
+        "environments": told.get("environments", []),
+    }
+
+
+def written_with() -> dict[str, str]:
+    """What each Parquet footer says of the versions that wrote it."""
+    return host_environment()
 
 
 def short_source(source: dict[str, Any]) -> dict[str, Any]:
@@ -58,5 +70,5 @@ def short_source(source: dict[str, Any]) -> dict[str, Any]:
 
 def environments(*before: dict[str, Any] | None) -> list[dict[str, str]]:
     """Versions that the files were written with, as an unfinished or a finished run noted them, and now; each once."""
-    found = [*(e for noted in before for e in (noted or {}).get("environments", [])), host_environment()]
+    found = [*(e for noted in before for e in (noted or {}).get("environments", [])), written_with()]
     return [e for i, e in enumerate(found) if e not in found[:i]]

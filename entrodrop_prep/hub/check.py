@@ -2,7 +2,8 @@
 
     python -m entrodrop_prep.hub.check < what to check, as JSON
 
-The process has an empty cache, so that what it compares came from the Hub. The token is in its environment.
+The process has an empty cache and an empty working directory, so that what it compares came from the Hub: ``datasets``
+would take a folder of the repository's name that lies there. The token is in its environment.
 """
 
 from __future__ import annotations
@@ -48,19 +49,23 @@ def check_arrived(client: Client, local: Local, commit: str) -> str:
             "shards": [[e["file"], e["rows"], e["content_digest"]] for e in entries],
             "whole": space.f_bavail * space.f_frsize > ROOM * sum(e["bytes"] for e in entries),
         }
-        drop = ("HF_", "HUGGING_FACE_")
+        drop = ("HF_", "HUGGING_FACE_", "HUGGINGFACE_")
         kept = ("HF_ENDPOINT", "HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_ETAG_TIMEOUT")
         environment = {k: v for k, v in os.environ.items() if not k.startswith(drop) or k in kept}
         environment |= {
             **{"HF_HOME": home, "HF_TOKEN": client.token, "HF_ENDPOINT": constants.ENDPOINT},
             **{"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"},
+            "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),  # the same modules, from where they are here
         }
+        empty = os.path.join(home, "empty")
+        os.mkdir(empty)
 
         def run() -> subprocess.CompletedProcess[str]:
             done: subprocess.CompletedProcess[str] = subprocess.run(
                 [sys.executable, "-m", "entrodrop_prep.hub.check"],
                 input=json.dumps(asked),
                 env=environment,
+                cwd=empty,
                 text=True,
                 capture_output=True,
                 check=False,
@@ -75,7 +80,9 @@ def check_arrived(client: Client, local: Local, commit: str) -> str:
 
         done = client.retry("loading it back", run, lambda f: refused(f"it cannot be loaded back ({f.said})"))
     if done.returncode:
-        raise refused(done.stderr.strip().splitlines()[-1])
+        said = done.stderr.strip().splitlines()[-1:] or ["the process that loads it back said nothing"]
+        ended = f" (it was ended by signal {-done.returncode})" if done.returncode < 0 else ""
+        raise refused(said[0] + ended)
     return name
 
 
@@ -86,7 +93,7 @@ def _main() -> int:
         found = difference(asked)
     except _passing() as e:
         print(f"{type(e).__name__}: {e}", file=sys.stderr)
-        return 3
+        return 1 if isinstance(e, _lasting()) else 3
     if found:
         print(found, file=sys.stderr)
     return 1 if found else 0
@@ -98,6 +105,22 @@ def _passing() -> tuple[type[Exception], ...]:
     from entrodrop_prep.hub.retry import transport_errors
 
     return (*transport_errors(), DatasetsError, OSError, RuntimeError)
+
+
+def _lasting() -> tuple[type[Exception], ...]:
+    """Those among them that say that what the Hub gave is wrong: another try gives the same."""
+    from datasets.exceptions import (
+        ChecksumVerificationError,
+        DatasetGenerationCastError,
+        DefunctDatasetError,
+        FileFormatError,
+        SplitsVerificationError,
+    )
+
+    return (
+        *(ChecksumVerificationError, DatasetGenerationCastError, DefunctDatasetError),
+        *(FileFormatError, SplitsVerificationError),
+    )
 
 
 def difference(asked: dict[str, Any]) -> str | None:

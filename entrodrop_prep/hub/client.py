@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from entrodrop_prep.errors import HubError
+from entrodrop_prep.errors import HubError, IntegrityError
 from entrodrop_prep.hub.credentials import without
 from entrodrop_prep.hub.plan import LocalFile, RemoteFile
-from entrodrop_prep.hub.retry import Failure, Retry
+from entrodrop_prep.hub.retry import Failure, Retry, StoreError
+from entrodrop_prep.hub.words import meaning
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, GitRefs, HfApi
 
 T = TypeVar("T")
 UPLOADED_KEPT = "what was uploaded so far is kept there, and the same command sends only the rest"
+_STATUS = re.compile(r"HTTP status \w+ error \((\d{3})\b")
+"""How ``hf_xet``, whose errors carry no answer, writes the status of one."""
+_BY_NAME = {"XetAuthenticationError": 401, "XetObjectNotFoundError": 404}
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Client:
     """One dataset repository as one user sees it."""
 
     repo: str
-    token: str
+    token: str = field(repr=False)
     retry: Retry
     timeout: float
 
@@ -55,21 +60,17 @@ class Client:
         """A failure as an error: what happened, what is kept, what to do."""
         from huggingface_hub import constants
 
-        happened, fix = _WORDS.get(failure.status or 0, _OTHER if failure.status else _UNREACHABLE)
-        if failure.status and failure.status >= 500:
-            happened, fix = _TROUBLE
-        wait = f" in {failure.retry_after:.0f} s" if failure.retry_after else " later"
+        happened, fix = meaning(failure)
         text = happened.format(endpoint=constants.ENDPOINT)
-        return HubError(
-            without(f"{text} ({failure.said}); {kept}", self.token), where=self.repo, fix=fix.format(later=wait)
-        )
+        return HubError(without(f"{text} ({failure.said}); {kept}", self.token), where=self.repo, fix=fix)
 
     # --- who, and where to
 
     def who_am_i(self) -> str:
         """The user's name; asked once, because the Hub limits how often. Raises HubError."""
         told: dict[str, Any] = self.call("asking whose token it is", self.api.whoami)
-        if told.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        access = (told.get("auth") or {}).get("accessToken") or {}  # of other kinds of login the Hub tells no role
+        if access.get("role") == "read":
             raise HubError(
                 f"the token of {told['name']} may only read; nothing was changed there",
                 where=self.repo,
@@ -97,9 +98,13 @@ class Client:
 
         self.call("making the repository", make)
 
-    def refs(self) -> tuple[dict[str, str], dict[str, str]]:
+    def refs(self, *, kept: str = "nothing was changed there") -> tuple[dict[str, str], dict[str, str]]:
         """Branches and tags, each with its commit."""
-        found = self.call("listing branches", lambda: self.api.list_repo_refs(self.repo, repo_type="dataset"))
+
+        def ask() -> GitRefs:
+            return self.api.list_repo_refs(self.repo, repo_type="dataset")
+
+        found = self.call("listing branches and tags", ask, kept=kept)
         branches, tags = ({ref.name: ref.target_commit for ref in refs} for refs in (found.branches, found.tags))
         return branches, tags
 
@@ -130,10 +135,21 @@ class Client:
 
     def text(self, path: str, commit: str) -> str:
         """A small file of a commit. Raises HubError where it is no UTF-8 text."""
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
         with tempfile.TemporaryDirectory(prefix="entrodrop-") as cache:
-            got = self.api.hf_hub_download(
-                self.repo, path, repo_type="dataset", revision=commit, cache_dir=cache, etag_timeout=self.timeout
-            )
+            try:
+                with _store_errors():
+                    got = self.api.hf_hub_download(
+                        self.repo,
+                        path,
+                        repo_type="dataset",
+                        revision=commit,
+                        cache_dir=cache,
+                        etag_timeout=self.timeout,
+                    )
+            except LocalEntryNotFoundError as e:  # the library's for any failure on the way, which is its cause
+                raise ConnectionError(str(e.__cause__ or e)) from e
             try:
                 return Path(got).read_text(encoding="utf-8")
             except UnicodeDecodeError as e:
@@ -146,18 +162,21 @@ class Client:
         import yaml
         from huggingface_hub import DatasetCard
 
-        def ask() -> None:
+        def ask() -> str | None:
             try:
                 DatasetCard(text).validate(repo_type="dataset")
-            except (ValueError, yaml.YAMLError) as e:
-                raise self.refused_card(e) from e
+            except (ValueError, TypeError, yaml.YAMLError) as e:
+                return str(e)
+            return None
 
-        self.call("having the card checked", ask)
+        refused = self.call("having the card checked", ask)
+        if refused is not None:
+            raise self.refused_card(refused)
 
-    def refused_card(self, error: Exception) -> HubError:
+    def refused_card(self, said: str) -> HubError:
         """The error for a card that the Hub does not take."""
         return HubError(
-            without(f"the Hub refuses the card, README.md: {error}; nothing was committed", self.token),
+            without(f"the Hub refuses the card, README.md: {said}; nothing was committed", self.token),
             where=self.repo,
             fix="mend the lines between the --- marks of README.md, here or there, and push again",
         )
@@ -167,17 +186,44 @@ class Client:
         return self.call("uploading", lambda: self._upload(paths, files, branch), kept=UPLOADED_KEPT)
 
     def _upload(self, paths: Sequence[str], files: dict[str, LocalFile], branch: str) -> list[CommitOperationAdd]:
+        additions, refused = [self._addition(path, files[path]) for path in paths], ""
+        try:
+            with _store_errors():
+                self.api.preupload_lfs_files(
+                    self.repo, additions, repo_type="dataset", revision=branch, free_memory=False
+                )
+        except ValueError as e:
+            refused = str(e)
+            if "LFS batch API" not in refused:
+                raise
+        if refused:
+            raise HubError(
+                without(f"the Hub does not take files ({refused}); {UPLOADED_KEPT}", self.token),
+                where=self.repo,
+                fix="see what it says: make room in the account's storage, or push to another repository",
+            )
+        ignored = [added.path_in_repo for added in additions if added._should_ignore]
+        if ignored:  # the library would leave them out without a word
+            raise HubError(
+                f"a .gitignore there keeps out {', '.join(ignored)}; nothing was committed",
+                where=self.repo,
+                fix="remove that line of it, and push again",
+            )
+        return additions
+
+    def _addition(self, path: str, file: LocalFile) -> CommitOperationAdd:
         from huggingface_hub import CommitOperationAdd
 
-        additions = []
-        for path in paths:
-            content = files[path].content
-            added = CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
-            added.upload_info.sha256 = bytes.fromhex(files[path].sha256)  # known: the library need not read the file
-            additions.append(added)
-        with _uploading():
-            self.api.preupload_lfs_files(self.repo, additions, repo_type="dataset", revision=branch, free_memory=False)
-        return additions
+        content = file.content
+        if isinstance(content, Path) and not content.is_file():
+            raise IntegrityError(
+                f"the file is gone since the push began; {UPLOADED_KEPT}",
+                where=str(content),
+                fix="restore it, or run the command that made it again",
+            )
+        added = CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
+        added.upload_info.sha256 = bytes.fromhex(file.sha256)  # known: the library need not read the file
+        return added
 
     def commit(
         self, additions: Sequence[CommitOperationAdd], delete: Sequence[str], *, branch: str, parent: str, message: str
@@ -186,7 +232,7 @@ class Client:
         from huggingface_hub import CommitOperationDelete
 
         try:
-            with _uploading():
+            with _store_errors():
                 made = self.api.create_commit(
                     self.repo,
                     [*additions, *(CommitOperationDelete(path) for path in delete)],
@@ -195,47 +241,40 @@ class Client:
                     revision=branch,
                     parent_commit=parent,
                 )
+            return str(made.oid)
         except ValueError as e:
-            if "Invalid metadata" in str(e):
-                raise self.refused_card(e) from e
-            raise
-        return str(made.oid)
+            refused = str(e)
+            if "Invalid metadata" not in refused:
+                raise
+        raise self.refused_card(refused)
 
     def tag(self, tag: str, commit: str) -> None:
-        """Set a tag, if it is not there."""
+        """Set a tag, if it is not there. Raises HubError where it is then on another commit."""
 
         def make() -> None:
             self.api.create_tag(self.repo, tag=tag, revision=commit, repo_type="dataset", exist_ok=True)
 
-        self.call("setting the tag", make, kept=f"the commit {commit} is there and was loaded back")
+        kept = f"the commit {commit} is there and was loaded back"
+        self.call("setting the tag", make, kept=kept)
+        _, tags = self.refs(kept=kept)
+        if tags.get(tag) != commit:
+            raise HubError(
+                f"the tag {tag} is on {tags.get(tag, 'no commit')}; {kept}", where=self.repo, fix="choose another --tag"
+            )
 
 
 @contextlib.contextmanager
-def _uploading() -> Iterator[None]:
-    """Uploads raise RuntimeError: the library's, around the error of one file, and hf_xet's own."""
+def _store_errors() -> Iterator[None]:
+    """What goes wrong with large files as a StoreError.
+
+    They raise RuntimeError, the library's around the error of one file and ``hf_xet``'s own, and two classes of the
+    latter that are errors of the operating system.
+    """
     try:
         yield
-    except RuntimeError as e:
-        raise ConnectionError(str(e)) from e
-
-
-_UNREACHABLE = ("the Hub at {endpoint} cannot be reached", "check the network and HF_ENDPOINT, and push again")
-_OTHER = ("the Hub refuses", "see what it says, and push again")
-_TROUBLE = ("the Hub has a failure of its own", "push again{later}")
-_WORDS = {
-    400: ("the Hub does not take the request", "see what it says"),
-    401: (
-        "the Hub does not accept the token",
-        "log in again with `hf auth login`, or set HF_TOKEN to one that is valid",
-    ),
-    402: ("the Hub asks for payment", "see the plan of the account, or push to another"),
-    403: ("the token may not do this", "use a token that may write to this repository, or push to one of your own"),
-    404: ("the Hub does not find it, or not for this token", "check the name, the branch and the token's rights"),
-    409: ("another change is going on there", "wait for it, and push again"),
-    412: ("others keep committing to the branch", "push again{later}, or to a branch of your own with --branch"),
-    413: (
-        "the commit is too large for the Hub",
-        "make the directory again with a larger --rows-per-shard: fewer files",
-    ),
-    429: ("the Hub limits how often it may be called", "push again{later}"),
-}
+    except (RuntimeError, OSError) as e:
+        if isinstance(e, OSError) and type(e).__module__ != "hf_xet":
+            raise
+        said = f"{e} {e.__cause__ or ''}".strip()
+        found = _STATUS.search(said)
+        raise StoreError(int(found[1]) if found else _BY_NAME.get(type(e).__name__), said) from e

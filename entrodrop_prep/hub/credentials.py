@@ -31,4 +31,4 @@ def find_token(*, from_stdin: bool) -> str:
 
 def without(text: str, token: str) -> str:
     """A text that shall be shown, with the token made unreadable should it hold it."""
-    return text.replace(token, HIDDEN)
+    return text.replace(token, HIDDEN) if token else text

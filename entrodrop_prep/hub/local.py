@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import posixpath
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ from typing import Any
 
 from entrodrop_prep import manifest
 from entrodrop_prep.config import PushConfig, read_recipe
-from entrodrop_prep.errors import ConfigError, IntegrityError
-from entrodrop_prep.export.card import BEGIN, END
-from entrodrop_prep.export.card import NAME as CARD
+from entrodrop_prep.errors import ConfigError
+from entrodrop_prep.export.card import PICTURE, masked_card, read_card, scored_card
+from entrodrop_prep.export.card.picture import picture
 from entrodrop_prep.export.epoch import SHARD_FILES
 from entrodrop_prep.hub.plan import LocalFile
 from entrodrop_prep.schema import MASKED, family
@@ -25,14 +26,16 @@ log = logging.getLogger(__name__)
 
 SCORED_FOLDER, RECIPE = "scored", "recipe.yaml"
 FILES_IN_A_FOLDER, FILES_IN_A_COMMIT, FILE_BYTES = 10_000, 100, 50_000_000_000
-_EPOCHS = r"(epoch_\d+/train|plain/train|validation/validation)-[^/]*\.parquet"
-_SHARDS = r"shard-[^/]*\.parquet"
 _PICTURE = re.compile(r"!\[[^\]]*\]\((?!\w+:|/)([^)\s]+)\)")
 
 
 @dataclass(frozen=True)
 class Local:
-    """A directory to push: path in the repository -> file, without the card. ``card`` is the card's text so far."""
+    """A directory to push: path in the repository -> file, without the card.
+
+    ``card`` is the card's text so far: README.md with all that is ours in it as the manifest says now, whatever the
+    file says.
+    """
 
     directory: Path
     kind: str
@@ -46,13 +49,6 @@ class Local:
         return str(self.manifest["content_digest"])
 
     @property
-    def stale(self) -> re.Pattern[str]:
-        """Paths in the repository that are ours to delete where they are not among ``files``."""
-        root = _EPOCHS if self.kind == "masked" else _SHARDS
-        included = rf"|{SCORED_FOLDER}/(\w+/)?{_SHARDS}" if any(SCORED_FOLDER in p for p in self.files) else ""
-        return re.compile(root + included)
-
-    @property
     def smallest(self) -> tuple[str, list[dict[str, Any]]]:
         """The configuration with the fewest bytes, and the manifest's entries of its files in order."""
         parts: dict[str, list[dict[str, Any]]] = {}
@@ -64,7 +60,7 @@ class Local:
 
 
 def open_local(config: PushConfig) -> Local:
-    """Open what is to be pushed and check every byte of it. Raises IntegrityError, ConfigError."""
+    """Open what is to be pushed and check every byte of it. Raises IntegrityError, ConfigError, OutputError."""
     directory = local_directory(config.directory)
     found = _masked(directory, config) if family(kind_of(directory)) == "masked" else _scored(directory, config)
     _check_limits(found.files)
@@ -77,18 +73,8 @@ def _masked(directory: Path, config: PushConfig) -> Local:
     described = manifest.read(directory, MASKED)
     for problem in manifest.changed_files(directory, described, SHARD_FILES):
         raise problem
-    try:
-        card = (directory / CARD).read_text(encoding="utf-8")
-    except (FileNotFoundError, UnicodeDecodeError) as e:
-        raise IntegrityError(
-            f"it has no {CARD} that can be read",
-            where=str(directory),
-            fix="remove it and run the same `entrodrop materialize` command again, which writes it",
-        ) from e
-    files = _listed(directory, described)
-    for name in _PICTURE.findall(card):
-        if (directory / name).is_file() and directory.resolve() in (directory / name).resolve().parents:
-            files[name] = LocalFile.of(directory / name)
+    card = masked_card(read_card(directory), described, title=directory.resolve().name, repo=config.repo)
+    files = _pictures(directory, described, card) | _listed(directory, described)
     if config.include_scored:
         files |= _scored_beside(config.include_scored, described)
     return Local(directory, "masked", described, files, card)
@@ -120,24 +106,20 @@ def _scored(directory: Path, config: PushConfig) -> Local:
     if config.recipe:
         read_recipe(config.recipe)
         files[RECIPE] = LocalFile.of(Path(config.recipe))
-    card = directory / CARD
-    text = card.read_text(encoding="utf-8") if card.is_file() else _scored_card(config.repo, scored.manifest)
-    return Local(directory, "scored", scored.manifest, files, text)
+    title, recipe = config.repo.partition("/")[2], bool(config.recipe)
+    card = scored_card(read_card(directory), scored, title=title, repo=config.repo, with_recipe=recipe)
+    return Local(directory, "scored", scored.manifest, _pictures(directory, scored.manifest, card) | files, card)
 
 
-def _scored_card(repo: str, described: dict[str, Any]) -> str:
-    """A card for a scored directory, which has none of its own."""
-    import yaml
-
-    told = f"content digest {described['content_digest']}"
-    shards = [{"split": "train", "path": "shard-*.parquet"}]
-    configs = [{"config_name": SCORED_FOLDER, "description": told, "default": True, "data_files": shards}]
-    return (
-        f"---\n{yaml.safe_dump({'configs': configs}, sort_keys=False)}---\n\n# {repo.partition('/')[2]}\n\n{BEGIN}\n"
-        f"Tokens of {described['source']['name']} with their entropy and log-probability in nats under "
-        f"{described['model']['name']}, made by {described['generator']}. Masked datasets with entropy-guided token "
-        f"dropout (the method of arXiv 2512.23422) are made from it.\n{END}\n"
-    )
+def _pictures(directory: Path, described: dict[str, Any], card: str) -> dict[str, LocalFile]:
+    """Ours, drawn from the manifest as the card is written from it, and those of the user that the card shows."""
+    found, inside = {}, directory.resolve()
+    for name in map(posixpath.normpath, _PICTURE.findall(card)):
+        path = directory / name
+        if not name.startswith("../") and path.is_file() and inside in path.resolve().parents:
+            found[name] = LocalFile.of(path)
+    drawn = picture(described)
+    return found if drawn is None else {**found, PICTURE: LocalFile.of(drawn)}
 
 
 def _listed(directory: Path, described: dict[str, Any]) -> dict[str, LocalFile]:

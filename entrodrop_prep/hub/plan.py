@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from entrodrop_prep.shards import reading
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,11 @@ class LocalFile:
 
     def git_id(self) -> str:
         """The SHA-1 that git gives to these bytes as a blob."""
-        data = self.content if isinstance(self.content, bytes) else self.content.read_bytes()
+        if isinstance(self.content, bytes):
+            data = self.content
+        else:
+            with reading(self.content):
+                data = self.content.read_bytes()
         return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
@@ -53,14 +58,15 @@ class Changes:
         return bool(self.add or self.delete)
 
 
-def changes(local: Mapping[str, LocalFile], remote: Mapping[str, RemoteFile], stale: re.Pattern[str]) -> Changes:
-    """What is missing or different in the repository, and which files there that match ``stale`` are no longer made."""
-    add = [path for path, file in sorted(local.items()) if path not in remote or not _same(file, remote[path])]
-    delete = [path for path in sorted(remote) if path not in local and stale.fullmatch(path)]
+def changes(local: Mapping[str, LocalFile], remote: Mapping[str, RemoteFile], stale: Collection[str]) -> Changes:
+    """What is missing or different in the repository, and which of the ``stale`` files there are no longer made."""
+    add = [path for path, file in sorted(local.items()) if path not in remote or not same(file, remote[path])]
+    delete = [path for path in sorted(remote) if path not in local and path in stale]
     return Changes(add, delete)
 
 
-def _same(local: LocalFile, remote: RemoteFile) -> bool:
+def same(local: LocalFile, remote: RemoteFile) -> bool:
+    """Whether the two have the same bytes."""
     if remote.size != local.size:
         return False
     return local.sha256 == remote.sha256 if remote.sha256 else local.git_id() == remote.oid

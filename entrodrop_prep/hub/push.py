@@ -12,17 +12,17 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from entrodrop_prep import manifest
 from entrodrop_prep.config import PushConfig
 from entrodrop_prep.errors import ConfigError, HubError
 from entrodrop_prep.export.card import NAME as CARD
-from entrodrop_prep.export.card import license_of, merged_card, with_license
+from entrodrop_prep.export.card import clashing_configs, is_known, license_of, merged_card, with_license
 from entrodrop_prep.hub.check import check_arrived
 from entrodrop_prep.hub.client import Client
 from entrodrop_prep.hub.credentials import find_token
 from entrodrop_prep.hub.local import Local, open_local
 from entrodrop_prep.hub.plan import Changes, LocalFile, RemoteFile, batches, changes
 from entrodrop_prep.hub.retry import Retry
+from entrodrop_prep.hub.there import stale
 from entrodrop_prep.progress import Progress
 
 if TYPE_CHECKING:
@@ -71,16 +71,19 @@ class Target:
 
     def __init__(self, config: PushConfig, client: Client) -> None:
         self.config, self.client = config, client
+        self.tagged = False
+        """Whether the tag is there already, at the head."""
 
     @classmethod
     def of(cls, config: PushConfig) -> Target:
         """With the token, which is looked up but not used. Raises ConfigError where there is none."""
-        retry = Retry(config.retries, config.retry_seconds)
-        return cls(config, Client(config.repo, find_token(from_stdin=config.token_stdin), retry, config.timeout))
+        token = find_token(from_stdin=config.token_stdin)
+        retry = Retry(config.retries, config.retry_seconds, token)
+        return cls(config, Client(config.repo, token, retry, config.timeout))
 
     def check_license(self, card: str) -> None:
         """Data without a known licence are not made public. Raises ConfigError."""
-        if not (self.config.private or self.config.license or license_of(card)):
+        if not self.config.private and not is_known(self.config.license or license_of(card)):
             raise ConfigError("--public: the licence of the data is not known", fix="add --license ID")
 
     def open(self) -> None:
@@ -107,19 +110,20 @@ class Target:
         if config.branch == "main" and not config.tag:
             return
         branches, tags = client.refs()
-        if config.branch not in branches:
-            client.create_branch(config.branch)
-        if config.tag in tags and tags[config.tag] != branches.get(config.branch):
+        self.tagged = config.tag in tags
+        if config.tag in tags and tags[config.tag] != branches.get(config.branch, branches.get("main")):
             raise HubError(
                 f"the tag {config.tag} is there already, on another commit; nothing was changed there",
                 where=config.repo,
                 fix="choose another --tag",
             )
+        if config.branch not in branches:
+            client.create_branch(config.branch)
 
     def push(self, local: Local) -> PushSummary:
         """Bring the branch to hold the files, load them back, set the tag."""
         client, config = self.client, self.config
-        uploads = _Uploads(local, config, client)
+        uploads = _Uploads(local, config, client, tagged=self.tagged)
         commit = client.call("committing", uploads.attempt, kept="nothing was committed; what was uploaded is kept")
         name = check_arrived(client, local, commit)
         if config.tag:
@@ -138,8 +142,8 @@ class Target:
 class _Uploads:
     """The attempts to bring a branch to what a directory holds."""
 
-    def __init__(self, local: Local, config: PushConfig, client: Client) -> None:
-        self._local, self._config, self._client = local, config, client
+    def __init__(self, local: Local, config: PushConfig, client: Client, *, tagged: bool) -> None:
+        self._local, self._config, self._client, self._tagged = local, config, client, tagged
         self._checked: str | None = None
         self.committed = self.bytes = 0
 
@@ -151,31 +155,36 @@ class _Uploads:
         client, config = self._client, self._config
         head = client.head(config.branch)
         remote = client.tree(head)
-        self._check_kind(remote, head)
+        ours = stale(self._local, config.repo, remote, lambda path: client.text(path, head))
         files = {**self._local.files, CARD: LocalFile.of(self._card(remote, head).encode())}
-        wanted = changes(files, remote, self._local.stale)
+        wanted = changes(files, remote, ours)
         if not wanted:
             return head
+        if self._tagged:
+            raise HubError(
+                f"the tag {config.tag} is there already, on the commit {head}, and this push would make another; "
+                "nothing was committed",
+                where=config.repo,
+                fix="choose another --tag",
+            )
         self.committed = len(wanted.add) + len(wanted.delete)
         self.bytes = sum(files[path].size for path in wanted.add)
         additions = self._upload(wanted, files)
         message = config.commit_message or f"{self._local.kind} dataset {self._local.content_digest[:12]}"
         return client.commit(additions, wanted.delete, branch=config.branch, parent=head, message=message)
 
-    def _check_kind(self, remote: dict[str, RemoteFile], head: str) -> None:
-        """A repository that holds a dataset of the other kind is not pushed over. Raises HubError."""
-        other = "shard-00000.parquet" if self._local.kind == "masked" else "epoch_000/"
-        if manifest.NAME in remote and any(path.startswith(other) for path in remote):
-            kind = "scored" if self._local.kind == "masked" else "masked"
-            raise HubError(
-                f"it holds a {kind} dataset at {head}; nothing was changed there",
-                where=self._config.repo,
-                fix=f"push the {self._local.kind} one to another repository or --branch",
-            )
-
     def _card(self, remote: dict[str, RemoteFile], head: str) -> str:
         """The card to push: ours, with what the one in the repository says besides; checked by the Hub once."""
-        text = merged_card(self._local.card, self._client.text(CARD, head) if CARD in remote else None)
+        there = self._client.text(CARD, head) if CARD in remote else ""
+        clashing = clashing_configs(self._local.card, there)
+        if clashing:
+            raise HubError(
+                f"its {CARD} has a configuration of its own named {', '.join(clashing)}, which would be replaced; "
+                "nothing was changed there",
+                where=self._config.repo,
+                fix="rename it there, or push to another repository or --branch",
+            )
+        text = merged_card(self._local.card, there)
         if self._config.license:
             text = with_license(text, self._config.license)
         if text != self._checked:

@@ -12,10 +12,11 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from entrodrop_prep.errors import HubError
+from entrodrop_prep.hub.credentials import without
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -39,12 +40,24 @@ class Failure:
         return self.status is None or self.status in PASSING
 
 
+class StoreError(ConnectionError):
+    """The store for large files refused or was not reached: ``status`` of its answer, None where none is known."""
+
+    def __init__(self, status: int | None, said: str) -> None:
+        super().__init__(said)
+        self.status = status
+
+
 @dataclass(frozen=True)
 class Retry:
-    """``attempts`` tries more after the first; waits of ``seconds``, doubled each time, 50% to 150% of it by chance."""
+    """``attempts`` tries more after the first; waits of ``seconds``, doubled each time, 50% to 150% of it by chance.
+
+    The Hub may repeat the ``token`` in what it says: neither what is logged nor what is raised holds it.
+    """
 
     attempts: int
     seconds: float
+    token: str = field(default="", repr=False)
 
     def __call__(self, doing: str, call: Callable[[], T], explain: Callable[[Failure], HubError]) -> T:
         """What ``call`` returns. Raises what ``explain`` makes of the last failure; what is no failure passes through.
@@ -56,8 +69,9 @@ class Retry:
                 return call()
             except transport_errors() as e:
                 failure = read(e)
-                if not failure.passing or attempt == self.attempts:
-                    raise explain(failure) from e
+            failure = replace(failure, said=without(failure.said, self.token))
+            if not failure.passing or attempt == self.attempts:
+                raise explain(failure)  # out here, where no context repeats what the Hub said
             wait = min(LONGEST_WAIT, self.seconds * 2**attempt) * random.uniform(0.5, 1.5)
             if failure.retry_after is not None:
                 if failure.retry_after > LONGEST_RETRY_AFTER:
@@ -91,6 +105,8 @@ def read(error: BaseException) -> Failure:
             said = getattr(found, "server_message", None) or response.headers.get("X-Error-Message") or ""
             return Failure(response.status_code, f"{response.status_code} {said}".strip(), _seconds(response.headers))
         found = found.__cause__ or found.__context__
+    if isinstance(error, StoreError):
+        return Failure(error.status, str(error))
     return Failure(None, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 
 

@@ -1,6 +1,7 @@
 """The dataset card: README.md, which makes each epoch a configuration for ``datasets`` and tells what this is.
 
-The file is the user's: only some YAML keys and the block between the two marks are ours.
+The file is the user's: only some YAML keys and the block between the two marks are ours. The block notes which values
+in the YAML are ours, and the digest of the text around it where that came from here.
 """
 
 from __future__ import annotations
@@ -10,13 +11,25 @@ import re
 from pathlib import Path
 from typing import Any
 
+from entrodrop_prep import digest
 from entrodrop_prep.errors import OutputError
-from entrodrop_prep.export.card.front import Front, configs, front_of, renewed, split_card, value_of, with_value
+from entrodrop_prep.export.card.front import (
+    Front,
+    clashing,
+    configs,
+    front_of,
+    renewed,
+    split_card,
+    value_of,
+    with_value,
+)
 from entrodrop_prep.export.card.picture import NAME as PICTURE
 from entrodrop_prep.export.card.picture import picture
+from entrodrop_prep.export.card.scored import scored_front, scored_text
 from entrodrop_prep.export.card.tables import aligned, epoch_table, left_out, source_table
-from entrodrop_prep.export.card.text import block_text
-from entrodrop_prep.export.card.values import infos, values
+from entrodrop_prep.export.card.text import NO_REPO, block_text
+from entrodrop_prep.export.card.values import infos, is_known, values
+from entrodrop_prep.scored import ScoredDataset
 from entrodrop_prep.shards import write_bytes
 
 __all__ = [
@@ -25,10 +38,15 @@ __all__ = [
     "NAME",
     "PICTURE",
     "aligned",
+    "clashing_configs",
     "epoch_table",
+    "is_known",
     "left_out",
     "license_of",
+    "masked_card",
     "merged_card",
+    "read_card",
+    "scored_card",
     "source_table",
     "with_license",
     "write_card",
@@ -38,6 +56,7 @@ NAME = "README.md"
 BEGIN = "<!-- entrodrop-prep: begin (rewritten by the tool) -->"
 END = "<!-- entrodrop-prep: end -->"
 _NOTE = re.compile(r"<!-- entrodrop-prep: keys (\{.*\}) -->\n")
+_TEXT_NOTE = re.compile(r"<!-- entrodrop-prep: text ([0-9a-f]{64}) -->\n")
 
 
 def write_card(directory: Path, manifest: dict[str, Any]) -> None:
@@ -46,26 +65,48 @@ def write_card(directory: Path, manifest: dict[str, Any]) -> None:
     Raises OutputError for a README.md that is not text.
     """
     path = directory / NAME
-    try:
-        before = path.read_text(encoding="utf-8") if path.exists() else ""
-    except UnicodeDecodeError as e:
-        raise OutputError("it is not UTF-8 text", where=str(path), fix="mend or remove it, and run again") from e
-    front, text = split_card(before)
-    front, noted = renewed(front, Front(configs(manifest), infos(manifest), values(manifest)), _noted(text))
-    text = _with_block(text if text.strip() else f"# {directory.resolve().name}\n", _block(block_text(manifest), noted))
-    drawn, content = picture(manifest), _card(front, text)
+    before = read_card(directory)
+    drawn, content = picture(manifest), masked_card(before, manifest, title=directory.resolve().name)
     if drawn is not None and not _holds(directory / PICTURE, drawn):
         write_bytes(directory / PICTURE, drawn)
     if before != content:
         write_bytes(path, content.encode())
 
 
+def read_card(directory: Path) -> str:
+    """README.md, empty where there is none. Raises OutputError for one that is not text."""
+    path = directory / NAME
+    try:
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+    except UnicodeDecodeError as e:
+        raise OutputError("it is not UTF-8 text", where=str(path), fix="mend or remove it, and run again") from e
+
+
+def masked_card(before: str, manifest: dict[str, Any], *, title: str, repo: str = NO_REPO) -> str:
+    """The card of a masked dataset: ``before``, with what is ours as the manifest says; its code loads ``repo``."""
+    front = Front(configs(manifest), infos(manifest), values(manifest))
+    return _renewed_card(before, front, block_text(manifest, repo), title)
+
+
+def scored_card(before: str, scored: ScoredDataset, *, title: str, repo: str, with_recipe: bool) -> str:
+    """As ``masked_card``, of a scored directory; ``with_recipe``: a recipe lies beside it."""
+    return _renewed_card(before, scored_front(scored), scored_text(scored, repo, with_recipe=with_recipe), title)
+
+
+def _renewed_card(before: str, ours: Front, block: str, title: str) -> str:
+    front, text = split_card(before.replace("\r\n", "\n"))
+    front, noted = renewed(front, ours, _noted(text))
+    text = text if text.strip() else f"# {title}\n"
+    return _card(front, _with_block(text, _block(block, noted, digest.of_json(_outside(text)))))
+
+
 def merged_card(local: str, remote: str | None) -> str:
     """The card to push: a directory's card laid over the one that the repository has, if it has one.
 
     Our configurations, their counts and our block are those of ``local``. Of ``remote`` stay all other keys and
-    configurations, and the text around the block, unless ``local`` has all its lines too and perhaps more. Keys
-    that only ``local`` has are added; one that an earlier push wrote and nobody changed since is renewed.
+    configurations, and the text around the block, unless ``local`` has all its lines too and perhaps more, or it is
+    what an earlier push brought and ``local`` has more than a title. Keys that only ``local`` has are added; one that
+    an earlier push wrote and nobody changed since is renewed.
     """
     local, remote = (card.replace("\r\n", "\n") for card in (local, remote or ""))
     if not remote.strip():
@@ -75,16 +116,26 @@ def merged_card(local: str, remote: str | None) -> str:
     ours, also = front_of(front)
     merged, noted = renewed(their_front, ours, _noted(their_text), also)
     found = _find_block(text)
-    block = _NOTE.sub("", text[slice(*found)]).removeprefix(f"{BEGIN}\n").removesuffix(f"\n{END}") if found else ""
-    lines = iter(_outside(text).splitlines())
-    base = text if all(line in lines for line in _outside(their_text).splitlines()) else their_text
-    return _card(merged, _with_block(base, _block(block, noted)) if found else base)
+    if not found:
+        return _card(merged, text if _has_lines_of(text, their_text) else their_text)
+    known = _noted_text(their_text)
+    pushed = known == digest.of_json(_outside(their_text)) and len(_outside(text).splitlines()) > 1
+    here = pushed or _has_lines_of(text, their_text)
+    base = text if here else their_text
+    block = _TEXT_NOTE.sub("", _NOTE.sub("", text[slice(*found)]))
+    block = block.removeprefix(f"{BEGIN}\n").removesuffix(f"\n{END}")
+    return _card(merged, _with_block(base, _block(block, noted, digest.of_json(_outside(base)) if here else known)))
+
+
+def clashing_configs(local: str, remote: str) -> list[str]:
+    """Names of configurations of the repository's own that those of ``local`` would take the place of."""
+    return clashing(split_card(remote.replace("\r\n", "\n"))[0], split_card(local)[0])
 
 
 def license_of(card: str) -> str | None:
-    """The licence that a card's front matter names, or None."""
+    """The licence that a card's front matter names, or None; ``unknown`` is none."""
     found = value_of(split_card(card)[0], "license")
-    return str(found) if found else None
+    return str(found) if is_known(found) else None
 
 
 def with_license(card: str, license: str) -> str:
@@ -101,10 +152,11 @@ def _card(front: str, text: str) -> str:
     return f"---\n{front}---\n\n{text.strip()}\n"
 
 
-def _block(text: str, noted: dict[str, Any]) -> str:
-    """Our block, with a note of the values in the front matter that are ours."""
+def _block(text: str, noted: dict[str, Any], around: str | None) -> str:
+    """Our block, with a note of the values in the front matter that are ours and of the text around it."""
     told = json.dumps(noted, sort_keys=True).replace(">", "\\u003e")
     note = f"<!-- entrodrop-prep: keys {told} -->\n" if noted else ""
+    note += f"<!-- entrodrop-prep: text {around} -->\n" if around else ""
     return f"{BEGIN}\n{note}{text}\n{END}"
 
 
@@ -116,6 +168,19 @@ def _noted(text: str) -> dict[str, Any]:
         return dict(json.loads(found[1])) if found else {}
     except ValueError:
         return {}
+
+
+def _noted_text(text: str) -> str | None:
+    """The digest that the block in a card's text notes of the text around it."""
+    place = _find_block(text)
+    found = _TEXT_NOTE.search(text, *place) if place else None
+    return found[1] if found else None
+
+
+def _has_lines_of(text: str, other: str) -> bool:
+    """Whether the user's text in one has all lines of that in another, in order."""
+    lines = iter(_outside(text).splitlines())
+    return all(line in lines for line in _outside(other).splitlines())
 
 
 def _find_block(text: str) -> tuple[int, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,8 +12,7 @@ from entrodrop_prep.export.epoch import OTHER_FILES, PLAIN, VALIDATION
 
 CONFIGS, INFO = "configs", "dataset_info"
 _DESCRIPTION = "content digest"
-_BY_DESCRIPTION = (PLAIN, "scored")
-"""Names that a user may give too: those are ours whose description is."""
+_OUR_FILES = re.compile(rf"epoch_\d+/.*|{re.escape(OTHER_FILES[VALIDATION])}")
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,19 @@ def configs(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def scored_configs(name: str, content_digest: str) -> list[dict[str, Any]]:
+    """The one configuration of a scored directory: every shard, in order."""
+    shards = [{"split": "train", "path": "shard-*.parquet"}]
+    told = {"description": f"{_DESCRIPTION} {content_digest}"}
+    return [{"config_name": name, **told, "default": True, "data_files": shards}]
+
+
 def split_card(content: str) -> tuple[str, str]:
-    """YAML front matter, empty if there is none that can be read, and the text behind it."""
+    """YAML front matter, empty if there is none that can be read, and the text behind it.
+
+    A byte order mark and empty lines before it are no text.
+    """
+    content = re.sub(r"\A\ufeff?(?:[ \t]*\n)*", "", content)
     found = re.match(r"---[ \t]*\n(.*?)^---[ \t]*(?:\n|\Z)", content, re.DOTALL | re.MULTILINE)
     if found and _load(found[1]) is not None:
         return found[1], content[found.end() :].lstrip("\n")
@@ -71,6 +82,12 @@ def front_of(card_front: str) -> tuple[Front, list[dict[str, Any]]]:
     names = {c["config_name"] for c in ours}
     theirs = [c for c in listed if not _is_ours(c)]
     return Front(ours, [i for i in infos if i.get("config_name") in names], meta), theirs
+
+
+def clashing(front: str, ours: str) -> list[str]:
+    """Names of configurations in front matter that are the user's, though one of ours has the same name."""
+    names = {c["config_name"] for c in front_of(ours)[0].configs}
+    return [str(c["config_name"]) for c in front_of(front)[1] if c.get("config_name") in names]
 
 
 def renewed(
@@ -89,10 +106,11 @@ def renewed(
             now[key] = noted[key]  # the user removed it
         elif key not in meta or (key in noted and meta[key] == noted[key]):
             front = with_value(front, key, ours.values.get(key))
-            if key in ours.values:
+            if key in ours.values and isinstance(key, str) and _is_json(ours.values[key]):
                 now[key] = ours.values[key]
     mine, theirs = [dict(c) for c in ours.configs], [c for c in _tables(meta.get(CONFIGS)) if not _is_ours(c)]
-    there = {c.get("config_name") for c in theirs}
+    there = {c.get("config_name") for c in (*theirs, *mine)}
+    theirs = [c for c in theirs if c.get("config_name") not in {m["config_name"] for m in mine}]
     theirs += [c for c in also if c.get("config_name") not in there]
     if mine and any(c.get("default") for c in theirs):
         mine[0].pop("default", None)
@@ -117,11 +135,12 @@ def with_value(front: str, key: str, value: Any) -> str:
         return front
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     block = "" if value is None else yaml.dump({key: value}, Dumper=dumper, sort_keys=False, allow_unicode=True)
-    places = [m.span() for m in _blocks(front, key)] or [(len(front), len(front))]
-    start, stop = places[-1]
-    changed = front[:start] + block + front[stop:]
-    if _load(changed) == wanted:
-        return changed
+    places = [m.span() for m in _blocks(front, key)] if isinstance(key, str) else []
+    if places or key not in meta:
+        start, stop = places[-1] if places else (len(front), len(front))
+        changed = front[:start] + block + front[stop:]
+        if _load(changed) == wanted:
+            return changed
     return yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)  # an unusual way to write it: write all anew
 
 
@@ -161,5 +180,27 @@ def _blocks(front: str, key: str) -> list[re.Match[str]]:
 
 
 def _is_ours(config: dict[str, Any]) -> bool:
-    name, told = str(config.get("config_name")), str(config.get("description"))
-    return bool(re.fullmatch(r"all|epoch_\d+", name)) or (name in _BY_DESCRIPTION and told.startswith(_DESCRIPTION))
+    """By its description; without one, by its name, unless it has files that no configuration of ours has."""
+    name = config.get("config_name")
+    if not isinstance(name, str):
+        return False
+    if str(config.get("description")).startswith(_DESCRIPTION):
+        return True
+    named = re.fullmatch(r"all|epoch_\d+", name) is not None
+    return named and all(_OUR_FILES.fullmatch(path) for path in _paths(config.get("data_files")))
+
+
+def _paths(files: Any) -> list[str]:
+    """What a configuration's ``data_files`` name: a path, a table of paths by split, or a list of either."""
+    if isinstance(files, dict):
+        return _paths(files["path"]) if "path" in files else _paths(list(files.values()))
+    if isinstance(files, list):
+        return [path for item in files for path in _paths(item)]
+    return [] if files is None else [str(files)]
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        return bool(json.loads(json.dumps(value)) == value)
+    except (TypeError, ValueError):
+        return False

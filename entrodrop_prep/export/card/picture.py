@@ -17,17 +17,19 @@ _BAR, _LINE, _SHADE, _INK = "#4477aa", "#cc3311", "#fbe3dc", "#333333"
 
 
 def picture(manifest: dict[str, Any]) -> bytes | None:
-    """The picture of a masked dataset; None where its manifest was written before entropies were counted."""
-    spread = manifest.get("entropy_histogram")
+    """The picture of a dataset, of a scored one its left half; None where its manifest counts no entropies."""
+    spread, epochs = manifest.get("entropy_histogram"), manifest.get("epochs", [])
     if spread is None:
         return None
-    parts = [*_spread(spread, _thresholds(manifest.get("tau_nats")), manifest["recipe"]["select"])]
-    parts += _shares([(e["epoch"], e["dropped_share"]) for e in manifest["epochs"]])
+    select = manifest.get("recipe", {}).get("select", "")
+    parts = [*_spread(spread, _thresholds(manifest.get("tau_nats")), select)]
+    parts += _shares([(e["epoch"], e["dropped_share"]) for e in epochs]) if epochs else []
+    width = WIDTH if epochs else _LEFT[1] + _LEFT[0]
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" width="{width}" height="{HEIGHT}" '
         f'font-family="sans-serif" font-size="12" fill="{_INK}">',
-        "<title>Entropy of the trainable tokens, and share of them dropped by epoch</title>",
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
+        f"<title>Entropy of the trainable tokens{', and share of them dropped by epoch' if epochs else ''}</title>",
+        f'<rect width="{width}" height="{HEIGHT}" fill="#ffffff"/>',
         *parts,
         "</svg>",
     ]

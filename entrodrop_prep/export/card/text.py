@@ -11,9 +11,12 @@ from entrodrop_prep.export.card.tables import epoch_table, left_out, markdown, s
 from entrodrop_prep.export.card.values import is_hub
 from entrodrop_prep.export.epoch import PLAIN, VALIDATION
 
+NO_REPO = "path/or/repo"
+PROGRAM, TITLE = "entrodrop_prep", "entrodrop-prep"
 
-def block_text(manifest: dict[str, Any]) -> str:
-    """What the block says."""
+
+def block_text(manifest: dict[str, Any], repo: str = NO_REPO) -> str:
+    """What the block says; ``repo`` is what its commands and code load."""
     scored = manifest["scored"]
     several = isinstance(scored, list)
     extra = [f"`{name}`" for name in manifest["identity"].get("add_columns", [])]
@@ -33,21 +36,22 @@ def block_text(manifest: dict[str, Any]) -> str:
             "",
             "## How it was made",
             "",
-            *(_sources(scored) if several else _origin(scored)),
+            *(_sources(scored) if several else origin(scored)),
             *_packing(manifest),
             *(f"- {line}" for line in left_out(manifest["epochs"])),
             *_others(manifest),
             *([_bounds(manifest)] if manifest["recipe"].get("bounds") else []),
             *_recipe(manifest),
+            *versions("files written with", manifest.get("environments", [])),
             "",
             "The method is EntroDrop (Entropy-Guided Token Dropout, "
             "[arXiv 2512.23422](https://arxiv.org/abs/2512.23422)): dropping tokens of low entropy, by a sigmoidal "
             "curriculum. Its authors had no part in this. Every number above is a choice of whoever made the dataset, "
             "or a default of the tool's own, not the paper's.",
             "",
-            *_training(manifest),
+            *_training(manifest, repo),
             "",
-            *_verifying(manifest),
+            *_verifying(manifest, repo),
             "",
             "## What it is not",
             "",
@@ -63,7 +67,7 @@ def _picture() -> list[str]:
     return [f"![Entropy of the trainable tokens, and the share of them dropped in each epoch]({PICTURE})", ""]
 
 
-def _training(manifest: dict[str, Any]) -> list[str]:
+def _training(manifest: dict[str, Any], repo: str) -> list[str]:
     """How to train with it."""
     first = manifest["epochs"][0]["folder"]
     return [
@@ -72,8 +76,8 @@ def _training(manifest: dict[str, Any]) -> list[str]:
         "```python",
         "from datasets import load_dataset",
         "",
-        f'epoch = load_dataset("path/or/repo", "{first}", split="train")   # one epoch',
-        'every = load_dataset("path/or/repo", split="train")              # all epochs, one after the other',
+        f'epoch = load_dataset("{repo}", "{first}", split="train")   # one epoch',
+        f'every = load_dataset("{repo}", split="train")              # all epochs, one after the other',
         "```",
         "",
         "The rows stand in the order to train on. Read them in order, once (`num_train_epochs=1` and "
@@ -83,32 +87,40 @@ def _training(manifest: dict[str, Any]) -> list[str]:
     ]
 
 
-def _verifying(manifest: dict[str, Any]) -> list[str]:
+def _verifying(manifest: dict[str, Any], repo: str) -> list[str]:
     """How to prove it."""
     digests = f"The content digest is `{manifest['content_digest']}`."
     return [
         "## How to verify it",
         "",
         "```bash",
-        "entrodrop verify path/or/repo                    # the files are those of manifest.json",
-        "entrodrop verify path/or/repo --against SCORED   # and the masks follow from the scores",
+        f"entrodrop verify {repo}                    # the files are those of manifest.json",
+        f"entrodrop verify {repo} --against SCORED   # and the masks follow from the scores",
         "```",
         "",
         f"{digests} `manifest.json` holds the digest of every file, the recipe, and where everything came from.",
     ]
 
 
-def _origin(scored: dict[str, Any]) -> list[str]:
-    """Where the rows come from."""
+def origin(scored: dict[str, Any]) -> list[str]:
+    """Where the rows come from, and with what they were scored."""
     tokenizer = scored["tokenizer"]
     commit = f"commit {tokenizer['commit']}, " if "commit" in tokenizer else ""
     licence = scored["source"].get("card", {}).get("license")
+    dtype = f", {scored['identity']['dtype']}" if "dtype" in scored.get("identity", {}) else ""
     return [
         f"- source: {_source(scored)}" + (f", licence {_plain(licence)}" if licence else ""),
         f"- reference model: {scored['model']['name']} ({_identity(scored['model_identity'])})",
         f"- tokenizer: {tokenizer.get('name', 'of the model')} ({commit}digest `{tokenizer['digest']}`)",
-        f"- scores: content digest `{scored['content_digest']}`{_with(scored)}",
+        f"- scores: content digest `{scored['content_digest']}`{dtype}",
+        *versions("scored with", scored.get("environments", [])),
     ]
+
+
+def versions(what: str, environments: list[dict[str, str]]) -> list[str]:
+    """A line for each set of versions, this program's first."""
+    told = [sorted(e.items(), key=lambda item: (item[0] != PROGRAM, item[0])) for e in environments]
+    return [f"- {what} {', '.join(f'{name} {value}'.replace(PROGRAM, TITLE, 1) for name, value in e)}" for e in told]
 
 
 def _source(scored: dict[str, Any]) -> str:
@@ -118,15 +130,6 @@ def _source(scored: dict[str, Any]) -> str:
         revision = f" at commit {told['revision']}" if told.get("revision") else ""
         return f"[{name}](https://huggingface.co/datasets/{name}){revision}, {told['config']}, split {told['split']}"
     return f"{name} (digest of its rows `{scored['source']['digest']}`)"
-
-
-def _with(scored: dict[str, Any]) -> str:
-    """Number format and engine of the scores."""
-    told = [scored["identity"]["dtype"]] if "dtype" in scored.get("identity", {}) else []
-    for found in scored.get("environments", []):
-        backend = found.get("backend")
-        told += [f"{backend} {found.get(backend, '')}".strip()] if backend else []
-    return f", {', '.join(dict.fromkeys(told))}" if told else ""
 
 
 def _recipe(manifest: dict[str, Any]) -> list[str]:
@@ -141,11 +144,11 @@ def _plain(value: Any) -> str:
 
 
 def _sources(scored: list[dict[str, Any]]) -> list[str]:
-    """As ``_origin``, of each source."""
+    """As ``origin``, of each source."""
     lines = []
     for s in scored:
         often = f"weight {s['weight']:g}{', never masked' if s['plain'] else ''}"
-        lines += [f"- source `{s['name']}`, {often}:", *(f"  {line}" for line in _origin(s))]
+        lines += [f"- source `{s['name']}`, {often}:", *(f"  {line}" for line in origin(s))]
     return lines
 
 

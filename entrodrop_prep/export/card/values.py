@@ -5,14 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from entrodrop_prep.export.epoch import PLAIN, VALIDATION
 from entrodrop_prep.schema import masked_schema
+from entrodrop_prep.scored import ScoredDataset
+from entrodrop_prep.shards import reading
 
 TAGS = ["entrodrop", "token-dropout", "entropy", "tokenized"]
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 _SIZES_ABOVE = ((10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B"), (10**11, "10B<n<100B"))
 _LICENCE = ("license", "license_name", "license_link")
+UNKNOWN = "unknown"
+"""The Hub's identifier of a licence that is none."""
+_NAMES = {
+    **{"halffloat": "float16", "float": "float32", "double": "float64"},
+    **{"date32[day]": "date32", "date64[ms]": "date64"},
+}
+"""Arrow types that ``datasets`` calls by another name."""
 
 
 def infos(manifest: dict[str, Any]) -> list[dict[str, Any]]:
@@ -29,32 +39,50 @@ def infos(manifest: dict[str, Any]) -> list[dict[str, Any]]:
         splits = {"train": [e for folder in folders for e in files[folder]]}
         if VALIDATION in manifest:
             splits[VALIDATION] = files[VALIDATION]
-        counts = [
-            {"name": s, "num_bytes": _bytes(f, schema), "num_examples": _sum(f, "rows")} for s, f in splits.items()
-        ]
-        told.append(
-            {
-                "config_name": name,
-                "features": [dict(f) for f in features],
-                "splits": counts,
-                "download_size": sum(_sum(f, "bytes") for f in splits.values()),
-                "dataset_size": sum(_bytes(f, schema) for f in splits.values()),
-            }
-        )
+        told.append(_info(name, features, splits, {s: _bytes(f, schema) for s, f in splits.items()}))
     return told
 
 
+def scored_infos(name: str, scored: ScoredDataset) -> list[dict[str, Any]]:
+    """``dataset_info`` of a scored directory. Its bytes are those that the Parquet footers tell, uncompressed."""
+    size = 0
+    for entry in scored.files:
+        path = scored.directory / entry["file"]
+        with reading(path):
+            found = pq.read_metadata(path)
+        size += sum(found.row_group(i).total_byte_size for i in range(found.num_row_groups))
+    return [_info(name, [_feature(f) for f in scored.schema], {"train": scored.files}, {"train": size})]
+
+
+def _info(
+    name: str, features: list[dict[str, Any]], splits: dict[str, list[dict[str, Any]]], sizes: dict[str, int]
+) -> dict[str, Any]:
+    """One configuration: the manifest's entries of each split's files, and the bytes of its rows."""
+    return {
+        "config_name": name,
+        "features": [dict(f) for f in features],
+        "splits": [
+            {"name": s, "num_bytes": sizes[s], "num_examples": _sum(files, "rows")} for s, files in splits.items()
+        ],
+        "download_size": sum(_sum(files, "bytes") for files in splits.values()),
+        "dataset_size": sum(sizes.values()),
+    }
+
+
 def values(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Keys that the user may change. What is not known is left out."""
-    scored = scored_of(manifest)
+    """Keys that the user may change, of a masked dataset. What is not known is left out."""
+    return values_of(scored_of(manifest), sum(e["rows"] for e in manifest["epochs"]))
+
+
+def values_of(scored: list[dict[str, Any]], rows: int) -> dict[str, Any]:
+    """As ``values``, of ``rows`` rows that come from these scores, each as ``provenance.told_of`` tells it."""
     sources = [s["source"] for s in scored]
     licences = [tuple(s.get("card", {}).get(key) for key in _LICENCE) for s in sources]
     one = dict(zip(_LICENCE, licences[0], strict=True)) if len({str(found) for found in licences}) == 1 else {}
     languages = dict.fromkeys(code for s in sources for code in s.get("card", {}).get("language", []))
     hub = dict.fromkeys(s["identity"]["source"]["dataset"] for s in scored if is_hub(s))
-    rows = sum(e["rows"] for e in manifest["epochs"])
     found = {
-        **one,
+        **(one if is_known(one.get("license")) else {}),
         "language": list(languages),
         "source_datasets": list(hub),
         "task_categories": ["text-generation"],
@@ -62,6 +90,11 @@ def values(manifest: dict[str, Any]) -> dict[str, Any]:
         "tags": TAGS,
     }
     return {key: value for key, value in found.items() if value}
+
+
+def is_known(licence: Any) -> bool:
+    """Whether this names a licence: the Hub has an identifier for not knowing it."""
+    return bool(licence) and licence not in (UNKNOWN, [UNKNOWN])
 
 
 def scored_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
@@ -78,9 +111,18 @@ def is_hub(scored: dict[str, Any]) -> bool:
 
 def _feature(field: pa.Field) -> dict[str, Any]:
     """A column as ``datasets`` writes it in YAML."""
-    if pa.types.is_list(field.type):
-        return {"name": field.name, "list": str(field.type.value_type)}
-    return {"name": field.name, "dtype": str(field.type)}
+    kind = _kind(field.type)
+    return {"name": field.name, **({"struct": kind} if isinstance(kind, list) else kind)}
+
+
+def _kind(kind: pa.DataType) -> dict[str, Any] | list[dict[str, Any]]:
+    """A type: the fields of a struct, or a table that says whether it is a list."""
+    if pa.types.is_struct(kind):
+        return [_feature(f) for f in kind]
+    if pa.types.is_list(kind):
+        inner = _kind(kind.value_type)
+        return {"list": inner["dtype"] if isinstance(inner, dict) and "dtype" in inner else inner}
+    return {"dtype": _NAMES.get(str(kind), str(kind))}
 
 
 def _bytes(files: list[dict[str, Any]], schema: pa.Schema) -> int:

@@ -1,0 +1,75 @@
+"""What the card says of a scored directory, in YAML and in words."""
+
+from __future__ import annotations
+
+from entrodrop_prep.export.card.front import Front, scored_configs
+from entrodrop_prep.export.card.picture import NAME as PICTURE
+from entrodrop_prep.export.card.text import origin
+from entrodrop_prep.export.card.values import scored_infos, values_of
+from entrodrop_prep.export.provenance import told_of
+from entrodrop_prep.scored import ScoredDataset
+
+CONFIG = "scored"
+
+
+def scored_front(scored: ScoredDataset) -> Front:
+    """Its front matter."""
+    rows = sum(int(entry["rows"]) for entry in scored.files)
+    return Front(
+        scored_configs(CONFIG, scored.content_digest),
+        scored_infos(CONFIG, scored),
+        values_of([told_of(scored)], rows),
+    )
+
+
+def scored_text(scored: ScoredDataset, repo: str, *, with_recipe: bool) -> str:
+    """What the block says; ``with_recipe``: the recipe lies beside the scores."""
+    described, counts = scored.manifest, scored.manifest["counts"]
+    what = {"exact": "their entropy", "topk": "bounds of their entropy (experimental)"}[scored.estimator]
+    logprob = " and log-probability" if scored.has_logprob else ""
+    picture = ["![Entropy of the trainable tokens](" + PICTURE + ")", ""] if "entropy_histogram" in described else []
+    settings = "" if with_recipe else ", epochs=4"
+    columns = ", ".join(f"`{name}`" for name in scored.schema.names)
+    return "\n".join(
+        [
+            f"The tokens of a corpus with {what}{logprob} under a reference model, in nats, made by "
+            f"{described['generator']}: {counts['rows']:,} rows, {counts['tokens']:,} tokens, "
+            f"{counts['trainable_tokens']:,} of them trainable. Masked datasets with entropy-guided token dropout are "
+            f"made from it. Columns are {columns}; value t of each list belongs to token t, and its scores to the "
+            "prediction of token t from the tokens before it.",
+            "",
+            *picture,
+            "## How it was made",
+            "",
+            *origin(told_of(scored)),
+            "",
+            "## How to make masks from it",
+            "",
+            "Row by row in training, from the recipe " + ("beside it" if with_recipe else "that you give") + ":",
+            "",
+            "```python",
+            "from entrodrop_prep import MaskedRows",
+            "",
+            f'rows = MaskedRows.from_hub("{repo}"{settings})',
+            "```",
+            "",
+            "Or as files, once: `entrodrop materialize DIR --out masked --epochs 4`, where DIR is a copy of this "
+            "repository.",
+            "",
+            "The method is EntroDrop (Entropy-Guided Token Dropout, "
+            "[arXiv 2512.23422](https://arxiv.org/abs/2512.23422)); its authors had no part in this.",
+            "",
+            "## How to verify it",
+            "",
+            "```bash",
+            f"entrodrop verify {repo}   # the files are those of manifest.json",
+            "```",
+            "",
+            f"The content digest is `{scored.content_digest}`.",
+            "",
+            "## What it is not",
+            "",
+            "It is no new text, and of no use with another tokenizer. The scores are those of one model in one number "
+            "format.",
+        ]
+    )
