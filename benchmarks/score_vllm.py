@@ -86,7 +86,7 @@ def run_ours(rows: Path, model: Path, out: Path) -> dict[str, float]:
     command = [sys.executable, "-m", "entrodrop_prep", "score", str(rows), "--model", str(model), "--out", str(out)]
     begun = time.monotonic()
     done = subprocess.run(
-        [*command, "--backend", "vllm", "--dtype", "float32", "--overwrite"],
+        [*command, "--backend", "vllm", "--dtype", "float32", "--overwrite", "--rows-per-shard", "100"],
         capture_output=True,
         text=True,
         check=False,

@@ -82,6 +82,7 @@ def test_score_against_a_server_that_serve_starts(tmp_path: Path) -> None:
             assert "scoring with server" in run(score, tmp_path, port)
             assert verify(str(tmp_path / "scored")).findings == []
             check_other_weights_are_refused(tmp_path, score, port)
+            check_another_number_format_is_refused(tmp_path, score, port)
             server.send_signal(signal.SIGTERM)
             assert server.wait(60) == 0
         finally:
@@ -99,6 +100,13 @@ def check_other_weights_are_refused(folder: Path, score: str, port: int) -> None
     done = subprocess.run(words, cwd=folder / "other", env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "it serves other weights than those of model" in done.stderr
+
+
+def check_another_number_format_is_refused(folder: Path, score: str, port: int) -> None:
+    words = [*arguments(score, port), "--dtype", "float32", "--overwrite"]
+    done = subprocess.run(words, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "it runs in bfloat16, this run is to be in float32; give --dtype bfloat16, or serve it with" in done.stderr
 
 
 def test_serve_says_what_it_cannot_do(tmp_path: Path) -> None:

@@ -21,10 +21,12 @@ import numpy as np
 import pytest
 from models_for_tests import Markov, random_rows, rows_of, run_score, settings_for, words, write_rows
 from servers_for_tests import Proxy, VllmServer, free_port, seeded_faults
+from vllm_for_tests import until
 
 from entrodrop_prep.backends.feed import Feed, score_all
-from entrodrop_prep.backends.model import ModelInfo
+from entrodrop_prep.backends.model import DTYPE, ModelInfo
 from entrodrop_prep.backends.server.backend import ServerBackend
+from entrodrop_prep.backends.server.connect import PROBE_TOKENS
 from entrodrop_prep.backends.server.http import server_urls
 from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.errors import ConfigError, EntrodropError, ScoreError
@@ -176,7 +178,8 @@ def test_ragged_rows_have_the_models_scores(servers: Servers, connect: Connect, 
     rows = ragged(70)
     check(closed_form, rows, score_all(backend, rows))
     environment = backend.environment()
-    assert environment.keys() == {"backend", "device", "vllm"}
+    assert environment.keys() == {"backend", "device", "vllm", "served_dtype"}
+    assert environment["served_dtype"] == "unknown"  # no `entrodrop serve` has started it
     assert re.fullmatch(r"0\.\d+\..*", environment["vllm"])
     assert score_all(backend, []) == []
     check(closed_form, rows[:1], score_all(backend, rows[:1]))
@@ -417,8 +420,9 @@ import sys, threading
 from types import SimpleNamespace
 import numpy as np
 from entrodrop_prep.backends.feed import score_all
-from entrodrop_prep.backends.model import ModelInfo
+from entrodrop_prep.backends.model import DTYPE, ModelInfo
 from entrodrop_prep.backends.server.backend import ServerBackend
+from entrodrop_prep.backends.server.connect import PROBE_TOKENS
 from entrodrop_prep.config import ScoreConfig
 url, model = sys.argv[1:]
 config = ScoreConfig(source="x", model=model, out="x", backend="server", server=(url,))
@@ -491,6 +495,40 @@ def test_another_model(servers: Servers, connect: Connect, closed_form: Markov, 
     (tmp_path / "link").symlink_to(closed_form.directory)
     connect(servers.plain, info=ModelInfo("link", V, CONTEXT, "float32"), model=tmp_path / "link")
     connect(servers.plain, info=ModelInfo("someone/markov", V, CONTEXT, "float32"), model="someone/markov")
+
+
+def other_scores(by: float) -> Callable[[str, str, int], Any]:
+    """A plan: the answer to the probe is that of other weights, or of other arithmetic."""
+    entropy = np.full((PROBE_TOKENS, 2), [1.0 + by, -1.0], "<f4")
+    entropy[-1, 1] = V
+    return lambda method, path, n: (200, entropy.tobytes()) if method == "POST" else None
+
+
+def test_servers_that_score_otherwise(
+    servers: Servers, connect: Connect, closed_form: Markov, proxy: Callable[..., Proxy], caplog: Any
+) -> None:
+    one, other = proxy(servers.plain, other_scores(0)), proxy(servers.plain, other_scores(0.01))
+    connect(one, proxy(servers.plain, other_scores(0.0005)))
+    says = rf"{other.url}: it scores otherwise than another server of this run: the entropy of token 1 is 1\.01000"
+    with pytest.raises(ConfigError, match=says) as e:
+        connect(one, other)
+    assert "serve the same weights" in str(e.value)
+    backend = connect(servers.plain, other_now := proxy(servers.plain), patience=4.0)
+    other_now.plan = lambda method, path, n: "reset"  # it goes down, and comes back with other weights
+    jobs = jobs_of(ragged(60, longest=60), 10)
+    check_all(closed_form, jobs, run(backend, jobs))
+    other_now.plan = other_scores(0)
+    assert until(lambda: any("not used again" in text for text in warnings(caplog)), 20)
+    assert f"{other_now.url}: it scores otherwise than another server of this run" in warnings(caplog)[-1]
+
+
+def test_the_number_format_that_serve_names(connect: Connect, servers: Servers, proxy: Callable[..., Proxy]) -> None:
+    names = json.dumps({"data": [{"id": str(servers.plain.model)}, {"id": f"{DTYPE}bfloat16"}]}).encode()
+    between = proxy(servers.plain, lambda method, path, n: (200, names) if path == "/v1/models" else None)
+    with pytest.raises(ConfigError, match=r"it runs in bfloat16, this run is to be in float32; give --dtype bfloat16"):
+        connect(between)
+    same = connect(between, info=ModelInfo("markov", V, CONTEXT, "bfloat16"))
+    assert same.environment()["served_dtype"] == "bfloat16"
 
 
 def test_another_vocabulary(servers: Servers, connect: Connect) -> None:

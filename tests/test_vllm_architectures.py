@@ -20,14 +20,16 @@ import pytest
 import torch
 import transformers as tf
 from models_for_tests import save_model
+from test_bounds import known
 from vllm_for_tests import all_gone, descendants, engines, quick_engines
 from vllm_many_models import Job, ids_of
 
 from entrodrop_prep.backends.architectures import PROVEN, is_proven, variant_of
+from entrodrop_prep.backends.bounds import entropy_bounds
+from entrodrop_prep.backends.engines import engine_environment
 from entrodrop_prep.backends.feed import Feed, score_all
 from entrodrop_prep.backends.model import ModelInfo, inspect_model
 from entrodrop_prep.backends.raw import problem_of, split_scores
-from entrodrop_prep.backends.engines import engine_environment
 from entrodrop_prep.backends.vllm import VllmBackend
 from entrodrop_prep.config import ScoreConfig
 from entrodrop_prep.errors import ScoreError
@@ -226,6 +228,23 @@ def test_it_scores_as_transformers_does(answers: Answers, name: str, tied: bool)
     check(answers.of(key), answers.models[key], LENGTHS)
 
 
+@pytest.mark.parametrize("k", [1, 20])
+@pytest.mark.parametrize(("name", "tied"), CASES)
+def test_bounds_hold_the_engines_entropy(answers: Answers, name: str, tied: bool, k: int) -> None:
+    """For every token: what a stock server tells of transformers' logits bounds what the engine stores as exact."""
+    model = answers.models[key_of(name, tied)]
+    lm: Any = tf.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager").eval()
+    starts = np.cumsum([0, *LENGTHS])
+    for start, length in zip(starts[:-1], LENGTHS, strict=True):
+        ids = torch.from_numpy(ids_of(length, VOCABULARY).astype(np.int64))
+        with torch.inference_mode():
+            logits = lm(ids[None], use_cache=False).logits[0, :-1]
+        lo, hi = entropy_bounds(known(logits, ids[1:], k), k, VOCABULARY)
+        exact = answers.of(key_of(name, tied))[start : start + length - 1, 0]
+        assert (lo - TOLERANCE <= exact).all()
+        assert (exact <= hi + TOLERANCE).all()
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_other_forms_of_proven_architectures(answers: Answers, form: str) -> None:
     key = f"form: {form}"
@@ -274,21 +293,55 @@ def test_what_is_proven() -> None:
 TENSOR_PARALLEL = ("LlamaForCausalLM", "Qwen3MoeForCausalLM")
 
 
+HEAVY_TENSOR_PARALLEL = (
+    ("Gemma2ForCausalLM", True),
+    ("CohereForCausalLM", True),
+    ("PhiForCausalLM", False),
+    ("GPT2LMHeadModel", True),
+    ("Qwen3ForCausalLM", True),
+)
+"""Soft caps, a scale of the logits, a head's bias, heads tied to the embeddings: each beside another split."""
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(("name", "tied"), HEAVY_TENSOR_PARALLEL)
+def test_tensor_parallel_of_every_kind(answers: Answers, name: str, tied: bool) -> None:
+    backend = in_halves(answers, name, tied)
+    try:
+        check_halves(answers, backend, name, tied)
+    finally:
+        backend.close()
+
+
+def in_halves(answers: Answers, name: str, tied: bool) -> VllmBackend:
+    """An engine of two processes."""
+    config = ScoreConfig(
+        source="-",
+        model=str(answers.models[key_of(name, tied)]),
+        out="-",
+        backend="vllm",
+        dtype="float32",
+        batch_tokens=STEP,
+        engine_arg=("tensor_parallel_size=2",),
+    )
+    return VllmBackend(config, inspect_model(config))
+
+
+def check_halves(answers: Answers, backend: VllmBackend, name: str, tied: bool) -> None:
+    assert backend.environment()["tensor_parallel"] == "2"
+    scores = score_all(backend, [ids_of(n, VOCABULARY) for n in LENGTHS])
+    wanted = np.split(reference(answers.models[key_of(name, tied)], LENGTHS), np.cumsum(LENGTHS)[:-1])
+    for (entropy, logprob), row in zip(scores, wanted, strict=True):
+        np.testing.assert_allclose(entropy, row[:-1, 0], rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(logprob, row[:-1, 1], rtol=0, atol=TOLERANCE)
+
+
 @pytest.fixture(scope="module")
 def halves(answers: Answers) -> Iterator[dict[str, VllmBackend]]:
     """Engines of two processes each, started side by side."""
 
     def start(name: str) -> VllmBackend:
-        config = ScoreConfig(
-            source="-",
-            model=str(answers.models[key_of(name, False)]),
-            out="-",
-            backend="vllm",
-            dtype="float32",
-            batch_tokens=STEP,
-            engine_arg=("tensor_parallel_size=2",),
-        )
-        return VllmBackend(config, inspect_model(config))
+        return in_halves(answers, name, False)
 
     with ThreadPoolExecutor() as pool:
         backends = dict(zip(TENSOR_PARALLEL, pool.map(start, TENSOR_PARALLEL), strict=True))
@@ -299,13 +352,7 @@ def halves(answers: Answers) -> Iterator[dict[str, VllmBackend]]:
 
 @pytest.mark.parametrize("name", TENSOR_PARALLEL)
 def test_tensor_parallel(answers: Answers, halves: dict[str, VllmBackend], name: str) -> None:
-    backend = halves[name]
-    assert backend.environment()["tensor_parallel"] == "2"
-    scores = score_all(backend, [ids_of(n, VOCABULARY) for n in LENGTHS])
-    wanted = np.split(reference(answers.models[key_of(name, False)], LENGTHS), np.cumsum(LENGTHS)[:-1])
-    for (entropy, logprob), row in zip(scores, wanted, strict=True):
-        np.testing.assert_allclose(entropy, row[:-1, 0], rtol=0, atol=TOLERANCE)
-        np.testing.assert_allclose(logprob, row[:-1, 1], rtol=0, atol=TOLERANCE)
+    check_halves(answers, halves[name], name, False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,8 @@ from models_for_tests import Markov, markov_model, random_rows, rows_of, run_sco
 from test_score_exact import check
 from vllm_for_tests import engines, quick_engines, until
 
+from entrodrop_prep.backends.batch import Batch
+from entrodrop_prep.backends.engines import Engine, places
 from entrodrop_prep.backends.feed import score_all
 from entrodrop_prep.backends.model import inspect_model
 from entrodrop_prep.backends.vllm import VllmBackend
@@ -95,6 +98,51 @@ def test_both_engines_are_killed(
     check(rows_of(out), rows, closed_form)
 
 
+def test_one_shard_is_shared_one_engine_does_not_start_and_one_hangs(
+    closed_form: Markov,
+    rows: list[list[int]],
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    given: dict[str, int] = {}
+    give = Engine.give
+
+    def noted(engine: Engine, batch: Batch) -> None:
+        give(engine, batch)
+        if batch.job.index >= 0:
+            given[engine.name] = given.get(engine.name, 0) + 1
+            if engine.name == "engine 1" and given[engine.name] == 20:
+                engine.process.send_signal(signal.SIGSTOP)
+
+    def kill_the_third() -> None:
+        if until(lambda: len(engines()) == 3):
+            engines()[2].kill()
+
+    monkeypatch.setattr(Engine, "give", noted)
+    killer = threading.Thread(target=kill_the_third)
+    killer.start()
+    with caplog.at_level(logging.WARNING, logger="entrodrop_prep"):
+        run_score(
+            source,
+            closed_form.directory,
+            tmp_path / "out",
+            **{**SETTINGS, "rows_per_shard": len(rows)},
+            replicas="3",
+            engine_timeout=6.0,
+        )
+    killer.join()
+    assert [r.getMessage() for r in caplog.records if "engine" in r.getMessage()] == [
+        "going on without engine 2: vLLM's engine does not start: signal 9",
+        "a vLLM engine ended (it finished no step in 6 s); left: 1",
+    ]
+    assert given.keys() == {"engine 0", "engine 1"}
+    assert given["engine 0"] >= 20
+    check(rows_of(tmp_path / "out"), rows, closed_form)
+    assert not engines()
+
+
 def start(model: Path, **settings: Any) -> VllmBackend:
     config = settings_for("-", model, Path("-"), **{"backend": "vllm", **settings})
     return VllmBackend(config, inspect_model(config))
@@ -150,6 +198,10 @@ def test_an_engine_that_cannot_work_says_why(
         ("max_num_batched_tokens=-1", "a whole number of at least 1"),
         ("tensor_parallel_size=two", "a whole number of at least 1"),
         ("max-num-batched-tokens=8k", "a whole number of at least 1"),
+        ("pipeline_parallel_size=2", "use tensor_parallel_size"),
+        ("data-parallel-size=2", "use --replicas"),
+        ("enable_lora=true", "merge the adapter"),
+        ("load_format=dummy", "gives random weights"),
         ("kv_cache_memory_bytes=1000000000", "set VLLM_CPU_KVCACHE_SPACE"),
     ],
 )
@@ -157,3 +209,29 @@ def test_an_option_that_makes_no_sense_starts_nothing(closed_form: Markov, optio
     with pytest.raises(ConfigError, match=says):
         start(closed_form.directory, engine_arg=(option,))
     assert not engines()
+
+
+@pytest.mark.parametrize(
+    ("visible", "replicas", "group", "expected"),
+    [
+        ("0,1,2,3", "auto", 1, ["0", "1", "2", "3"]),
+        ("0,1,2,3", "auto", 2, ["0,1", "2,3"]),
+        ("0, 1,2", "auto", 2, ["0,1"]),
+        ("2,3", "1", 1, ["2"]),
+        ("0,1,", "auto", 1, ["0", "1"]),
+        ("3,-1,2", "auto", 1, ["3"]),
+        ("GPU-8932f937-d72c,MIG-3eb87630", "auto", 1, ["GPU-8932f937-d72c", "MIG-3eb87630"]),
+    ],
+)
+def test_each_engine_has_its_gpus(
+    visible: str, replicas: str, group: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert list(places(replicas, group, cpu=False)) == expected
+
+
+@pytest.mark.parametrize(("visible", "replicas", "group"), [("0", "2", 1), ("0,1", "2", 2), ("", "auto", 1)])
+def test_more_engines_than_gpus(visible: str, replicas: str, group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(ConfigError, match="do not fit on"):
+        places(replicas, group, cpu=False)
