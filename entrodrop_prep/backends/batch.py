@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ class Batch:
     """Sequences [start, stop) of a job, which are scored together.
 
     Attributes:
+        sequences: their ``input_ids [T] int32``.
         turn: number of the ``score`` call they belong to.
         failures: how often they were lost: with an engine that ended, or by answers that could not be used.
         timeouts: how often no answer came in time.
@@ -26,17 +27,13 @@ class Batch:
     job: Job
     start: int
     stop: int
+    sequences: Sequence[np.ndarray[Any, Any]]
     turn: int = 0
     failures: int = 0
     timeouts: int = 0
 
     def __len__(self) -> int:
         return self.stop - self.start
-
-    @property
-    def sequences(self) -> list[np.ndarray[Any, Any]]:
-        """Their ids."""
-        return list(self.job.sequences[self.start : self.stop])
 
     @property
     def where(self) -> str:
@@ -46,7 +43,9 @@ class Batch:
 
     def cut(self, at: int) -> tuple[Batch, Batch]:
         """The first ``at`` sequences and the others."""
-        return replace(self, stop=self.start + at), replace(self, start=self.start + at)
+        middle = self.start + at
+        first = replace(self, stop=middle, sequences=self.sequences[:at])
+        return first, replace(self, start=middle, sequences=self.sequences[at:])
 
 
 def batches(job: Job, most_tokens: int, most_sequences: int | None = None, turn: int = 0) -> Iterator[Batch]:
@@ -54,36 +53,47 @@ def batches(job: Job, most_tokens: int, most_sequences: int | None = None, turn:
 
     The self-check's probe is not cut by tokens: only in one piece is it sure to overflow a step of the engine.
     """
+    sequences = job.sequences
     start, tokens = 0, 0
-    for i, sequence in enumerate(job.sequences):
+    for i, sequence in enumerate(sequences):
         full = tokens + len(sequence) > most_tokens and job.index >= 0
         if i > start and (full or i - start == most_sequences):
-            yield Batch(job, start, i, turn)
+            yield Batch(job, start, i, sequences[start:i], turn)
             start, tokens = i, 0
         tokens += len(sequence)
-    if job.sequences:
-        yield Batch(job, start, len(job.sequences), turn)
+    if sequences:
+        yield Batch(job, start, len(sequences), sequences[start:], turn)
 
 
 class AtWork:
     """Jobs of which some batches are not finished, and the scores they have so far."""
 
     def __init__(self) -> None:
-        self._open: dict[int, tuple[Job, list[Scores | None]]] = {}  # by id(job)
+        self._open: dict[int, _Open] = {}  # by id(job)
 
     def __len__(self) -> int:
         return len(self._open)
 
     def add(self, job: Job) -> None:
         """A job with at least one sequence."""
-        self._open[id(job)] = (job, [None] * len(job.sequences))
+        count = len(job.sequences)
+        self._open[id(job)] = _Open(job, [None] * count, count)
 
     def finish(self, batch: Batch, scores: list[Scores]) -> list[Scores] | None:
         """Note the scores of a batch; those of the whole job, in order, if it was the last one."""
-        _, found = self._open[id(batch.job)]
-        found[batch.start : batch.stop] = scores
-        whole = [s for s in found if s is not None]
-        if len(whole) < len(found):
+        work = self._open[id(batch.job)]
+        work.scores[batch.start : batch.stop] = scores
+        work.left -= len(batch)
+        if work.left:
             return None
         del self._open[id(batch.job)]
-        return whole
+        return [s for s in work.scores if s is not None]
+
+
+@dataclass
+class _Open:
+    """A job, the scores it has so far, and how many sequences have none yet."""
+
+    job: Job
+    scores: list[Scores | None]
+    left: int
