@@ -146,9 +146,11 @@ def _check_rows(job: Job, parts: list[Part]) -> None:
         if not part.layout.rows:
             where = [job.validation] if part.folder == VALIDATION else [s.scored for s in job.sources.all]
             raise SourceError(
-                "no row has anything to train on",
+                f"no row has anything to train on in {part.folder}",
                 where=", ".join(str(scored.directory) for scored in where if scored),
-                fix="check its loss masks" if not job.sources.named else "check their loss masks and weights",
+                fix="check its loss masks"
+                if not job.sources.named
+                else "check their loss masks, and weights so small that an epoch gets no row",
             )
 
 
