@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hub_calls_for_tests
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+import yaml
 from hub_for_tests import WRITER, Hub
 from scored_for_tests import some_rows, write_scored
 
@@ -98,3 +103,29 @@ def put_rows(value: int) -> bytes:
 def written(*folders: Path) -> dict[str, bytes]:
     """Every file below some folders, hidden ones included."""
     return {os.fspath(path): path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+def fails(done: Any, *words: str) -> None:
+    """It exits with 2 and one line that says these words."""
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
+    assert done.returncode == 2, done.stderr
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def front_of(card: bytes) -> dict[str, Any]:
+    return dict(yaml.safe_load(card.decode().split("---\n")[1]))
+
+
+def changed(patch: pytest.MonkeyPatch, call: str, change: Callable[[Any], None]) -> None:
+    """Every Hub of the test changes the body of its answers to a call so."""
+
+    def answer(run: Callable[..., Any], *asked: Any) -> Any:
+        answered = run(*asked)
+        change(answered.body)
+        return answered
+
+    routes = [(*r[:3], functools.partial(answer, r[3]) if r[2] == call else r[3]) for r in hub_calls_for_tests.ROUTES]
+    patch.setattr(hub_calls_for_tests, "ROUTES", routes)

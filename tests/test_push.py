@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hub_for_tests import READER, WRITER, Fault, Hub
 from pushes_for_tests import (
     FAST,
     ROOT,
     commits_of,
+    fails,
+    front_of,
     holds,
     loaded,
     local_rows,
@@ -46,20 +47,6 @@ def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hub(tmp_path: Path) -> Iterator[Hub]:
     with Hub(tmp_path / "hub") as server:
         yield server
-
-
-def fails(done: Any, *words: str) -> None:
-    """It exits with 2 and one line that says these words."""
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
-    assert done.returncode == 2, done.stderr
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("error: ")
-    for word in words:
-        assert word in lines[0], lines[0]
-
-
-def front_of(card: bytes) -> dict[str, Any]:
-    return dict(yaml.safe_load(card.decode().split("---\n")[1]))
 
 
 # --- the whole way

@@ -191,7 +191,8 @@ def _card(source: str, commit: str) -> dict[str, Any]:
     except errors:
         return {}
     language = told.get("language")
-    languages = [str(code) for code in (language if isinstance(language, list) else [language]) if code]
+    codes = language if isinstance(language, list) else [language]
+    languages = ["no" if code is False else str(code) for code in codes if code or code is False]  # YAML's `no`
     kept = {key: told[key] for key in ("license", "license_name", "license_link") if told.get(key)}
     return {**kept, **({"language": languages} if languages else {})}
 

@@ -97,7 +97,7 @@ def _renewed_card(before: str, ours: Front, block: str, title: str) -> str:
     front, text = split_card(before.replace("\r\n", "\n"))
     front, noted = renewed(front, ours, _noted(text))
     text = text if text.strip() else f"# {title}\n"
-    return _card(front, _with_block(text, _block(block, noted, digest.of_json(_outside(text)))))
+    return _card(front, _with_block(text, _block(block, noted, _around(text))))
 
 
 def merged_card(local: str, remote: str | None) -> str:
@@ -109,22 +109,20 @@ def merged_card(local: str, remote: str | None) -> str:
     an earlier push wrote and nobody changed since is renewed.
     """
     local, remote = (card.replace("\r\n", "\n") for card in (local, remote or ""))
-    if not remote.strip():
-        return local
     front, text = split_card(local)
+    found = _find_block(text)
+    if not remote.strip():
+        return _card(front, _with_block(text, _told(text, found, _noted(text), _around(text)))) if found else local
     their_front, their_text = split_card(remote)
     ours, also = front_of(front)
     merged, noted = renewed(their_front, ours, _noted(their_text), also)
-    found = _find_block(text)
-    if not found:
-        return _card(merged, text if _has_lines_of(text, their_text) else their_text)
     known = _noted_text(their_text)
-    pushed = known == digest.of_json(_outside(their_text)) and len(_outside(text).splitlines()) > 1
+    pushed = known == _around(their_text) and len(_outside(text).splitlines()) > 1
     here = pushed or _has_lines_of(text, their_text)
     base = text if here else their_text
-    block = _TEXT_NOTE.sub("", _NOTE.sub("", text[slice(*found)]))
-    block = block.removeprefix(f"{BEGIN}\n").removesuffix(f"\n{END}")
-    return _card(merged, _with_block(base, _block(block, noted, digest.of_json(_outside(base)) if here else known)))
+    if not found:
+        return _card(merged, base)
+    return _card(merged, _with_block(base, _told(text, found, noted, _around(base) if here else known)))
 
 
 def clashing_configs(local: str, remote: str) -> list[str]:
@@ -158,6 +156,17 @@ def _block(text: str, noted: dict[str, Any], around: str | None) -> str:
     note = f"<!-- entrodrop-prep: keys {told} -->\n" if noted else ""
     note += f"<!-- entrodrop-prep: text {around} -->\n" if around else ""
     return f"{BEGIN}\n{note}{text}\n{END}"
+
+
+def _told(text: str, place: tuple[int, int], noted: dict[str, Any], around: str | None) -> str:
+    """The block of a card's text with other notes in it."""
+    block = _TEXT_NOTE.sub("", _NOTE.sub("", text[slice(*place)]))
+    return _block(block.removeprefix(f"{BEGIN}\n").removesuffix(f"\n{END}"), noted, around)
+
+
+def _around(text: str) -> str:
+    """The digest of the user's text."""
+    return digest.of_json(_outside(text))
 
 
 def _noted(text: str) -> dict[str, Any]:
