@@ -81,8 +81,13 @@ def scored_schema(
         with_id: whether the ``id`` column is there.
         kept: source columns carried along, in order.
         estimator: ``exact`` for the entropy, ``topk`` for bounds of it (experimental).
+
+    Raises IntegrityError for another ``score_dtype``, as a directory of another version might have.
     """
-    score = _list({"float16": pa.float16(), "float32": pa.float32()}[score_dtype], nullable=True)
+    kinds = {"float16": pa.float16(), "float32": pa.float32()}
+    if score_dtype not in kinds:
+        raise IntegrityError(f"scores are said to be {score_dtype!r}, this version knows {' and '.join(kinds)}")
+    score = _list(kinds[score_dtype], nullable=True)
     fields = [_field("row_id", pa.int64())]
     if with_id:
         fields.append(_field("id", pa.string()))
@@ -98,8 +103,14 @@ def scored_schema(
 
 
 def masked_schema(extra: Sequence[str] = ()) -> pa.Schema:
-    """Schema of a masked dataset's files: exactly the three columns that trainers take, and the ``extra`` asked for."""
+    """Schema of a masked dataset's files: exactly the three columns that trainers take, and the ``extra`` asked for.
+
+    Raises IntegrityError for an extra column that is unknown, as a directory of another version might have.
+    """
     more = {"n_trainable": pa.int32(), "position_ids": _list(pa.int32()), "seq_lengths": _list(pa.int32())}
+    for name in extra:
+        if name not in more:
+            raise IntegrityError(f"a column is said to be {name!r}, this version knows {', '.join(more)} to add")
     return pa.schema(
         [
             _field("input_ids", _list(pa.int32())),

@@ -106,13 +106,17 @@ def writing(where: Path) -> Iterator[None]:
         raise
 
 
-def remove_leftovers(directory: Path) -> None:
-    """Remove what a killed run left under temporary names."""
-    for path in sorted(directory.glob(f"**/{TMP}*")):
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.exists():
-            path.unlink()
+def remove_leftovers(directory: Path, *folders: str) -> None:
+    """Remove what a killed run left under temporary names in a directory and in its ``folders`` of shards (patterns).
+
+    Folders of the user's are not looked into: a temporary name there is another program's.
+    """
+    for pattern in (f"{TMP}*", *(f"{folder}/{TMP}*.part" for folder in folders)):
+        for path in sorted(directory.glob(pattern)):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

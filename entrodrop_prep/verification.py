@@ -9,27 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
 from entrodrop_prep import digest, manifest
 from entrodrop_prep.config import MaterializeConfig, build
 from entrodrop_prep.digest import ContentDigest
 from entrodrop_prep.errors import EntrodropError, IntegrityError
 from entrodrop_prep.export import derived
 from entrodrop_prep.export.columns import check_rows
-from entrodrop_prep.export.epoch import OTHER_FILES, SHARD_FILES, VALIDATION, Part
+from entrodrop_prep.export.epoch import OTHER_FILES, SHARD_FILES, VALIDATION, Part, folder, misplaced
 from entrodrop_prep.export.job import Job
 from entrodrop_prep.export.materialize import open_job
 from entrodrop_prep.export.order import Order
 from entrodrop_prep.export.plan import SOURCE
 from entrodrop_prep.export.sources import EVAL, arguments, named_path
-from entrodrop_prep.schema import MASKED, SCORED, check_schema, family, masked_schema
-from entrodrop_prep.scored import SHARD_FILES as SCORED_FILES
-from entrodrop_prep.scored import ScoredDataset, stored_scores, to_rows
-from entrodrop_prep.shards import local_directory, read_batches, read_footer, reading
+from entrodrop_prep.schema import MASKED, family, masked_schema
+from entrodrop_prep.scored import ScoredDataset
+from entrodrop_prep.shards import local_directory, read_batches, read_footer
+from entrodrop_prep.verification_scored import scored_findings, shard_findings
 
 
 @dataclass
@@ -78,7 +73,7 @@ def verify(directory: str, against: str | Sequence[str] | None = None, revision:
     if family(kind_of(path)) == "scored":
         if against is not None:
             raise IntegrityError("a scored directory has no masks to check", where=str(path), fix="leave out --against")
-        _collect(report, _scored(path, report))
+        _collect(report, scored_findings(path, report.notes))
     else:
         _collect(report, _masked(path, report))
         if against is None:
@@ -126,96 +121,6 @@ def _collect(report: Report, findings: Iterator[str]) -> None:
         report.findings.append(str(e))
 
 
-def _scored(path: Path, report: Report) -> Iterator[str]:
-    described = manifest.read(path, SCORED)
-    broken = [str(e) for e in manifest.changed_files(path, described, SCORED_FILES)]
-    yield from broken
-    if broken:
-        return
-    scored = ScoredDataset(path)
-    unigram = np.zeros(scored.vocab_size, np.int64)
-    size = described["identity"]["rows_per_shard"]
-    totals = {"rows": 0, "windows": 0, "tokens": 0, "trainable_tokens": 0}
-    for index, entry in enumerate(scored.files):
-        file = path / entry["file"]
-        yield from _shard(file, entry, scored.schema)
-        last = (-1, -1)
-        for batch in read_batches(file, rows=scored.rows_per_batch):
-            problem, last = _scored_batch(batch, scored, index * size, (index + 1) * size, last)
-            if problem:
-                yield f"{file}: {problem}"
-                return
-            rows = to_rows(batch, scored.score_columns[0])
-            new = ~np.isnan(rows.entropy)
-            new[rows.offsets[:-1][rows.window == 0]] = True
-            unigram += np.bincount(rows.input_ids[new], minlength=len(unigram))
-            totals["rows"] += int((rows.window == 0).sum())
-            totals["windows"] += len(rows.row_id)
-            totals["tokens"] += len(rows.input_ids)
-            totals["trainable_tokens"] += int(rows.loss_mask.sum())
-    if not np.array_equal(unigram, scored.unigram):
-        yield f"{path / 'unigram.npy'}: it does not count the shards' tokens"
-    for name, value in totals.items():
-        if described["counts"][name] != value:
-            yield f"{path}: the manifest counts {described['counts'][name]} {name}, the shards hold {value}"
-    content = {"identity": described["identity"], "shards": [e["content_digest"] for e in scored.files]}
-    if digest.of_json(content) != described["content_digest"]:
-        yield f"{path}: the content digest is not that of the shards"
-    report.notes.append(f"scored dataset: {len(scored.files)} shards, {totals['tokens']:,} tokens")
-
-
-def _scored_batch(
-    batch: pa.RecordBatch, scored: ScoredDataset, first: int, stop: int, last: tuple[int, int]
-) -> tuple[str, tuple[int, int]]:
-    """What is wrong with some rows, and the (row_id, window) of the last of them."""
-    lengths = [pc.list_value_length(batch.column(n)) for n in ("input_ids", *scored.score_columns, "loss_mask")]
-    if any(not x.equals(lengths[0]) for x in lengths):
-        return "its columns are of different lengths in one row", last
-    rows = to_rows(batch, scored.score_columns[0])
-    if not len(rows.row_id):
-        return "", last
-    key = list(zip(rows.row_id.tolist(), rows.window.tolist(), strict=True))
-    if rows.row_id.min() < first or rows.row_id.max() >= stop:
-        return f"it holds a row outside {first} to {stop - 1}", key[-1]
-    if any(a >= b for a, b in zip([last, *key], key, strict=False)):
-        return "its rows are not in order", key[-1]
-    starts = rows.offsets[:-1]
-    if (rows.input_ids < 0).any() or (rows.input_ids >= scored.vocab_size).any():
-        return "it holds a token outside the vocabulary", key[-1]
-    if rows.loss_mask[starts].any():
-        return "a first token has a loss", key[-1]
-    for name in scored.score_columns:
-        scores, sign = stored_scores(batch, name), -1 if name == "logprob" else 1
-        null = pc.is_null(batch.column(name).flatten()).to_numpy(zero_copy_only=False)
-        if np.isnan(scores[~null]).any() or np.isinf(scores[~null]).any() or (sign * scores[~null] < -1e-3).any():
-            return f"its {name} holds a value that is none", key[-1]
-        begins = np.zeros(len(null), bool)
-        begins[starts] = True
-        late = null & ~begins & ~np.concatenate([[False], null[:-1]])
-        context = null & np.repeat(rows.window == 0, rows.lengths) & ~begins
-        if not null[starts].all() or late.any() or context.any() or (null & rows.loss_mask).any():
-            return f"its {name} is null where it may not be, or not null where it must", key[-1]
-    if scored.estimator == "topk":
-        lo, hi = (stored_scores(batch, name) for name in ("entropy_lo", "entropy_hi"))
-        if (np.isnan(lo) != np.isnan(hi)).any() or (lo > hi).any():
-            return "its bounds do not belong together: one alone is null, or the lower is above the upper", key[-1]
-    return "", key[-1]
-
-
-def _shard(file: Path, entry: dict[str, Any], schema: pa.Schema) -> Iterator[str]:
-    """Schema, footer and content digest of one file."""
-    with reading(file):
-        check_schema(pq.read_schema(file), schema, str(file))
-    footer = read_footer(file)
-    content = ContentDigest(schema)
-    for batch in read_batches(file):
-        content.update(batch)
-    if not footer.content_digest == content.hexdigest() == entry["content_digest"]:
-        yield f"{file}: its rows are not those that were written"
-    if footer.rows != entry["rows"]:
-        yield f"{file}: it has {footer.rows} rows, the manifest says {entry['rows']}"
-
-
 def _masked(path: Path, report: Report) -> Iterator[str]:
     described = manifest.read(path, MASKED)
     others = [pattern for name, pattern in OTHER_FILES.items() if name in described]
@@ -228,9 +133,17 @@ def _masked(path: Path, report: Report) -> Iterator[str]:
     labels_left: dict[str, int] = {}
     scored = described["scored"][0] if isinstance(described["scored"], list) else described["scored"]
     vocab_size = scored["model"]["vocab_size"]
-    for entry in described["files"]:
+    files = [e for e in described["files"] if "rows" in e]
+    for entry in files:
         file, part = path / entry["file"], Path(entry["file"]).parent.name
-        yield from _shard(file, entry, schema)
+        yield from shard_findings(file, entry, schema)
+        info = read_footer(file).info
+        wrong = misplaced(entry["file"], info)
+        if wrong:
+            yield f"{file}: {wrong}"
+        label = [info.get("epoch"), info.get("part"), info["counts"]["tokens"]]
+        if [entry.get(name) for name in ("epoch", "part", "tokens")] != label:
+            yield f"{file}: the manifest's epoch and tokens of it are not those of its footer"
         rows[part] = rows.get(part, 0) + entry["rows"]
         for batch in read_batches(file):
             target = "labels" if part in OTHER_FILES else described["recipe"]["target"]
@@ -244,13 +157,14 @@ def _masked(path: Path, report: Report) -> Iterator[str]:
     told = {e["folder"]: e for e in described["epochs"]} | {n: described[n] for n in OTHER_FILES if n in described}
     for part, figures in told.items():
         by_source = figures.get("sources")
-        wrong = by_source and any(
+        unequal = by_source and any(
             sum(s[n] for s in by_source.values()) != figures[n]
             for n in ("documents" if "documents" in figures else "rows", "tokens", "labels_left")
         )
-        if wrong or rows.get(part) != figures["rows"] or labels_left.get(part) != figures["labels_left"]:
+        named = "epoch" not in figures or folder(figures["epoch"]) == part
+        if unequal or not named or rows.get(part) != figures["rows"] or labels_left.get(part) != figures["labels_left"]:
             yield f"{path}: the manifest's figures of {_title(part)} are not those of its files"
-    if digest.of_json([e["content_digest"] for e in described["files"]]) != described["content_digest"]:
+    if digest.of_json([e["content_digest"] for e in files]) != described["content_digest"]:
         yield f"{path}: the content digest is not that of the files"
     yield from derived.findings(path, described, schema)
     for layout in derived.absent(path, described):
@@ -260,7 +174,8 @@ def _masked(path: Path, report: Report) -> Iterator[str]:
 
 def _title(part: str) -> str:
     """``epoch 3`` for the folder ``epoch_003``."""
-    return part if part in OTHER_FILES else f"epoch {int(part.removeprefix('epoch_'))}"
+    number = part.removeprefix("epoch_")
+    return f"epoch {int(number)}" if number.isdecimal() else part
 
 
 def _masks(path: Path, against: list[str], report: Report) -> Iterator[str]:

@@ -418,6 +418,75 @@ def test_a_damaged_file_is_not_taken_over(lose_manifest: bool, scored_at: Path, 
     assert all_bytes(tmp_path / "out", without=("README.md",)) == all_bytes(tmp_path / "whole", without=("README.md",))
 
 
+@pytest.mark.parametrize("other", ["epoch_000/train-00002", "epoch_001/train-00001"])
+@pytest.mark.parametrize("lose_manifest", [True, False])
+def test_a_file_in_the_place_of_another_is_not_taken_over(
+    other: str, lose_manifest: bool, scored_at: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    settings = {"rows_per_shard": 11, "horizon": 3}
+    run(scored_at, out, **settings)
+    expected = all_bytes(out)
+    place, (taken,) = next(out.glob("epoch_000/train-00001-*")), out.glob(f"{other}-*")
+    shutil.copy(taken, place)
+    if lose_manifest:
+        (out / "manifest.json").unlink()
+    with pytest.raises(IntegrityError, match=f"{place.name}: by its footer it is {other}"):
+        run(scored_at, out, **settings, epochs=2 if lose_manifest else 3)
+    place.unlink()
+    run(scored_at, out, **settings)
+    assert all_bytes(out) == expected
+
+
+def test_the_private_note_is_not_needed_to_tell_whose_an_unfinished_directory_is(
+    scored_at: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run(scored_at, out, rows_per_shard=11)
+    expected = all_bytes(out)
+    for name in ("manifest.json", ".state.json"):
+        (out / name).unlink()
+    next(out.glob("epoch_001/*")).unlink()
+    with pytest.raises(MismatchError, match="rows_per_shard was 11, now 12"):
+        run(scored_at, out, rows_per_shard=12)
+    run(scored_at, out, rows_per_shard=11)
+    assert all_bytes(out) == expected
+
+
+def test_leftovers_are_removed_and_nothing_else(scored_at: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(scored_at, out, rows_per_shard=11)
+    expected = all_bytes(out)
+    (out / "mine" / "epoch_000").mkdir(parents=True)
+    for folder in (out / "mine", out / "mine" / "epoch_000"):
+        (folder / ".tmp-notes.part").write_text("mine")
+    for name in ("epoch_001/.tmp-train-00000-of-00004.parquet.part", ".tmp-README.md.part"):
+        (out / name).write_text("x")
+    run(scored_at, out, rows_per_shard=11)
+    mine = {"mine/.tmp-notes.part": b"mine", "mine/epoch_000/.tmp-notes.part": b"mine"}
+    assert all_bytes(out) == expected | mine
+
+
+def test_the_picture_is_proved_and_made_again(scored_at: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(scored_at, out, horizon=5)
+    expected, picture = all_bytes(out), out / "entropy.svg"
+    for damage in (picture.unlink, lambda: picture.write_bytes(b""), lambda: picture.write_bytes(b"<svg/>")):
+        damage()
+        assert any("entropy.svg" in finding for finding in verify(str(out)).findings)
+        run(scored_at, out, horizon=5)
+        assert all_bytes(out) == expected
+    run(scored_at, out, epochs=4, horizon=5)
+    run(scored_at, tmp_path / "whole", epochs=4, horizon=5)
+    assert not verify(str(out), str(scored_at)).findings
+    assert (out / "manifest.json").read_bytes() == (tmp_path / "whole" / "manifest.json").read_bytes()
+    (out / "README.md").unlink()
+    run(scored_at, out, epochs=4, horizon=5, layout="jsonl")
+    assert not verify(str(out)).findings
+    listed = [e["file"] for e in json.loads((out / "manifest.json").read_bytes())["files"]]
+    assert listed.count("entropy.svg") == 1
+
+
 def test_another_recipe_is_refused_with_the_names_of_what_differs(scored_at: Path, tmp_path: Path) -> None:
     run(scored_at, tmp_path / "out")
     before = all_bytes(tmp_path / "out")
@@ -543,9 +612,9 @@ def test_figures_agree_with_the_files(scored_at: Path, tmp_path: Path, capfd: An
     for e in described["epochs"]:
         rows = epoch_rows(out, e["epoch"])
         left = sum(x != -100 for _, _, labels in rows for x in labels)
-        assert e["rows"] == len(rows) == sum(f["rows"] for f in described["files"] if f["epoch"] == e["epoch"])
+        assert e["rows"] == len(rows) == sum(f["rows"] for f in described["files"] if f.get("epoch") == e["epoch"])
         assert e["tokens"] == sum(len(ids) for ids, _, _ in rows)
-        assert e["tokens"] == sum(f["tokens"] for f in described["files"] if f["epoch"] == e["epoch"])
+        assert e["tokens"] == sum(f["tokens"] for f in described["files"] if f.get("epoch") == e["epoch"])
         assert e["trainable"] == trainable
         assert e["labels_left"] == left
         assert e["dropped"] == trainable - left

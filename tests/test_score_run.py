@@ -667,6 +667,20 @@ def test_leftovers_are_removed(tmp_path: Path, source: Path, model: Path) -> Non
     assert not list(out.rglob(".tmp-*"))
 
 
+def test_what_is_no_leftover_stays(tmp_path: Path, source: Path, model: Path) -> None:
+    out, mine = tmp_path / "out", tmp_path / "mine"
+    run_score(source, model, out)
+    for folder in (mine, out / "mine"):
+        folder.mkdir()
+        (folder / ".tmp-notes").write_text("mine")
+    (out / ".tmp-link").symlink_to(mine)
+    (out / ".tmp-gone").symlink_to(tmp_path / "gone")
+    assert run_score(source, model, out).already_complete
+    assert not list(out.glob(".tmp-*"))
+    for folder in (mine, out / "mine"):
+        assert (folder / ".tmp-notes").read_text() == "mine"
+
+
 @pytest.mark.parametrize("how", ["truncated", "flipped", "swapped", "empty", "foreign"])
 def test_a_damaged_shard_is_found_before_a_manifest_is_written(
     tmp_path: Path, source: Path, model: Path, how: str

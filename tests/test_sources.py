@@ -489,7 +489,7 @@ def reseal(out: Path, name: str, table: pa.Table) -> None:
     for entry in described["files"]:
         if entry["file"] == name:
             entry |= manifest.file_entry(out, out / name, content_digest=footer.content_digest)
-    contents = [e["content_digest"] for e in described["files"]]
+    contents = [e["content_digest"] for e in described["files"] if "rows" in e]
     rewrite_manifest(out, files=described["files"], content_digest=digest.of_json(contents))
 
 

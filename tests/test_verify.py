@@ -125,20 +125,23 @@ def test_the_card_is_the_users(masked: Path, scored: Path) -> None:
     assert not verify(str(masked), str(scored)).findings
 
 
-def test_real_scores_hold(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As ``made``, with scores that ``score`` made."""
     from entrodrop_prep.config import ScoreConfig
     from entrodrop_prep.scoring.run import score
 
+    folder = tmp_path_factory.mktemp("real")
     model = Path(cli.__file__).parent / "demo" / "model"
     lines = [{"text": "def f(x):\n    return x + 1\n" * n, "name": f"n{n}", "when": {"year": n}} for n in range(1, 9)]
     lines += [{"text": "", "name": f"empty{n}", "when": None} for n in range(4)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    (folder / "rows.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     score(
         ScoreConfig(
-            source=str(tmp_path / "rows.jsonl"),
+            source=str(folder / "rows.jsonl"),
             model=str(model),
             backend="transformers",
-            out=str(tmp_path / "scored"),
+            out=str(folder / "scored"),
             max_length=40,
             overlap=5,
             rows_per_shard=3,
@@ -146,10 +149,14 @@ def test_real_scores_hold(tmp_path: Path) -> None:
             keep_columns=("when",),
         )
     )
-    report = verify(str(tmp_path / "scored"))
-    assert report.findings == []
-    materialize(MaterializeConfig(scored=str(tmp_path / "scored"), out=str(tmp_path / "masked"), epochs=2))
-    assert verify(str(tmp_path / "masked"), str(tmp_path / "scored")).findings == []
+    config = {"scored": str(folder / "scored"), "out": str(folder / "masked"), "epochs": 2}
+    materialize(MaterializeConfig(**config, add_columns=("n_trainable",)))
+    return folder
+
+
+def test_real_scores_hold(real: Path) -> None:
+    assert verify(str(real / "scored")).findings == []
+    assert verify(str(real / "masked"), str(real / "scored")).findings == []
 
 
 # What does not.
@@ -397,6 +404,70 @@ def test_a_column_too_many_or_of_another_type_is_found(scored: Path, masked: Pat
     resealed(scored, SECOND, pa.table(columns, schema=half), scored=True)
     check_refused(scored, capfd, SECOND, "entropy")
     check_not_used(scored, tmp_path / "out")
+
+
+def changed(value: Any, *path: Any) -> Any:
+    """A copy with another value at one place."""
+    if not path:
+        return not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else f"{value}x"
+    copied = dict(value) if isinstance(value, dict) else list(value)
+    copied[path[0]] = changed(copied[path[0]], *path[1:])
+    return copied
+
+
+def test_what_a_manifest_says_is_compared_with_the_footers(real: Path, tmp_path: Path, capfd: Any) -> None:
+    """Every count, digest and version of a scored directory, changed under a digest that was made new."""
+    scored = copy(real / "scored", tmp_path / "scored")
+    described = json.loads((scored / "manifest.json").read_bytes())
+    versions = [("environments", 0, "environment", name) for name in described["environments"][0]["environment"]]
+    counts = [("counts", name) for name in described["counts"]]
+    assert len(counts) == 10
+    files = [("files", 1, name) for name in ("rows", "tokens", "trainable_tokens", "bytes", "sha256")]
+    shards = [("environments", 0, "shards", 0), ("source", "digest"), ("identity", "score_dtype")]
+    for path in [*versions, *counts, *files, *shards, ("identity", "overlap"), ("identity", "id_column")]:
+        rewrite_manifest(scored, **{path[0]: changed(described, *path)[path[0]]})
+        check_refused(scored, capfd)
+    identity = changed(described["identity"], "overlap")
+    contents = [e["content_digest"] for e in described["files"] if "rows" in e]
+    content = digest.of_json({"identity": identity, "shards": contents})
+    rewrite_manifest(scored, **{**described, "identity": identity, "content_digest": content})
+    check_refused(scored, capfd, "the identity is not that of shard 0")
+    rewrite_manifest(scored, **described)
+    assert not verify(str(scored)).findings
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("epochs", 1, "folder"),
+        ("epochs", 1, "epoch"),
+        ("identity", "add_columns", 0),
+        ("files", 1, "epoch"),
+        ("files", 1, "tokens"),
+    ],
+)
+def test_a_masked_manifest_with_names_that_are_none_is_a_finding(
+    path: tuple[Any, ...], real: Path, tmp_path: Path, capfd: Any
+) -> None:
+    masked = copy(real / "masked", tmp_path / "masked")
+    described = json.loads((masked / "manifest.json").read_bytes())
+    rewrite_manifest(masked, **changed(described, *path))
+    check_refused(masked, capfd)
+
+
+def test_files_in_each_others_place_are_found_under_new_digests(made: Path, masked: Path, capfd: Any) -> None:
+    """As a run that was continued over a mistaken copy once finished."""
+    described = json.loads((masked / "manifest.json").read_bytes())
+    swap(masked, MASKED_FIRST, MASKED_SECOND)
+    for entry in described["files"]:
+        if entry["file"] in (MASKED_FIRST, MASKED_SECOND):
+            digests = read_footer(masked / entry["file"])
+            entry |= manifest.file_entry(masked, masked / entry["file"], content_digest=digests.content_digest)
+    contents = [e["content_digest"] for e in described["files"] if "rows" in e]
+    rewrite_manifest(masked, files=described["files"], content_digest=digest.of_json(contents))
+    check_refused(
+        masked, capfd, "by its footer it is epoch_000/train-00001", "by its footer it is epoch_000/train-00000"
+    )
 
 
 def test_wrong_scores_to_prove_from(made: Path, masked: Path, tmp_path: Path, capfd: Any) -> None:

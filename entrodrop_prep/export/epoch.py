@@ -21,7 +21,8 @@ from entrodrop_prep.sample.mask import Masked, Rows
 from entrodrop_prep.shards import read_batches, read_footer
 
 GROUP_TOKENS = 1 << 18
-SHARD_FILES = "epoch_*/*.parquet"
+EPOCHS = "epoch_*"
+SHARD_FILES = f"{EPOCHS}/*.parquet"
 PLAIN, VALIDATION = "plain", "validation"
 OTHER_FILES = {PLAIN: "plain/train-*.parquet", VALIDATION: "validation/validation-*.parquet"}
 COUNTS = FIGURES
@@ -123,8 +124,7 @@ class Part:
 
     def name(self, shard: int) -> str:
         """``epoch_003/train-00000-of-00004.parquet``."""
-        split = VALIDATION if self.folder == VALIDATION else "train"
-        return f"{self.folder}/{split}-{shard:05d}-of-{self.layout.shards:05d}.parquet"
+        return f"{_stem(self.folder, shard)}-of-{self.layout.shards:05d}.parquet"
 
     @property
     def label(self) -> dict[str, Any]:
@@ -135,6 +135,17 @@ class Part:
 def folder(epoch: int) -> str:
     """``epoch_003``."""
     return f"epoch_{epoch:03d}"
+
+
+def _stem(folder: str, shard: int) -> str:
+    """``epoch_003/train-00000``."""
+    return f"{folder}/{VALIDATION if folder == VALIDATION else 'train'}-{shard:05d}"
+
+
+def misplaced(name: str, info: dict[str, Any]) -> str | None:
+    """What is wrong with a file of this name in the directory whose footer says it is another; None if nothing is."""
+    stem = _stem(folder(info["epoch"]) if "epoch" in info else info.get("part", ""), info.get("shard", 0))
+    return None if name.startswith(f"{stem}-of-") else f"by its footer it is {stem}"
 
 
 def check_content(path: Path, schema: pa.Schema) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from entrodrop_prep import __version__, digest, manifest
 from entrodrop_prep.export import derived
-from entrodrop_prep.export.card import write_card
+from entrodrop_prep.export.card import PICTURE, write_card
 from entrodrop_prep.export.epoch import VALIDATION, Part, add_counts
 from entrodrop_prep.export.job import Job
 from entrodrop_prep.export.plan import recipe_values
@@ -56,8 +56,16 @@ def finish(
     }
     if layouts:
         described["derived"] = derived.make(out, described, layouts)
+    return publish(out, described)
+
+
+def publish(out: Path, described: dict[str, Any]) -> dict[str, Any]:
+    """Write the card, its picture, and then the manifest, which lists the picture; returns it as written."""
     write_card(out, described)
-    return manifest.write(out, described)
+    files = [e for e in described["files"] if e["file"] != PICTURE]
+    if "entropy_histogram" in described:  # what it is drawn from, which earlier versions did not count
+        files.append(manifest.file_entry(out, out / PICTURE))
+    return manifest.write(out, {**described, "files": files})
 
 
 def _gathered(out: Path, part: Part, files: list[dict[str, Any]], job: Job) -> dict[str, Any]:

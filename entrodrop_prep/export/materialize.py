@@ -14,16 +14,17 @@ from entrodrop_prep.config import MaterializeConfig, PushConfig
 from entrodrop_prep.errors import ConfigError, IntegrityError, OutputError, SourceError
 from entrodrop_prep.export import derived
 from entrodrop_prep.export.card import NAME as CARD
-from entrodrop_prep.export.card import write_card
 from entrodrop_prep.export.epoch import (
+    EPOCHS,
     OTHER_FILES,
     PLAIN,
     SHARD_FILES,
     VALIDATION,
     Part,
     check_content,
+    misplaced,
 )
-from entrodrop_prep.export.finish import finish
+from entrodrop_prep.export.finish import finish, publish
 from entrodrop_prep.export.job import Job, Single
 from entrodrop_prep.export.mixture import Mixture
 from entrodrop_prep.export.plan import warn_if_flat
@@ -88,7 +89,7 @@ def _materialize(config: MaterializeConfig) -> MaterializeSummary:
     with locked(out):
         manifest.check_usable(out, "masked")
         with writing(out):
-            remove_leftovers(out)
+            remove_leftovers(out, EPOCHS, *OTHER_FILES)
         identity = job.identity
         finished, begun = (None, set()) if config.overwrite else _earlier(out, identity)
         wanted = set(config.epochs_to_write()) | begun
@@ -249,11 +250,16 @@ def _missing(
         path = out / part.name(shard)
         if not path.exists():
             missing.append(shard)
-        elif read_footer(path).info.get("fingerprint") != fingerprint:
+            continue
+        info = read_footer(path).info
+        if info.get("fingerprint") != fingerprint:
             raise IntegrityError(
                 "it was made with other settings than its directory", where=str(path), fix="remove it and run again"
             )
-        elif part.name(shard) in listed:
+        wrong = misplaced(part.name(shard), info)
+        if wrong:
+            raise IntegrityError(wrong, where=str(path), fix="remove it and run again")
+        if part.name(shard) in listed:
             manifest.check_file(out, listed[part.name(shard)])
         else:
             check_content(path, schema)
@@ -273,14 +279,13 @@ def _derive(out: Path, finished: dict[str, Any], layouts: list[str], config: Mat
     """What a finished directory still lacks: derived files, its card."""
     complete = derived.holds(out, finished, layouts)
     if not complete:
-        check_space(out, {}, 0, config, sum(e["tokens"] for e in finished["files"]), layouts)
+        check_space(out, {}, 0, config, sum(e.get("tokens", 0) for e in finished["files"]), layouts)
         known = {name: finished[name] for name in ("identity", "environments")}
         manifest.write_state(out, {"schema": MASKED, **known, "layouts": layouts})
         finished = {**finished, "derived": derived.make(out, finished, layouts)}
-        write_card(out, finished)
-        finished = manifest.write(out, finished)
+        finished = publish(out, finished)
     elif not (out / CARD).exists():
-        write_card(out, finished)
+        finished = publish(out, finished)
     return MaterializeSummary(out, finished["epochs"], 0.0, 0, already_complete=complete)
 
 
@@ -304,6 +309,6 @@ def _remove_earlier(out: Path, layouts: list[str]) -> None:
         for pattern in (SHARD_FILES, *(OTHER_FILES[name] for name in listed)):
             for path in out.glob(pattern):
                 path.unlink()
-        for path in sorted([*out.glob("epoch_*"), *(out / name for name in listed)]):
+        for path in sorted([*out.glob(EPOCHS), *(out / name for name in listed)]):
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
