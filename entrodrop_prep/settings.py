@@ -130,8 +130,10 @@ def validate(config: Any) -> None:
         problem = e.errors()[0]
         name = str(problem["loc"][0])
         message = str(problem["msg"]).removeprefix("Value error, ")
+        again = f"give {flag(name)} once for each value; " if settings(cls)[name][1].repeat else ""
         raise ConfigError(
-            f"{flag(name)} {raw.get(name)!r}: {message[:1].lower()}{message[1:]}", fix=f"see {flag(name)} in --help"
+            f"{flag(name)} {raw.get(name)!r}: {message[:1].lower()}{message[1:]}",
+            fix=f"{again}see {flag(name)} in --help",
         ) from None
     for name in raw:
         object.__setattr__(config, name, getattr(checked, name))

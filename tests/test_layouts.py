@@ -319,6 +319,8 @@ def test_mistakes_on_the_command_line(made: Path, tmp_path: Path, capfd: Any) ->
     arguments = ["materialize", str(made / "train"), "--out", str(tmp_path / "out"), "--epochs", "2"]
     assert cli.run([*arguments, "--layout", "parquet"]) == 2
     assert "--layout" in capfd.readouterr().err
+    assert cli.run([*arguments, "--layout", "concatenated,jsonl"]) == 2
+    assert "give --layout once for each value" in capfd.readouterr().err
     assert cli.run([*arguments, "--layout", "concatenated", "--layout", "jsonl"]) == 0
     assert "deriving all/ and all_hf/" in capfd.readouterr().out
     check_derived(tmp_path / "out")

@@ -147,6 +147,12 @@ def test_like_takes_a_directory_with_other_parts_and_without_its_epochs(given: P
     assert tuples(rows) == [row for epoch in epochs for row in epoch]
 
 
+def test_one_plain_source_may_be_a_text(given: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {**STEEP, "scored": [f"a={given}/one"], "cache_dir": tmp_path}
+    one = MaskedRows.open(**settings, plain=f"b={given}/two")
+    assert tuples(one) == tuples(MaskedRows.open(**settings, plain=[f"b={given}/two"]))
+
+
 def test_places_that_are_not_there(given: Path, tmp_path: Path) -> None:
     rows = MaskedRows.open(given / "one", **STEEP, cache_dir=tmp_path)
     assert rows[-1] == rows[len(rows) - 1]
@@ -238,8 +244,16 @@ def test_what_cannot_be(given: Path, tmp_path: Path) -> None:
         MaskedRows.open(one, epochs=2, cache_dir=tmp_path / "file")
     unlabelled = some_rows(6)
     unlabelled.loss_mask[:] = False
-    with pytest.raises(SourceError, match="no row has anything to train on"):
+    with pytest.raises(SourceError, match="no row has anything to train on in epoch 0"):
         MaskedRows.open(write_scored(tmp_path / "empty", unlabelled), epochs=2, quantile=0, cache_dir=tmp_path)
+    with pytest.raises(SourceError, match=r"no row has anything to train on in epoch \d.*weights so small"):
+        MaskedRows.open([f"a={one}:0.001"], epochs=40, cache_dir=tmp_path)
+    for text, said in (
+        (f"{one}:2", f"a source with a weight needs a name; write NAME={one}:2"),
+        (f"a={one}:1e1", "'1e1'"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            MaskedRows.open([text], epochs=2, cache_dir=tmp_path)
 
     settings = settings_of("a mixture", given)
     written(tmp_path / "mixed", settings)

@@ -250,6 +250,8 @@ def test_the_table_is_the_manifests(made: Path) -> None:
         assert re.search(rf"^# +{e['folder']} +{e['rows']} .* {e['labels_left']:,} +{kept}$", text, re.MULTILINE), text
     most = max(e["trainable"] / e["labels_left"] for e in described["epochs"])
     assert f"{most:.2f} times" in plain(text)
+    assert "`materialize --add-columns n_trainable`, with a new --out)" in plain(text)
+    assert "`materialize --rows-multiple 16`, with a new --out, makes" in plain(text)
     assert "times" not in recipe("transformers", str(made / "inputs")).partition("import")[0].replace("P times", "")
 
 

@@ -72,6 +72,7 @@ def open_sources(config: MaterializeConfig) -> Sources:
     opened: list[Source] = []
     for index, (text, name, rest, plain) in enumerate(given):
         if alone and index == 0:
+            _check_weight(rest, named=False)
             opened.append(Source(SOURCE, _open(rest)))
             continue
         if name is None:
@@ -80,6 +81,7 @@ def open_sources(config: MaterializeConfig) -> Sources:
                 fix="write NAME=SCORED or NAME=SCORED:WEIGHT; a name is letters, digits, _ and -, 64 at most",
             )
         path, weight = _weighted(rest)
+        _check_weight(path, named=True)
         if name == EVAL:
             raise ConfigError("no source can have the name 'eval'", where=text, fix="choose another")
         if not MIN_WEIGHT <= weight <= MAX_WEIGHT:
@@ -136,6 +138,18 @@ def _weighted(text: str) -> tuple[str, float]:
     """Path and weight of ``PATH[:WEIGHT]``."""
     found = _WEIGHTED.fullmatch(text)
     return (found[1], float(found[2])) if found else (text, 1.0)
+
+
+def _check_weight(path: str, *, named: bool) -> None:
+    """Raises ConfigError where the path of a source that is not there is another one's with a weight behind it."""
+    directory, _, weight = path.rpartition(":")
+    if not directory or local_directory(path).exists() or not local_directory(directory).is_dir():
+        return
+    if named:
+        raise ConfigError(
+            f"the weight {weight!r} is not a number such as 2 or 0.5", where=path, fix="write NAME=SCORED:2"
+        )
+    raise ConfigError("a source with a weight needs a name", where=path, fix=f"write NAME={path}")
 
 
 def spec(name: str, path: str, weight: float) -> str:

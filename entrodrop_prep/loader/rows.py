@@ -61,9 +61,9 @@ class MaskedRows:
         """Rows of each epoch."""
         if not all(self.epoch_lengths):
             raise SourceError(
-                "no row has anything to train on",
+                f"no row has anything to train on in epoch {self.epoch_lengths.index(0)}",
                 where=", ".join(str(s.directory) for s in self._job.directories),
-                fix="check loss masks and weights",
+                fix="check loss masks, and weights so small that an epoch gets no row",
             )
         self._firsts = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.epoch_lengths)])
 
@@ -73,7 +73,7 @@ class MaskedRows:
         scored: str | Path | Sequence[str],
         recipe: str | Path | None = None,
         *,
-        plain: Sequence[str] = (),
+        plain: str | Sequence[str] = (),
         cache_dir: str | Path | None = None,
         **recipe_settings: Any,
     ) -> MaskedRows:
@@ -82,7 +82,7 @@ class MaskedRows:
         Args:
             scored: a scored directory, or several as ``NAME=SCORED[:WEIGHT]``.
             recipe: YAML or JSON file of settings.
-            plain: sources whose rows are never masked.
+            plain: a source whose rows are never masked, or several.
             cache_dir: see ``MaskedRows``.
             recipe_settings: those of a recipe, by name: ``epochs=4, quantile=0.3``; they win over the file. And those
                 that change the rows: ``pack``, ``add_columns``, ``rows_multiple``.
@@ -93,7 +93,10 @@ class MaskedRows:
         for name in recipe_settings:
             if name not in known:
                 raise ConfigError(f"MaskedRows takes no setting {name!r}", fix=f"settings are: {', '.join(known)}")
-        given: dict[str, Any] = {"scored": str(scored) if isinstance(scored, Path) else scored, "plain": tuple(plain)}
+        given: dict[str, Any] = {
+            "scored": str(scored) if isinstance(scored, Path) else scored,
+            "plain": (plain,) if isinstance(plain, str) else tuple(plain),
+        }
         file = None if recipe is None else str(recipe)
         config = MaterializeConfig.load(file, out=_NOWHERE, **given, **recipe_settings)
         return cls(config, cache_dir)

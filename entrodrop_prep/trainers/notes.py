@@ -63,7 +63,7 @@ def steps(facts: Facts, batch: int, accumulate: int = 1) -> list[str]:
             f"An epoch's rows are no multiple of {per_step}: a step may hold the end of one and the start of the next."
         )
         if min(e.rows for e in facts.epochs) >= per_step:
-            said[-1] += f" `materialize --rows-multiple {per_step}` makes them a multiple."
+            said[-1] += f" `materialize --rows-multiple {per_step}`, with a new --out, makes them a multiple."
     return said
 
 
@@ -81,8 +81,8 @@ def weight(facts: Facts, *, divides: bool = True) -> list[str]:
     if COLUMN in facts.columns:
         return [f"{said} The loss below divides by the trainable tokens before dropping: none weighs more."]
     return [
-        f"{said} With a column {COLUMN} (`materialize --add-columns {COLUMN}`) the recipe divides by the trainable "
-        "tokens before dropping instead."
+        f"{said} With a column {COLUMN} (`materialize --add-columns {COLUMN}`, with a new --out) the recipe divides by "
+        "the trainable tokens before dropping instead."
     ]
 
 
