@@ -117,8 +117,14 @@ def test_one_shard_is_shared_one_engine_does_not_start_and_one_hangs(
                 engine.process.send_signal(signal.SIGSTOP)
 
     def kill_the_third() -> None:
-        if until(lambda: len(engines()) == 3):
-            engines()[2].kill()
+        started: list[Any] = []
+
+        def all_three() -> bool:
+            started[:] = engines()
+            return len(started) == 3
+
+        if until(all_three):
+            started[2].kill()
 
     monkeypatch.setattr(Engine, "give", noted)
     killer = threading.Thread(target=kill_the_third)
@@ -130,12 +136,12 @@ def test_one_shard_is_shared_one_engine_does_not_start_and_one_hangs(
             tmp_path / "out",
             **{**SETTINGS, "rows_per_shard": len(rows)},
             replicas="3",
-            engine_timeout=6.0,
+            engine_timeout=10.0,
         )
     killer.join()
     assert [r.getMessage() for r in caplog.records if "engine" in r.getMessage()] == [
         "going on without engine 2: vLLM's engine does not start: signal 9",
-        "a vLLM engine ended (it finished no step in 6 s); left: 1",
+        "a vLLM engine ended (it finished no step in 10 s); left: 1",
     ]
     assert given.keys() == {"engine 0", "engine 1"}
     assert given["engine 0"] >= 20
