@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models_for_tests import Markov, random_rows, rows_of, run_score, settings_for, words, write_rows
+from models_for_tests import Markov, random_rows, rows_of, run_score, settings_for, shards, words, write_rows
 from servers_for_tests import Proxy, VllmServer, free_port, seeded_faults
+from test_score_exact import check as check_rows
 from vllm_for_tests import until
 
 from entrodrop_prep.backends.feed import Feed, score_all
@@ -352,6 +353,32 @@ def test_nobody_is_left(servers: Servers, connect: Connect, proxy: Callable[...,
     assert text.endswith("; finished shards are kept: run the same command again when they are back")
     words = {"reset": "the connection ended", "503": "HTTP 503: injected 503", "refused": "Connection refused"}
     assert words[fault] in text
+
+
+def test_a_run_goes_on_when_servers_are_back(
+    servers: Servers, closed_form: Markov, proxy: Callable[..., Proxy], tmp_path: Path
+) -> None:
+    rows = random_rows(60, V, longest=40, seed=5)
+    source = write_rows(tmp_path / "rows.jsonl", [{"input_ids": ids} for ids in rows])
+    between, posts = proxy(servers.plain), itertools.count()
+    settings = {"backend": "server", "server": (between.url,), "patience": 2.0, "rows_per_shard": 5}
+
+    def until_some_are_scored(method: str, path: str, n: int) -> str | None:
+        return "reset" if method == "POST" and next(posts) > 9 else None
+
+    between.plan = until_some_are_scored
+    out = tmp_path / "out"
+    with pytest.raises(ScoreError, match=r"no server has answered for 2 s: .* run the same command again"):
+        run_score(source, closed_form.directory, out, **settings)
+    kept = {path.name: path.read_bytes() for path in shards(out)}
+    assert 1 <= len(kept) < 12
+    assert not (out / "manifest.json").exists()
+    between.plan = lambda method, path, n: None
+    run_score(source, closed_form.directory, out, **settings)
+    assert len(shards(out)) == 12
+    assert {path.name: path.read_bytes() for path in shards(out) if path.name in kept} == kept
+    check_rows(rows_of(out), rows, closed_form)
+    assert verify(str(out)).findings == []
 
 
 def test_a_batch_whose_answers_cannot_be_used(servers: Servers, connect: Connect, proxy: Callable[..., Proxy]) -> None:
