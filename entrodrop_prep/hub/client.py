@@ -267,13 +267,13 @@ class Client:
 def _store_errors() -> Iterator[None]:
     """What goes wrong with large files as a StoreError.
 
-    They raise RuntimeError, the library's around the error of one file and ``hf_xet``'s own, and two classes of the
-    latter that are errors of the operating system.
+    They raise RuntimeError, the library's around the error of one file, and ``hf_xet``'s RuntimeError, ConnectionError
+    and two classes of its own, which are errors of the operating system.
     """
     try:
         yield
     except (RuntimeError, OSError) as e:
-        if isinstance(e, OSError) and type(e).__module__ != "hf_xet":
+        if isinstance(e, OSError) and not isinstance(e, ConnectionError) and type(e).__module__ != "hf_xet":
             raise
         said = f"{e} {e.__cause__ or ''}".strip()
         found = _STATUS.search(said)
