@@ -226,17 +226,60 @@ def test_it_divides_by_the_trainable_tokens_where_the_rows_have_them(trainer: st
     assert float(loss) == pytest.approx(float(mean) * left / before, rel=1e-5)
 
 
+@pytest.mark.parametrize("columns", [(), ("position_ids", "seq_lengths")])
 @pytest.mark.parametrize("trainer", OURS)
-def test_packed_rows_run_and_are_told_of(trainer: str, made: Path, here: Path) -> None:
-    masked = mask(made, f"packed-{trainer}", pack=64, add_columns=("position_ids", "seq_lengths"))
-    place(here, masked)
+def test_packed_rows_run_and_are_told_of(
+    trainer: str, columns: tuple[str, ...], made: Path, here: Path, tmp_path: Path
+) -> None:
+    place(here, mask(made, str(tmp_path / "packed"), pack=64, add_columns=columns))
     assert read_facts("masked").packed == 64
     text = recipe(trainer, "masked")
-    assert "Rows are packed, up to 64 tokens: documents of a row see each other" in plain(text)
+    apart = bool(columns) and trainer != "lightning"
+    assert ("Their documents are kept apart by position_ids" in plain(text)) == apart
+    assert (
+        "with this file the documents of a row see each other. Better are rows that are not" in plain(text)
+    ) != apart
     names, batches = run_text(text)
     arrived = check_batches("masked", batches)
     assert arrived.epochs == (0, 1, 2)
     assert steps_run(names) == steps_said(text)
+
+
+@pytest.mark.parametrize("more", [{}, {"add_columns": ("n_trainable", "position_ids"), "eval": "scored"}])
+@pytest.mark.parametrize("trainer", ["transformers", "trl"])
+def test_documents_of_a_packed_row_do_not_see_each_other(
+    trainer: str, more: dict[str, Any], made: Path, here: Path, tmp_path: Path
+) -> None:
+    if "eval" in more:
+        more = {**more, "eval": str(made / "scored")}
+    place(here, mask(made, str(tmp_path / "packed"), **{"pack": 64, "add_columns": ("position_ids",), **more}))
+    names, batches = run_recipe(trainer)
+    epochs = json.loads((here / "masked" / "manifest.json").read_bytes())["epochs"]
+    assert check_batches("masked", batches).rows == sum(e["rows"] for e in epochs)
+    assert all("attention_mask" not in batch for batch in batches)
+    own = names["trainer"]
+    batch = next(b for b in own.get_train_dataloader() if (b["position_ids"] == 0).sum() > 1)
+    batch = {name: batch[name] for name in ("input_ids", "labels", "position_ids")}
+    second = int(torch.nonzero(batch["position_ids"][0] == 0)[1])
+    other = {**batch, "input_ids": batch["input_ids"].clone()}
+    other["input_ids"][0, :second] = (other["input_ids"][0, :second] + 1) % 90
+    before, after = (hidden_states(own, b) for b in (batch, other))
+    assert not torch.equal(before[:second], after[:second])
+    assert torch.equal(before[second:], after[second:])
+
+
+def hidden_states(trainer: Any, batch: dict[str, Any]) -> torch.Tensor:
+    """[T, H] last hidden states of the one line of a batch, for which the trainer computes its loss."""
+    noted: list[torch.Tensor] = []
+    hook = trainer.model.model.register_forward_hook(lambda *args: noted.append(args[-1].last_hidden_state))
+    trainer.model.eval()
+    try:
+        with torch.no_grad():
+            trainer.compute_loss(trainer.model, dict(batch))
+    finally:
+        hook.remove()
+    (state,) = noted
+    return state[0]
 
 
 # --- what it says

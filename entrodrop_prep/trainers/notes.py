@@ -18,7 +18,7 @@ def comment(*paragraphs: str) -> str:
     return "".join(f"# {line}".rstrip() + "\n" for line in lines)
 
 
-def head(facts: Facts, what: str, batch: int, accumulate: int = 1, *, divides: bool = True) -> str:
+def head(facts: Facts, what: str, batch: int, accumulate: int = 1, *, divides: bool, apart: bool = False) -> str:
     """The comment a recipe begins with: what is trained on, how many steps that takes, and what to know of it.
 
     Args:
@@ -27,6 +27,7 @@ def head(facts: Facts, what: str, batch: int, accumulate: int = 1, *, divides: b
         batch: rows in a batch.
         accumulate: batches in an optimizer step.
         divides: whether the recipe can divide the loss by the trainable tokens before dropping.
+        apart: whether it keeps the documents of a packed row apart.
     """
     return comment(
         what,
@@ -37,7 +38,7 @@ def head(facts: Facts, what: str, batch: int, accumulate: int = 1, *, divides: b
         *steps(facts, batch, accumulate),
         *weight(facts, divides=divides),
         *untrained(facts),
-        *lengths(facts),
+        *lengths(facts, apart=apart),
     )
 
 
@@ -96,16 +97,21 @@ def untrained(facts: Facts) -> list[str]:
     ]
 
 
-def lengths(facts: Facts) -> list[str]:
-    """How long rows are."""
+def lengths(facts: Facts, *, apart: bool = False) -> list[str]:
+    """How long rows are, and what the documents of a packed one see."""
     longest = "as long as `--max-length` of `entrodrop score` at most"
     if facts.longest is not None:
         longest = f"up to {facts.longest:,} tokens long"
     said = [f"Rows are {longest}; a lower limit of the trainer's would cut them after they were masked."]
     if facts.packed is not None:
         said.append(
-            f"Rows are packed, up to {facts.packed:,} tokens: documents of a row see each other unless the model gets "
-            "position_ids and no attention_mask; docs/packing.md has scripts for that."
+            f"Rows are packed, up to {facts.packed:,} tokens. Their documents are kept apart by position_ids and no "
+            "attention_mask; docs/packing.md says for which models."
+            if apart
+            else f"Rows are packed, up to {facts.packed:,} tokens, and with this file the documents of a row see each "
+            "other. Better are rows that are not packed (`materialize` without --pack, with a new --out), or the "
+            "recipe for transformers or trl, which keeps documents apart where --add-columns position_ids tells of "
+            "them."
         )
     return said
 

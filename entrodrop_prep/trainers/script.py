@@ -11,13 +11,28 @@ from entrodrop_prep.trainers.facts import Facts
 from entrodrop_prep.trainers.template import fill, text
 
 CHECKED = 100  # batches that are compared with the files before training
+POSITIONS = "position_ids"
+COLLATE = '''#? !divides
+def collate(rows):
+    """Rows behind each other: the model keeps documents apart by position_ids, and only without attention_mask."""
+    names = ("input_ids", "labels", "position_ids")
+    batch = {name: torch.tensor([[x for row in rows for x in row[name]]]) for name in names}
+    if "n_trainable" in rows[0]:  #? divides
+        batch["n_trainable"] = torch.tensor([row["n_trainable"] for row in rows])  #? divides
+    return batch
 
 
-def script(facts: Facts, what: str, template: str, batch: int, accumulate: int = 1) -> str:
+'''
+
+
+def script(
+    facts: Facts, what: str, template: str, batch: int, accumulate: int = 1, *, can_keep_apart: bool = False
+) -> str:
     """A whole script: its notes, and the template with the dataset's values in it.
 
-    Lines of the template may depend on ``divides`` (the loss is divided by the trainable tokens before dropping) and on
-    ``validates`` (there is a split ``validation``).
+    Lines of the template may depend on ``divides`` (the loss is divided by the trainable tokens before dropping), on
+    ``validates`` (there is a split ``validation``), on ``apart`` (rows are packed, and the documents of one are kept
+    apart by ``$collate``), on ``selects`` (the first or the third needs a column) and on ``pads`` (the first only).
 
     Args:
         facts: of the dataset.
@@ -25,10 +40,15 @@ def script(facts: Facts, what: str, template: str, batch: int, accumulate: int =
         template: the code: see ``template.fill``.
         batch: rows in a batch.
         accumulate: batches in an optimizer step.
+        can_keep_apart: whether the template has ``$collate``. A packed row is then a batch, with as many more to a
+            step: the attention takes memory by the square of the tokens in a batch.
     """
+    apart = can_keep_apart and facts.packed is not None and POSITIONS in facts.columns
+    if apart:
+        batch, accumulate = 1, batch * accumulate
     steps, epochs = facts.steps(batch, accumulate), len(facts.epochs)
     divides = COLUMN in facts.columns and facts.drops_labels
-    usual = masked_schema().names
+    usual = ["input_ids", "labels", POSITIONS] if apart else masked_schema().names
     columns = [*usual, *([COLUMN] if divides else [])]
     values: dict[str, str | int] = {
         "masked": text(facts.directory),
@@ -42,5 +62,10 @@ def script(facts: Facts, what: str, template: str, batch: int, accumulate: int =
         "columns": f".select_columns({json.dumps(columns)})" if facts.columns else "",
         "held_out_columns": f".select_columns({json.dumps(usual)})" if facts.columns else "",
     }
-    holds = {"divides": divides, "validates": facts.validation_rows is not None}
-    return f"{notes.head(facts, what, batch, accumulate, divides=True)}\n{fill(template, values, holds)}"
+    holds = {"divides": divides, "validates": facts.validation_rows is not None, "apart": apart}
+    holds |= {"selects": divides or apart, "pads": divides and not apart}
+    values |= {
+        "collate": fill(COLLATE, {}, holds) if apart else "",
+        "seq2seq": "" if apart else "DataCollatorForSeq2Seq, ",
+    }
+    return f"{notes.head(facts, what, batch, accumulate, divides=True, apart=apart)}\n{fill(template, values, holds)}"

@@ -15,8 +15,9 @@ SCRIPT = '''\
 from itertools import islice
 from pathlib import Path
 
+import torch  #? apart
 from datasets import load_dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, ${seq2seq}Trainer, TrainingArguments
 
 from entrodrop_prep import check_batches
 from entrodrop_prep.losses import TrainableTokenLoss  #? divides
@@ -29,10 +30,10 @@ class Training(TrainableTokenLoss, Trainer):  #? divides
     """Divides by the trainable tokens before dropping."""  #? divides
 #? divides
 #? divides
-model = AutoModelForCausalLM.from_pretrained(MODEL)
+${collate}model = AutoModelForCausalLM.from_pretrained(MODEL)
 tokenizer = AutoTokenizer.from_pretrained(MODEL)
-if tokenizer.pad_token is None:
-    tokenizer.pad_token = tokenizer.eos_token  # only fills up a batch: attention_mask 0, label -100
+if tokenizer.pad_token is None:  #? !apart
+    tokenizer.pad_token = tokenizer.eos_token  # only fills up a batch: attention_mask 0, label -100  #? !apart
 trainer = Trainer(  #? !divides
 trainer = Training(  #? divides
     model=model,
@@ -53,7 +54,8 @@ trainer = Training(  #? divides
     ),
     train_dataset=load_dataset(MASKED, split="train")$columns,  # all epochs, one after the other
     eval_dataset=load_dataset(MASKED, split="validation")$held_out_columns,  #? validates
-    data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),  # pads labels and keeps them
+    data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),  # pads labels and keeps them  #? !apart
+    data_collator=collate,  #? apart
 )
 if trainer.args.world_size == 1:  # is what comes what was written? (of several processes each has a part of it)
     check_batches(MASKED, islice(trainer.get_train_dataloader(), $checked), complete=False)
@@ -67,4 +69,4 @@ tokenizer.save_pretrained(OUT)
 
 def recipe(facts: Facts) -> str:
     """A Python script."""
-    return script(facts, WHAT, SCRIPT, BATCH, ACCUMULATE)
+    return script(facts, WHAT, SCRIPT, BATCH, ACCUMULATE, can_keep_apart=True)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 from datasets import load_dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer  #? !divides
-from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq  #? divides
+from transformers import AutoModelForCausalLM, AutoTokenizer  #? !pads
+from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq  #? pads
 from trl import SFTConfig, SFTTrainer
 
 from entrodrop_prep import check_batches
@@ -31,7 +31,7 @@ class Training(TrainableTokenLoss, SFTTrainer):  #? divides
     """Divides by the trainable tokens before dropping."""  #? divides
 #? divides
 #? divides
-model = AutoModelForCausalLM.from_pretrained(MODEL)
+${collate}model = AutoModelForCausalLM.from_pretrained(MODEL)
 tokenizer = AutoTokenizer.from_pretrained(MODEL)
 if tokenizer.pad_token is None:
     tokenizer.pad_token = tokenizer.eos_token  # only fills up a batch: attention_mask 0, label -100
@@ -48,7 +48,7 @@ trainer = Training(  #? divides
         per_device_train_batch_size=$batch,
         gradient_accumulation_steps=$accumulate,
         learning_rate=1e-4,
-        remove_unused_columns=False,  # n_trainable must reach the loss  #? divides
+        remove_unused_columns=False,  # the default drops n_trainable and position_ids  #? selects
         bf16=torch.cuda.is_available(),  # the default stops on a CPU
         logging_steps=1,
         save_steps=$save_steps,  # a stopped run goes on behind the last of these
@@ -59,7 +59,8 @@ trainer = Training(  #? divides
     ),
     train_dataset=load_dataset(MASKED, split="train")$columns,  # all epochs, one after the other
     eval_dataset=load_dataset(MASKED, split="validation")$held_out_columns,  #? validates
-    data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),  # keeps n_trainable  #? divides
+    data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),  # keeps n_trainable  #? pads
+    data_collator=collate,  #? apart
     processing_class=tokenizer,
 )
 if trainer.args.world_size == 1:  # is what comes what was written? (of several processes each has a part of it)
@@ -74,4 +75,4 @@ tokenizer.save_pretrained(OUT)
 
 def recipe(facts: Facts) -> str:
     """A Python script."""
-    return script(facts, WHAT, SCRIPT, BATCH, ACCUMULATE)
+    return script(facts, WHAT, SCRIPT, BATCH, ACCUMULATE, can_keep_apart=True)
