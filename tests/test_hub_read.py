@@ -176,7 +176,7 @@ def test_no_hub_at_all(hub: Hub, tmp_path: Path) -> None:
 
 
 TEXTS = [words(row) for row in random_rows(70, 97, seed=3)]
-CARD = b"---\nlicense: cc-by-4.0\nlanguage:\n- en\n- nb\n---\n# Words\n"
+CARD = b"---\nlicense: cc-by-4.0\nlanguage:\n- en\n- no\n---\n# Words\n"
 
 
 def parquet(texts: list[str]) -> bytes:
@@ -223,7 +223,7 @@ def test_a_dataset_is_scored_at_a_revision_and_as_a_stream(
     assert f"alice/words at commit {published}" in answers[0][1]
     usual, stream, old, older = (read(tmp_path / n, SCORED) for n in ("usual", "stream", "old", "older"))
     assert usual["identity"]["source"]["revision"] == published
-    assert usual["source"]["card"] == {"license": "cc-by-4.0", "language": ["en", "nb"]}
+    assert usual["source"]["card"] == {"license": "cc-by-4.0", "language": ["en", "no"]}
     assert usual["content_digest"] == stream["content_digest"]
     assert usual["source"] == stream["source"]
     assert usual["counts"]["rows_read"] == 70

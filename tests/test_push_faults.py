@@ -5,6 +5,7 @@ Runs that fail in different ways share no server and no directory, so that sever
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -123,11 +124,62 @@ def test_one_commit_comes_of_it(name: str, outcomes: dict[str, Future[Outcome]],
         assert "already there" in found.again.stdout
 
 
+@pytest.mark.parametrize("kind", ["500", "429", "reset", "lost"])
+def test_a_branch_and_the_card_that_is_there(kind: str, masked: Path, tmp_path: Path) -> None:
+    """Making the one and fetching the other fail twice; the card's manifest is one of an earlier push."""
+    card = b"---\npretty_name: Mine\n---\n# T\n\nWords of mine.\n"
+    earlier = json.dumps({"schema": "masked/1", "files": [{"file": "epoch_004/train-0.parquet"}]}).encode()
+    stale = {"epoch_004/train-0.parquet": put_rows(4), "manifest.json": earlier}
+    with Hub(tmp_path / "hub") as hub:
+        repo = hub.create("alice/data", files={**FOREIGN, **stale, "README.md": card})
+        head = repo.head()
+        hub.faults += each(kind, ("refs", "branch", "resolve"), times=2, retry_after=0)
+        done = push(hub, tmp_path / "home", str(masked), "alice/data", "--branch", "work", "--tag", "v1")
+        assert done.returncode == 0, done.stderr
+        assert not [f for f in hub.faults if f.times]
+        assert repo.head() == head
+        ours, *before = repo.log("work")
+        assert ours["title"].startswith("masked dataset")
+        assert [c["id"] for c in before] == [c["id"] for c in repo.log()]
+        files = repo.files("work")
+        assert set(files) - set(stale) >= {*FOREIGN, *parquet_paths(masked)}
+        assert "epoch_004/train-0.parquet" not in files
+        assert b"Words of mine." in repo.read("README.md", "work")
+        assert repo.meta["tags"] == {"v1": repo.head("work")}
+
+
+@pytest.mark.parametrize(
+    "kind", ["500", "reset", *(pytest.param(kind, marks=pytest.mark.heavy) for kind in ("429", "lost"))]
+)
+def test_faults_over_xet(kind: str, masked: Path, tmp_path: Path) -> None:
+    """What the other way of uploading calls, the keys to its store among it. Its own transport is no HTTP here."""
+    steps = ("tree", "preupload", "xet-token", "commit", "resolve", "tag")
+    with Hub(tmp_path / "hub") as hub:
+        repo = hub.create("alice/data", files=FOREIGN)
+        hub.faults += each(kind, steps, retry_after=0)
+        done = push(hub, tmp_path / "home", str(masked), "alice/data", "--tag", "v1", xet=True)
+        assert done.returncode == 0, done.stderr
+        assert not [f for f in hub.faults if f.times]
+        assert len(commits_of(hub, "alice/data")) == 1
+        assert holds(hub, "alice/data", masked)
+        assert repo.meta["tags"] == {"v1": repo.head()}
+        assert {path: repo.read(path) for path in FOREIGN} == FOREIGN
+        kept = hub.uploaded()
+        hub.forget()
+        again = push(hub, tmp_path / "home", str(masked), "alice/data", "--tag", "v1", xet=True)
+        assert "already there" in again.stdout
+        assert (hub.uploaded(), hub.count("commit")) == (kept, 0)
+
+
 @pytest.mark.parametrize(
     ("call", "kind", "after"),
-    [("lfs-put", "before", 2), ("commit", "before", 0), ("commit", "lost", 0), ("tag", "before", 0)],
+    [
+        *[("lfs-put", "before", 2), ("commit", "before", 0), ("commit", "lost", 0), ("tag", "before", 0)],
+        *[("xet-token", "before", 0), ("xet commit", "before", 0), ("xet commit", "lost", 0)],
+    ],
 )
 def test_a_killed_push_goes_on(call: str, kind: str, after: int, masked: Path, tmp_path: Path) -> None:
+    xet, call = call.startswith("xet"), call.removeprefix("xet ")
     with Hub(tmp_path / "hub") as hub:
         repo = hub.create("alice/data", files=FOREIGN)
         running: list[subprocess.Popen[str]] = []
@@ -137,17 +189,23 @@ def test_a_killed_push_goes_on(call: str, kind: str, after: int, masked: Path, t
             running[0].wait()
 
         hub.faults.append(Fault(call, kind, after=after, do=kill))
-        running.append(start(hub, tmp_path / "home", "push", *FAST, str(masked), "alice/data", "--tag", "v1"))
+        arguments = ("push", *FAST, str(masked), "alice/data", "--tag", "v1")
+        running.append(start(hub, tmp_path / "home", *arguments, xet=xet))
         running[0].communicate()
         assert running[0].returncode == -signal.SIGKILL
     with Hub(tmp_path / "hub") as hub_again:
         hub_again.calls += hub.calls
-        done = push(hub_again, tmp_path / "home", str(masked), "alice/data", "--tag", "v1")
+        kept = hub_again.xet.stored_bytes()
+        done = push(hub_again, tmp_path / "home", str(masked), "alice/data", "--tag", "v1", xet=xet)
         assert done.returncode == 0, done.stderr
         assert len(commits_of(hub_again, "alice/data")) == 1
         assert holds(hub_again, "alice/data", masked)
         assert repo.meta["tags"] == {"v1": repo.head()}
         assert {path: repo.read(path) for path in FOREIGN} == FOREIGN
+        if xet:
+            assert hub_again.count("lfs-batch") == 0
+            assert not kept or hub_again.xet.stored_bytes() == kept, "chunks that are there are not sent again"
+            return
         sizes = sorted(p.stat().st_size for p in masked.glob("epoch_*/*.parquet"))
         in_flight = 5 if call == "lfs-put" else 0  # so many files the library sends at a time
         assert sum(sizes) <= hub_again.uploaded() <= sum(sizes) + sum(sizes[-in_flight:] if in_flight else [])
