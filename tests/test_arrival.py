@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from gradients_for_tests import trained_positions
+from gradients_for_tests import check_trained, trained_positions
 from models_for_tests import random_rows, run_score, save_model, tiny_llama, words, write_rows
-from recipes_for_tests import run_recipe
+from recipes_for_tests import run_recipe, watch_text
 from scored_for_tests import copy
 from transformers import AutoModelForCausalLM, DataCollatorWithFlattening, LlamaForCausalLM
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as PaddingFree
@@ -25,6 +25,7 @@ from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.errors import ConfigError, IntegrityError
 from entrodrop_prep.schema import masked_schema
 from entrodrop_prep.shards import write_shard
+from entrodrop_prep.trainers import recipe
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 TRAINERS = ("transformers", "trl", "lightning")
@@ -92,27 +93,34 @@ def scripts(page: str) -> list[str]:
 # --- real trainers
 
 
-def loss_of(names: dict[str, Any], batch: dict[str, Any]) -> tuple[Any, Callable[[], torch.Tensor]]:
-    """The model of a page's script and the loss its trainer computes."""
-    if "training" in names:
-        return names["training"].model, lambda: names["training"].training_step(batch, 0)
-    return names["model"], lambda: names["trainer"].compute_loss(names["model"], dict(batch))
-
-
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_what_the_recipe_trains_on_is_what_was_written(trainer: str, target: str, here: Path) -> None:
     rows = rows_of(here / "masked")
     dropped = [i for i, r in enumerate(rows) if r["labels"][1:] != r["input_ids"][1:]]
     assert len(dropped) > ROWS, "there is nothing to lose"
-    names, batches = run_recipe(trainer)
+    _, batches, trained = watch_text(recipe(trainer, "masked"))
     assert check_batches("masked", batches) == everything(here / "masked")
+    assert check_trained(batches, trained) == everything(here / "masked").labels
 
-    some = [rows[i] for i in dropped[-BATCH:]]
-    batch = names["collator"](some) if "collator" in names else names["trainer"].data_collator(some)
-    trained = trained_positions(*loss_of(names, batch))
-    assert torch.equal(trained[:, :-1], batch["labels"][:, 1:] != -100)
-    assert not trained[:, -1].any()
-    assert 0 < trained.sum() < batch["attention_mask"].sum()
+
+@only_labels
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_one_label_flipped_in_what_a_trainer_reads_is_caught(trainer: str, here: Path) -> None:
+    """Its own check holds, as its files are whole; the run is compared with the files that should have been read."""
+    masked = copy(here / "masked", here / "changed")
+    name, row = flip(masked)
+    reseal(masked, name)
+    _, batches, trained = watch_text(recipe(trainer, "changed"))
+    assert check_trained(batches, trained) == everything(here / "masked").labels - 1
+    with pytest.raises(ArrivalError, match=rf"epoch 1, row {row}, position \d+ .*label -100 came, \d+ was written"):
+        check_batches("masked", batches)
+    place = ROWS + row
+    size = len(batches[0]["labels"])
+    right = rows_of(here / "masked")[place]["labels"]
+    labels = batches[place // size]["labels"]
+    labels[place % size, : len(right)] = right
+    with pytest.raises(AssertionError, match=f"batch {place // size}"):
+        check_trained(batches, trained)
 
 
 def test_lightning_epoch_by_epoch(target: str, here: Path) -> None:
@@ -129,6 +137,26 @@ WRONG = {
             "DataCollatorForSeq2Seq(": "DataCollatorForLanguageModeling(",
             "label_pad_token_id=-100": "mlm=False",
             "batch_size=4": "batch_size=1",
+        },
+        r"epoch 0, row 0, position 0 \(batch 0\): label \d+ came, -100 was written; the labels were made anew",
+    ),
+    "labels made anew under TRL": (
+        "trl",
+        {
+            "from itertools import islice\n": "from itertools import islice\nimport transformers\n",
+            "processing_class=": "data_collator=transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False), "
+            "processing_class=",
+            "batch_size=4": "batch_size=1",
+        },
+        r"epoch 0, row 0, position 0 \(batch 0\): label \d+ came, -100 was written; the labels were made anew",
+    ),
+    "labels made anew under Lightning": (
+        "lightning",
+        {
+            ", DataCollatorForSeq2Seq\n": ", DataCollatorForLanguageModeling\n",
+            "DataCollatorForSeq2Seq(": "DataCollatorForLanguageModeling(",
+            "label_pad_token_id=-100": "mlm=False",
+            "rows, batch_size=16": "rows, batch_size=1",
         },
         r"epoch 0, row 0, position 0 \(batch 0\): label \d+ came, -100 was written; the labels were made anew",
     ),
@@ -352,6 +380,16 @@ def flip(masked: Path) -> tuple[str, int]:
     return file.relative_to(masked).as_posix(), 12 + place
 
 
+def reseal(masked: Path, name: str) -> None:
+    """Make the manifest tell of a changed file as it is."""
+    described = json.loads((masked / "manifest.json").read_bytes())
+    for entry in described["files"]:
+        if entry["file"] == name:
+            file = masked / name
+            entry |= {"bytes": file.stat().st_size, "sha256": digest.of_file(file)}
+    manifest.write(masked, described)
+
+
 @only_labels
 def test_one_label_changed_in_a_file_is_caught(here: Path) -> None:
     masked = copy(here / "masked", here / "changed")
@@ -359,12 +397,7 @@ def test_one_label_changed_in_a_file_is_caught(here: Path) -> None:
     name, row = flip(masked)
     with pytest.raises(IntegrityError, match=re.escape(name)):  # whatever reached the model
         check_batches(masked, batches_of(rows_of(masked), "right"))
-    described = json.loads((masked / "manifest.json").read_bytes())
-    for entry in described["files"]:
-        if entry["file"] == name:
-            file = masked / name
-            entry |= {"bytes": file.stat().st_size, "sha256": digest.of_file(file)}
-    manifest.write(masked, described)
+    reseal(masked, name)
     with pytest.raises(ArrivalError, match=rf"epoch 1, row {row}, position \d+ .*label \d+ came, -100 was written"):
         check_batches(masked, batches)
 
