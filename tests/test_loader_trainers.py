@@ -145,11 +145,11 @@ def test_trl(as_current: Path) -> None:
 # Two processes.
 
 
-def two_ranks(kind: str, here: Path) -> dict[str, list[list[Rows]]]:
+def two_ranks(kind: str, here: Path, settings: dict[str, Any] | None = None) -> dict[str, list[list[Rows]]]:
     """A whole run and a continued one on two processes that talk over gloo; for each the batches of either rank."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*command, str(TESTS / "train_for_tests.py"), kind, str(here)],
+        [*command, str(TESTS / "train_for_tests.py"), kind, str(here), json.dumps(settings or {})],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -171,14 +171,34 @@ def test_transformers_trainer_on_two_processes(here: Path, epochs: list[Rows]) -
     assert came["resumed"] == [batches[2 * STOP :: 2], batches[2 * STOP + 1 :: 2]]
 
 
-def test_lightning_on_two_processes(here: Path, epochs: list[Rows]) -> None:
-    """The stream shares the last rows out: none comes twice."""
-    every = epochs[0] + epochs[1]
+def shared_out(every: Rows) -> list[list[Rows]]:
+    """The batches of two ranks; the last rows are shared out."""
     steps = cut(every, 2 * BATCH)
     rest = len(steps[-1])
     assert 1 < rest < 2 * BATCH
     half = -(-rest // 2)
-    ranks = [[s[:BATCH] for s in steps[:-1]] + [steps[-1][:half]], [s[BATCH:] for s in steps[:-1]] + [steps[-1][half:]]]
+    return [[s[:BATCH] for s in steps[:-1]] + [steps[-1][:half]], [s[BATCH:] for s in steps[:-1]] + [steps[-1][half:]]]
+
+
+def test_lightning_on_two_processes(here: Path, epochs: list[Rows]) -> None:
+    """The stream shares the last rows out: none comes twice."""
+    ranks = shared_out(epochs[0] + epochs[1])
     came = two_ranks("lightning", here)
+    assert came["whole"] == ranks
+    assert came["resumed"] == [rank[STOP:] for rank in ranks]
+
+
+@pytest.mark.parametrize("kind", ["trainer", "lightning"])
+def test_packed_rows_of_a_mixture_on_two_processes(kind: str, here: Path) -> None:
+    write_scored(here / "other", some_rows(23, seed=1, lengths=(3, 20)))
+    settings = {"scored": [f"a={here / 'scored'}:1.5", f"b={here / 'other'}:0.7"], "pack": 24}
+    materialize(MaterializeConfig(out=str(here / "masked"), **{**RECIPE, **settings}))
+    every = [(r[0], r[2]) for e in range(RECIPE["epochs"]) for r in rows_in(here / "masked" / f"epoch_{e:03d}")]
+    if kind == "lightning":
+        ranks = shared_out(every)
+    else:
+        batches = cut(every + every[: -len(every) % (2 * BATCH)], BATCH)
+        ranks = [batches[0::2], batches[1::2]]
+    came = two_ranks(kind, here, settings)
     assert came["whole"] == ranks
     assert came["resumed"] == [rank[STOP:] for rank in ranks]

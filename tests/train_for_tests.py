@@ -1,8 +1,9 @@
 """One rank of a training run on masked rows made on the fly; notes every batch that reaches the model.
 
-    torchrun --nproc-per-node 2 train_for_tests.py trainer|lightning FOLDER
+    torchrun --nproc-per-node 2 train_for_tests.py trainer|lightning FOLDER [SETTINGS]
 
-FOLDER holds ``scored`` and gets ``NAME-RANK.json`` for each run: the ids and labels of each batch, padding left out.
+SETTINGS are those of the rows, as JSON. FOLDER holds ``scored``, or what they name instead, and gets ``NAME-RANK.json``
+for each run: the ids and labels of each batch, padding left out.
 """
 
 from __future__ import annotations
@@ -130,7 +131,9 @@ def run_lightning(
 
 def main() -> None:
     kind, folder = sys.argv[1], Path(sys.argv[2])
-    rows = MaskedRows.open(folder / "scored", **RECIPE, cache_dir=folder / "cache")
+    settings: dict[str, Any] = {"scored": str(folder / "scored"), **RECIPE}
+    settings |= json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
+    rows = MaskedRows.open(**settings, cache_dir=folder / "cache")
     run: Any = {"trainer": run_trainer, "lightning": run_lightning}[kind]
     options: dict[str, Any] = {} if kind == "trainer" else {"strategy": "ddp", "devices": 2}
     for name, workers, step in (("whole", 2, None), ("resumed", 1, STOP)):
