@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import inspect
+import io
 import logging
 import os
 import sys
@@ -345,6 +346,8 @@ def run(arguments: list[str]) -> int:
 
 def _set_up_output() -> None:
     """What a run says goes to stdout, its warnings to stderr; libraries are heard only where they fail."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that cannot be printed is no reason to stop
+        sys.stdout.reconfigure(errors="backslashreplace")
     told, warned = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
     told.addFilter(lambda record: record.levelno < logging.WARNING)
     warned.setLevel(logging.WARNING)

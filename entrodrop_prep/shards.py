@@ -43,7 +43,7 @@ class Footer:
 
 
 def local_directory(out: str) -> Path:
-    """The output directory as a path. Raises OutputError for a URL."""
+    """The output directory as a path. Raises OutputError for a URL, and for what no Parquet file could be under."""
     if "://" in out:
         raise OutputError(
             "the output cannot be a URL",
@@ -52,6 +52,14 @@ def local_directory(out: str) -> Path:
         )
     if not out.strip():
         raise OutputError("the directory's name is empty", fix="give a directory")
+    try:
+        out.encode("utf-8")
+    except UnicodeEncodeError as e:
+        raise OutputError(
+            "the directory's name is not UTF-8, and Parquet files cannot be opened by such",
+            where=out,
+            fix="choose another name",
+        ) from e
     return user_path(out)
 
 

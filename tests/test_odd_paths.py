@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pytest
 from models_for_tests import run_score, save_model, shards, tiny_llama, write_rows
 from transformers import MptConfig
 
-from entrodrop_prep import materialize, verify
+from entrodrop_prep import cli, materialize, verify
 from entrodrop_prep.backends.model import inspect_model
 from entrodrop_prep.config import MaterializeConfig, ScoreConfig
-from entrodrop_prep.errors import EntrodropError, IntegrityError, ModelError, OutputError, RowError
+from entrodrop_prep.errors import EntrodropError, IntegrityError, ModelError, OutputError, RowError, SourceError
 
 V = 61
 
@@ -47,6 +53,37 @@ def test_paths_that_mean_nothing(name: str, tmp_path: Path, source: Path, model:
     with pytest.raises(EntrodropError):
         run_score(source, Path(name), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+BAD = os.fsdecode(b"bad\xff")
+
+
+def test_names_that_are_not_utf8(tmp_path: Path, source: Path, model: Path, capfd: Any) -> None:
+    """Parquet's libraries cannot open them: said before any work. Other formats are read."""
+    arguments = ["--model", str(model), "--backend", "transformers", "--device", "cpu"]
+    for out in (tmp_path / BAD, tmp_path / BAD / "out"):
+        assert cli.run(["score", str(source), "--out", str(out), *arguments]) == 2
+        assert "name is not UTF-8" in capfd.readouterr().err
+        with pytest.raises(OutputError, match="name is not UTF-8"):
+            materialize(MaterializeConfig(scored=str(source), out=str(out), epochs=1))
+    assert not (tmp_path / BAD).exists()
+    (tmp_path / BAD).mkdir()
+    tables = datasets.Dataset.from_dict({"input_ids": [[5, 6, 7]]})
+    tables.to_parquet(tmp_path / "rows.parquet")
+    tables.save_to_disk(tmp_path / "saved")
+    for folder, named in ((tmp_path / "rows.parquet", f"{BAD}/rows.parquet"), (tmp_path / "saved", f"{BAD}/saved")):
+        shutil.move(folder, tmp_path / named)
+        with pytest.raises(SourceError, match="path is not UTF-8"):
+            run_score(tmp_path / named, model, tmp_path / "out")
+    shutil.move(source, tmp_path / BAD / f"{BAD}.jsonl")
+    assert cli.run(["score", str(tmp_path / BAD / f"{BAD}.jsonl"), "--out", str(tmp_path / "out"), *arguments]) == 0
+    assert verify(str(tmp_path / "out")).findings == []
+
+
+def test_stdout_takes_any_name(tmp_path: Path) -> None:
+    code = f"from entrodrop_prep import cli; cli._set_up_output(); print({BAD!r})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert run.stdout == b"bad\\udcff\n"
 
 
 def test_an_empty_output_is_not_the_current_directory(source: Path, model: Path) -> None:

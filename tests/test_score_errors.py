@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from models_for_tests import (
@@ -32,7 +34,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, LlamaModel, T5Config, T5ForConditionalGeneration
 
 from entrodrop_prep import cli, manifest
-from entrodrop_prep.errors import ModelError
+from entrodrop_prep.errors import ModelError, SourceError
 
 V = 61
 CONTEXT = 32
@@ -223,6 +225,84 @@ def test_a_bad_row_of_ids(place: Place, capsys: Capture, row: dict[str, Any], sa
     message = refused(place, capsys)
     assert message.startswith(f"rows.jsonl:3: row 2: {says}")
     assert cli.run(place.arguments("--on-bad-row", "skip")) == 0
+
+
+DEEP = '{"text": "w5 w6", "x": ' + "[" * 700 + "]" * 700 + "}"
+CHAT = '{"messages": [{"role": "user", "content": "w5"}, {"role": "assistant", "content": "w6"}]'
+MARKED = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }} {% else %}{% generation %}{{ m.content }}"
+    "{% endgeneration %}{% endif %}{% endfor %}"
+)
+WILD: list[tuple[str, str, str, str]] = [
+    ('{"text": "w5 w6"}', DEEP, "", "JSON nested more than 500 levels deep"),
+    ('{"text": "w5 w6"}', DEEP.replace("[" * 700, "[" * 5000), "", "JSON that cannot be read: maximum recursion depth"),
+    (f"{CHAT}}}", f'{CHAT}, "tools": "{"[" * 3000}"}}', MARKED, "column 'tools' is not JSON that can be read: maximum"),
+    (
+        f"{CHAT}}}",
+        f'{CHAT}, "tools": "[{"1" * 5000}]"}}',
+        MARKED,
+        "column 'tools' is not JSON that can be read: Exceeds",
+    ),
+    (
+        f"{CHAT}}}",
+        f'{CHAT}, "chat_template_kwargs": {{"n": 0}}}}',
+        "{{ 1 // n if n is defined else '' }}" + MARKED,
+        "cannot render it: ZeroDivisionError",
+    ),
+    (
+        f"{CHAT}}}",
+        f'{CHAT}, "chat_template_kwargs": {{"n": 0}}}}',
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() if n is defined else '' }}" + MARKED,
+        "cannot render it: RecursionError",
+    ),
+]
+
+
+@pytest.mark.parametrize(("good", "bad", "template", "says"), WILD, ids=[says for _, _, _, says in WILD])
+def test_a_row_that_goes_wild_is_a_bad_row(
+    place: Place, capsys: Capture, good: str, bad: str, template: str, says: str
+) -> None:
+    place.text(f"{good}\n{bad}\n{good}\n")
+    (place.root / "template.jinja").write_text(template)
+    flags = ("--chat-template", str(place.root / "template.jinja")) if template else ()
+    message = refused(place, capsys, *flags)
+    assert message.startswith("rows.jsonl:2: row 1: ")
+    assert says in message
+    assert cli.run(place.arguments("--on-bad-row", "skip", *flags)) == 0
+    assert [row["row_id"] for row in rows_of(place.out)] == [0, 2]
+
+
+def test_an_array_of_rows_that_go_deep(place: Place, capsys: Capture) -> None:
+    source = place.root / "rows.json"
+    source.write_text(f'[{{"text": "w5 w6"}}, {DEEP}]')
+    place.text("")
+    assert cli.run(["score", str(source), *place.arguments()[2:]]) == 2
+    assert "row 1: JSON nested more than 500 levels deep" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.arrow"])
+def test_two_columns_of_one_name(place: Place, name: str) -> None:
+    ids, others = pa.array([[5, 6, 7]]), [pa.array([1]), pa.array([2])]
+    table = pa.table([ids, *others], names=["input_ids", "x", "x"])
+    source = place.root / name
+    if name == "rows.parquet":
+        pq.write_table(table, source)
+    else:
+        with pa.ipc.new_file(source, table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(SourceError, match=f"^{name}: two columns are called 'x'; rename one of them"):
+        run_score(source, place.model, place.out, keep_columns=("x",))
+    assert run_score(source, place.model, place.out).counts["rows"] == 1  # of those in use there is one each
+
+
+def test_columns_that_cannot_be_kept(place: Place, capsys: Capture) -> None:
+    place.text('{"input_ids": [5, 6], "x": ' + "[" * 60 + "1" + "]" * 60 + "}\n")
+    message = refused(place, capsys, "--keep-columns", "x")
+    assert message.startswith("rows.jsonl: column 'x' has no one type that can be stored: Parquet schema too deeply")
+    maps = pa.array([[{"m": [("a", 1)]}]], pa.list_(pa.struct([("m", pa.map_(pa.string(), pa.int64()))])))
+    pq.write_table(pa.table({"input_ids": [[5, 6, 7]], "x": maps}), place.root / "rows.parquet")
+    with pytest.raises(SourceError, match="column 'x' holds maps, which are not supported; leave it out of --keep-col"):
+        run_score(place.root / "rows.parquet", place.model, place.out, keep_columns=("x",))
 
 
 def test_labels_that_do_not_belong(place: Place, capsys: Capture) -> None:

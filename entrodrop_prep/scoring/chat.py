@@ -82,8 +82,8 @@ def variables_of(row: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str,
     if isinstance(tools, str):
         try:
             tools = json.loads(tools)
-        except json.JSONDecodeError as e:
-            raise RowError(f"column 'tools' is not JSON: {e}") from e
+        except (ValueError, RecursionError) as e:
+            raise RowError(f"column 'tools' is not JSON that can be read: {e}") from e
     variables = {"tools": tools, **common, **(own or {})}
     tools = variables["tools"]
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
@@ -144,7 +144,7 @@ def render(
             add_generation_prompt=prompt,
             **variables,
         )
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as e:
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as e:
         raise RowError(f"the chat template cannot render it: {type(e).__name__}: {e}") from e
     return encodable(str(text), "the rendered chat")
 

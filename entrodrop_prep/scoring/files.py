@@ -224,7 +224,18 @@ def _passed_over(name: str) -> bool:
     return format_of(name) is None or base.lower().split(".")[0] in BESIDE_DATA
 
 
+def check_utf8(path: str, name: str) -> None:
+    """Raises SourceError for a path with other bytes, which the libraries of Parquet and Arrow do not open."""
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError as e:
+        what = "its path is not UTF-8, and Parquet and Arrow files cannot be opened by such"
+        raise SourceError(what, where=name, fix="rename it, or the folder it is in") from e
+
+
 def _local_file(name: str, path: str) -> DataFile:
+    if format_of(name) in ("parquet", "arrow"):
+        check_utf8(path, name)
     try:
         size = os.stat(path).st_size
     except OSError as e:

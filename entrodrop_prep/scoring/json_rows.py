@@ -11,6 +11,8 @@ from entrodrop_prep.errors import SourceError
 from entrodrop_prep.scoring.files import DataFile
 from entrodrop_prep.scoring.lines import BOM, Parsed, Place, Raw, Reader, decode, decompressed, read_lines
 
+DEEPEST = 500
+"""Levels of a row. What Python can read depends on who calls, and on its version: so that is no measure."""
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -44,7 +46,8 @@ class JsonReader(Reader):
 
     def parse(self, payload: Any) -> Parsed:
         if isinstance(payload, tuple):
-            return _object(*payload)
+            item, surrogates = payload
+            return _object(item, surrogates, _is_deep(item))
         text, problem = decode(payload)
         if text is None:
             return None, problem
@@ -54,7 +57,8 @@ class JsonReader(Reader):
             return None, f"broken JSON: {e.msg} at column {e.colno}"
         except (ValueError, RecursionError) as e:
             return None, f"JSON that cannot be read: {e}"
-        return _object(value, _SURROGATE.search(text) is not None)
+        deep = text.count("[") + text.count("{") > DEEPEST and _is_deep(value)
+        return _object(value, _SURROGATE.search(text) is not None, deep)
 
     def _load(self, file: DataFile) -> tuple[list[Any], bool]:
         """The array's items, and whether some text in it may hold surrogates. The last file stays loaded."""
@@ -84,7 +88,21 @@ def _first_line(file: DataFile) -> bytes:
     return b""
 
 
-def _object(value: Any, surrogates: bool) -> Parsed:
+def _is_deep(value: Any) -> bool:
+    """Whether lists and objects stand in one another deeper than ``DEEPEST``."""
+    level = [value]
+    for _ in range(DEEPEST):
+        lists = [item for item in level if isinstance(item, list)]
+        objects = [item.values() for item in level if isinstance(item, dict)]
+        level = [item for items in (*lists, *objects) for item in items if isinstance(item, (list, dict))]
+        if not level:
+            return False
+    return True
+
+
+def _object(value: Any, surrogates: bool, deep: bool) -> Parsed:
+    if deep:
+        return None, f"JSON nested more than {DEEPEST} levels deep"
     if not isinstance(value, dict):
         kinds = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
         return None, f"not a JSON object but {kinds.get(type(value), 'a number')}"

@@ -20,18 +20,31 @@ def infer_field(name: str, values: Sequence[Any], where: str) -> pa.Field:
 
     The type is the one that Parquet gives back, which names the elements of lists its own way.
     """
+    if any(_has_maps(value) for value in values):
+        raise SourceError(
+            f"column {name!r} holds maps, which are not supported",
+            where=where,
+            fix="leave it out of --keep-columns, or store it as a list of structs",
+        )
     stored = io.BytesIO()
     try:
         kind = pa.infer_type(list(values))
         field = pa.field(name, pa.string() if pa.types.is_null(kind) else kind)
         pq.write_table(pa.schema([field]).empty_table(), stored)
-    except _REFUSALS as e:
+        return pa.field(name, pq.read_schema(stored).field(0).type)
+    except (*_REFUSALS, OSError) as e:  # of types too deep for Parquet it says OSError
         raise SourceError(
             f"column {name!r} has no one type that can be stored: {e}",
             where=where,
             fix="leave it out of --keep-columns",
         ) from e
-    return pa.field(name, pq.read_schema(stored).field(0).type)
+
+
+def _has_maps(value: Any) -> bool:
+    """Whether a map is in a value: pyarrow gives its items as tuples, and nothing else."""
+    if isinstance(value, dict):
+        return any(_has_maps(item) for item in value.values())
+    return isinstance(value, tuple) or (isinstance(value, list) and any(_has_maps(item) for item in value))
 
 
 def misfits(fields: Sequence[pa.Field], rows: Sequence[Mapping[str, Any]]) -> dict[int, str]:

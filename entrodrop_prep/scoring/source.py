@@ -10,7 +10,7 @@ import glob
 
 from entrodrop_prep.errors import ConfigError, SourceError
 from entrodrop_prep.scoring.file_source import FileSource
-from entrodrop_prep.scoring.files import find_glob, find_local, find_url, local_path, looks_like_path
+from entrodrop_prep.scoring.files import check_utf8, find_glob, find_local, find_url, local_path, looks_like_path
 from entrodrop_prep.scoring.hub_source import is_saved, open_hub, open_saved
 from entrodrop_prep.scoring.rows import Chunk, Source, SourceRow
 
@@ -53,6 +53,7 @@ def open_source(
     if stream:
         raise ConfigError("--stream has no use with files", where=source, fix="leave it out: they are read piecewise")
     if path is not None and is_saved(path):
+        check_utf8(path, path)
         return open_saved(path, split=split, split_given=split_given, limit=limit)
     if path is not None:
         found = find_local(path)

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from entrodrop_prep.errors import SourceError
 from entrodrop_prep.scoring.files import BUFFER, DataFile
 from entrodrop_prep.scoring.lines import Parsed, Place, Raw, Reader
 
@@ -34,7 +35,7 @@ class Rows:
         """One (values, None) or (None, problem) for each row."""
         try:
             return [(self._decode(row), None) for row in batch.to_pylist()]
-        except (ValueError, OverflowError):  # some row cannot be had: find which
+        except (ValueError, OverflowError, RecursionError):  # some row cannot be had: find which
             return [self._parse_one(batch.slice(n, 1)) for n in range(batch.num_rows)]
 
     def _parse_one(self, batch: pa.RecordBatch | pa.Table) -> Parsed:
@@ -42,7 +43,7 @@ class Rows:
             return self._decode(batch.to_pylist()[0]), None
         except UnicodeDecodeError as e:
             return None, f"invalid UTF-8: byte 0x{e.object[e.start]:02x}"
-        except (ValueError, OverflowError) as e:
+        except (ValueError, OverflowError, RecursionError) as e:
             return None, f"a value cannot be read: {e}"
 
     def _decode(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +73,7 @@ class ParquetReader(Reader):
                 if first + size > start:
                     break
                 first, group = first + size, group + 1
-            names = _wanted(parquet.schema_arrow, columns)
+            names = _wanted(file, parquet.schema_arrow, columns)
             groups = list(range(group, parquet.num_row_groups))
             batches = parquet.iter_batches(batch_size=BATCH, row_groups=groups, columns=names)
             yield from _raws(file, (b.select(names) for b in batches), first, start, total)
@@ -98,7 +99,7 @@ class ArrowReader(Reader):
     def rows(self, file: DataFile, at: Place | None, columns: Sequence[str] | None) -> Iterator[Raw]:
         with ExitStack() as stack:
             schema, _ = _ipc(file, stack, fields=[])
-            names = _wanted(schema, columns)
+            names = _wanted(file, schema, columns)
             total = self.count(file)
             _, batches = _ipc(file, stack, fields=[schema.get_field_index(name) for name in names])
             yield from _raws(file, (b.select(names) for b in batches), 0, at["row"] if at else 0, total)
@@ -120,8 +121,13 @@ def _raws(file: DataFile, batches: Iterator[Any], first: int, start: int, total:
         first += batch.num_rows
 
 
-def _wanted(schema: pa.Schema, columns: Sequence[str] | None) -> list[str]:
-    return [name for name in schema.names if columns is None or name in columns]
+def _wanted(file: DataFile, schema: pa.Schema, columns: Sequence[str] | None) -> list[str]:
+    """The names to read, in the order of the file. Raises SourceError for one that two columns have."""
+    names = [name for name in schema.names if columns is None or name in columns]
+    twice = [name for n, name in enumerate(names) if name in names[:n]]
+    if twice:
+        raise SourceError(f"two columns are called {twice[0]!r}", where=file.name, fix="rename one of them")
+    return names
 
 
 @contextmanager
