@@ -51,6 +51,9 @@ class Trainer:
         environment: variables to run it with.
         checkpoint: a script of its environment that makes the model, where that is not a directory of transformers.
         labels_given: whether the model is called with the labels, so that they can be compared too.
+        accumulate: batches in a step, after each of which a checkpoint is written.
+        going_on: arguments that make it go on from the checkpoint of a step, ``{}`` in them; the recipe's own command
+            does, where there are none.
     """
 
     package: str
@@ -60,6 +63,8 @@ class Trainer:
     environment: dict[str, str] = field(default_factory=dict)
     checkpoint: str | None = None
     labels_given: bool = True
+    accumulate: int = 4
+    going_on: tuple[str, ...] = ()
 
 
 REBUILT, ORDER = "labels were made anew from the input ids", "rows are out of order"
@@ -75,6 +80,7 @@ TRAINERS = {
         },
         checkpoint="litgpt_checkpoint.py",
         labels_given=False,
+        accumulate=1,
     ),
     "axolotl": Trainer(
         package="axolotl",
@@ -122,6 +128,7 @@ TRAINERS = {
             "two passes": ([("num_train_epochs 1", "num_train_epochs 2")], "every row came, and then epoch 0, row 0"),
         },
         environment={"USE_HF": "1", "CUDA_VISIBLE_DEVICES": ""},
+        going_on=("--resume_from_checkpoint", "{}"),
     ),
 }
 
@@ -226,8 +233,13 @@ def folder_for(data: Path, target: str, work: Path, name: str, bin_: Path) -> Pa
     return folder
 
 
-def run(name: str, bin_: Path, folder: Path, changes: list[Change]) -> list[dict[str, Any]]:
-    """Train as the recipe in the folder says, some of its text exchanged; returns what the probe noted."""
+def run(
+    name: str, bin_: Path, folder: Path, changes: list[Change], *more: str, stop: int | None = None
+) -> list[dict[str, Any]]:
+    """Train as the recipe in the folder says, some of its text exchanged; returns what the probe noted.
+
+    ``more`` are arguments behind the command's. With ``stop`` it is killed behind as many batches.
+    """
     trainer = TRAINERS[name]
     text = (folder / trainer.file).read_text(encoding="utf-8")
     for old, new in changes:
@@ -243,21 +255,25 @@ def run(name: str, bin_: Path, folder: Path, changes: list[Change]) -> list[dict
         "PATH": f"{bin_}{os.pathsep}{os.environ['PATH']}",
         "HF_HOME": str(folder / "cache"),
         "HF_HUB_OFFLINE": "1",
+        **({} if stop is None else {"PROBE_STOP": str(stop)}),
         **trainer.environment,
     }
     with (folder / "log.txt").open("w") as log:
         done = subprocess.run(
-            [shutil.which(program, path=environment["PATH"]) or program, *arguments],
+            [shutil.which(program, path=environment["PATH"]) or program, *arguments, *more],
             cwd=folder,
             env=environment,
             stdout=log,
             stderr=subprocess.STDOUT,
             check=False,
         )
-    if done.returncode:
-        raise SystemExit(f"{name} failed in {folder}:\n{(folder / 'log.txt').read_text()[-6000:]}")
+    if (done.returncode == 0) == (stop is not None):
+        said = "failed" if done.returncode else "was not stopped"
+        raise SystemExit(f"{name} {said} in {folder}:\n{(folder / 'log.txt').read_text()[-6000:]}")
     with (folder / "batches.jsonl").open() as noted:
-        return [json.loads(line) for line in noted]
+        batches = [json.loads(line) for line in noted]
+    (folder / "batches.jsonl").unlink()
+    return batches
 
 
 def prove(masked: Path, batches: list[dict[str, Any]], labels_given: bool) -> Arrived:
@@ -278,6 +294,19 @@ def must_fail(masked: Path, batches: list[dict[str, Any]], said: str) -> str:
     raise SystemExit(f"the proof holds, {arrived}, and should say {said!r}")
 
 
+def prove_going_on(name: str, bin_: Path, folder: Path) -> Arrived:
+    """Kill it in the middle of epoch 1, start it again, and prove what both runs trained on together."""
+    trainer, stop = TRAINERS[name], 9
+    first = run(name, bin_, folder, [], stop=stop)
+    steps, left_over = divmod(stop, trainer.accumulate)
+    (out,) = folder.glob("trained-*")
+    more = [a.format(out / f"checkpoint-{steps}") for a in trainer.going_on]
+    again = run(name, bin_, folder, [], *more)
+    if not len(again) < len(first) + len(again) - left_over == -(-EPOCHS * ROWS // 4):
+        raise SystemExit(f"{name} trained on {len(first)} batches and, gone on, on {len(again)}")
+    return prove(folder / "masked", first[: stop - left_over] + again, trainer.labels_given)
+
+
 def prove_trainer(name: str, data: Path, work: Path) -> dict[str, Any]:
     """Both targets, then every mistake and one label flipped."""
     trainer = TRAINERS[name]
@@ -290,6 +319,12 @@ def prove_trainer(name: str, data: Path, work: Path) -> dict[str, Any]:
             raise SystemExit(f"{arrived} came of {everything(folder / 'masked')}")
         found[target] = {"rows": arrived.rows, "tokens": arrived.tokens, "labels": arrived.labels}
         print(f"{name} --target {target}: {arrived}", flush=True)
+    folder = folder_for(data, "labels", work, name, bin_)
+    arrived = prove_going_on(name, bin_, folder)
+    if arrived != everything(folder / "masked"):
+        raise SystemExit(f"gone on after it was killed: {arrived} came of {everything(folder / 'masked')}")
+    found["goes on"] = True
+    print(f"{name}, killed and started again: {arrived}", flush=True)
     mistakes = {**trainer.wrong, "one label flipped": ([], "")}
     for mistake, (changes, said) in mistakes.items():
         folder = folder_for(data, "labels", work, name, bin_)

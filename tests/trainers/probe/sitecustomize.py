@@ -8,6 +8,8 @@ one line of JSON is written when the process ends:
 - ``trained``, [B, T]: labels read off the gradient. Cross entropy has the gradient (p - onehot) / n by the logits,
   which is below 0 at the label alone, and 0 everywhere where there is no loss. The logits at t predict t + 1, so
   ``trained[t + 1]`` is that place, or -100; ``trained[0]`` is -100.
+
+With ``PROBE_STOP=N`` the process ends before the forward pass after the Nth, as one that is killed.
 """
 
 from __future__ import annotations
@@ -40,6 +42,9 @@ class Probe:
         import torch
 
         if torch.is_grad_enabled():
+            if len(self.calls) == int(os.environ.get("PROBE_STOP", -1)):
+                self.write()
+                os._exit(1)
             given = dict(inspect.signature(type(module).forward).bind_partial(module, *args).arguments) | kwargs
             given.setdefault("input_ids", given.get("idx"))  # LitGPT's name
             call = {n: given[n].detach().cpu().tolist() for n in COLUMNS if given.get(n) is not None}
