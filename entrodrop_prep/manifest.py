@@ -21,6 +21,11 @@ from entrodrop_prep.shards import LOCK, TMP, read_footer, write_bytes, writing
 
 NAME = "manifest.json"
 STATE = ".state.json"
+_NOTED: dict[str, type] = {
+    **{"schema": str, "identity": dict, "source": dict, "model": dict},
+    **{"environments": list, "layouts": list, "parts": list},
+}
+"""What ``.state.json`` may hold; a user may have written to it."""
 _ZERO = "0" * 64
 _MEND = "remove it and run the command that made it again, or restore it"
 _FIELD = re.compile(rb'("manifest_digest": ")([0-9a-f]{64})(")')
@@ -122,11 +127,13 @@ def file_entry(directory: Path, path: Path, **more: Any) -> dict[str, Any]:
 
 
 def read_state(directory: Path) -> dict[str, Any] | None:
-    """What a run noted for its own continuation, or None. Never part of the result."""
+    """What a run noted for its own continuation; None where it is not there or of no use. Never part of the result."""
     try:
-        return dict(json.loads((directory / STATE).read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):
+        state = dict(json.loads((directory / STATE).read_bytes()))
+    except (OSError, ValueError, TypeError):
         return None
+    sound = all(isinstance(state.get(name, kind()), kind) for name, kind in _NOTED.items())
+    return state if sound and "schema" in state else None
 
 
 def write_state(directory: Path, state: dict[str, Any]) -> None:
@@ -154,7 +161,7 @@ def check_usable(directory: Path, kind: str) -> None:
     if state is None:
         try:
             state = dict(json.loads((directory / NAME).read_bytes()))
-        except (ValueError, TypeError) as e:
+        except (OSError, ValueError, TypeError) as e:
             raise IntegrityError(
                 "the manifest is damaged", where=str(directory / NAME), fix="restore it, or choose another --out"
             ) from e

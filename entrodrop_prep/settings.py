@@ -92,7 +92,7 @@ def model_of(cls: Any) -> Any:
 def _from_text(kind: Any, value: Any) -> Any:
     """Flags are text: ``A,B`` for tuples, JSON for objects; bool is no number."""
     kinds = [k for k in (kind, *get_args(kind)) if k is not None]
-    if isinstance(value, bool) and bool not in kinds:
+    if bool not in kinds and any(isinstance(v, bool) for v in (value if isinstance(value, (list, tuple)) else [value])):
         raise ValueError("should not be true or false")
     if isinstance(value, str):
         if any(get_origin(k) is tuple for k in kinds):

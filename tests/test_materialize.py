@@ -551,6 +551,22 @@ def test_recipe_file(kind: str, scored_at: Path, tmp_path: Path) -> None:
     assert all_bytes(tmp_path / "a", without=("README.md",)) == all_bytes(tmp_path / "b", without=("README.md",))
 
 
+def test_a_flag_takes_the_place_of_what_it_excludes(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("quantile: 0.3\nrates: [0.1, 0.2]\n")
+    given: dict[str, Any] = {"scored": "s", "out": "o", "epochs": 2}
+    config = MaterializeConfig.load(str(file), **given, threshold=1.5, schedule="linear", max_rate=0.4)
+    assert (config.quantile, config.threshold, config.rates, config.max_rate) == (None, 1.5, None, 0.4)
+    file.write_text("threshold: 1.5\nschedule: linear\nmax_rate: 0.4\n")
+    config = MaterializeConfig.load(str(file), **given, quantile=0.2, rates=(0.1, 0.2))
+    assert (config.quantile, config.threshold, config.rates) == (0.2, None, (0.1, 0.2))
+    with pytest.raises(ConfigError, match="exclude each other"):
+        MaterializeConfig.load(str(file), **given, threshold=1.0, quantile=0.2)
+    file.write_text("threshold: 1.5\nquantile: 0.2\n")
+    with pytest.raises(ConfigError, match="exclude each other"):
+        MaterializeConfig.load(str(file), **given)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -559,6 +575,8 @@ def test_recipe_file(kind: str, scored_at: Path, tmp_path: Path) -> None:
         ("out: x", r"unknown setting 'out'"),
         ("quantile: high", r"--quantile 'high'"),
         ("quantile: true", r"--quantile True"),
+        ("rates: [true, 0.1]", r"--rates \[True, 0.1\]: should not be true or false"),
+        ("x: " + "[" * 3000, r"neither YAML nor JSON"),
         ("- 1", r"not a table of settings"),
         ("{a: [", r"neither YAML nor JSON"),
     ],

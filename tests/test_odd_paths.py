@@ -44,6 +44,26 @@ def test_the_result_cannot_lie_inside_its_source(tmp_path: Path, model: Path) ->
     run_score(folder, model, tmp_path / "documents-scored")
 
 
+def test_the_result_cannot_lie_where_the_sources_glob_looks(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "documents"
+    table = datasets.Dataset.from_dict({"input_ids": [[5, 6, 7]]})
+    (folder / "in").mkdir(parents=True)
+    table.to_parquet(folder / "in" / "rows.parquet")
+    table.to_json(folder / "in" / "rows.json")
+    monkeypatch.chdir(tmp_path)
+    for pattern in ("documents/**/*.parquet", f"{folder}/*/*.parquet", "documents/**/*.json", "./documents/**"):
+        with pytest.raises(OutputError, match="cannot lie inside its source"):
+            run_score(pattern, model, folder / "out")
+    assert not (folder / "out").exists()
+    for number, pattern in enumerate(
+        ("documents/in/*.parquet", "documents/i*/**/r*.parquet", "documents/**/rows.json")
+    ):
+        run_score(pattern, model, folder / f"out-{number}")
+        assert run_score(pattern, model, folder / f"out-{number}").already_complete
+
+
 @pytest.mark.parametrize("name", ["~nosuchuser/x", "x" * 5000])
 def test_paths_that_mean_nothing(name: str, tmp_path: Path, source: Path, model: Path) -> None:
     with pytest.raises(EntrodropError):
@@ -114,6 +134,32 @@ def test_a_manifest_that_is_a_directory(tmp_path: Path, source: Path, model: Pat
     (tmp_path / "out" / "manifest.json").mkdir(parents=True)
     with pytest.raises(IntegrityError, match="damaged"):
         verify(str(tmp_path / "out"))
+    for state in (None, "{}", '{"schema": "scored/1"}'):
+        if state:
+            (tmp_path / "out" / ".state.json").write_text(state)
+        with pytest.raises((IntegrityError, OutputError)):
+            run_score(source, model, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "note", ['{"model": 7}', '{"model": {"model.safetensors": 7}}', '{"identity": []}', '{"layouts": 1}', "[]", None]
+)
+def test_a_private_note_that_is_none(note: str | None, tmp_path: Path, source: Path, model: Path) -> None:
+    """Whatever became of it, the shards tell whose they are."""
+    run_score(source, model, tmp_path / "scored")
+    materialize(MaterializeConfig(scored=str(tmp_path / "scored"), out=str(tmp_path / "masked"), epochs=1))
+    for out in (tmp_path / "scored", tmp_path / "masked"):
+        (out / "manifest.json").unlink()
+        (out / ".state.json").unlink()
+        (out / ".state.json").write_text(note) if note else (out / ".state.json").mkdir()
+    if note is None:  # nothing can be noted there
+        with pytest.raises(OutputError, match="cannot write here"):
+            run_score(source, model, tmp_path / "scored")
+        return
+    assert not run_score(source, model, tmp_path / "scored").already_complete
+    materialize(MaterializeConfig(scored=str(tmp_path / "scored"), out=str(tmp_path / "masked"), epochs=1))
+    for out in (tmp_path / "scored", tmp_path / "masked"):
+        assert verify(str(out)).findings == []
 
 
 def test_tokenizer_files_that_are_json_and_no_tokenizer(tmp_path: Path, source: Path) -> None:

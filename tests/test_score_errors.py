@@ -388,6 +388,15 @@ def with_half_the_weights(path: Path) -> None:
     (path / "model.safetensors").write_bytes(data[: len(data) // 2])
 
 
+def without_heads(path: Path) -> None:
+    edit_config(path, num_attention_heads=0)
+
+
+def as_a_folder(path: Path) -> None:
+    (path / "model.safetensors").unlink()
+    (path / "model.safetensors").mkdir()
+
+
 def with_another_vocabulary(path: Path) -> None:
     edit_config(path, vocab_size=V + 3)
 
@@ -431,6 +440,8 @@ MODELS: list[tuple[Callable[[Path], None], str]] = [
     (with_broken_config, "cannot load the model: "),
     (with_unknown_type, "cannot load the model: "),
     (with_half_the_weights, "a file of weights is damaged: fetch it again"),
+    (without_heads, "cannot load the model, its files are not as they should be: ZeroDivisionError"),
+    (as_a_folder, "the directory has no weights; it needs *.safetensors files"),
     (with_another_vocabulary, f"its configuration makes it [{V + 3}, 32]; mend the model's config.json"),
     (as_a_body, "its weights lack lm_head.weight; give a complete causal language model"),
     (as_t5, "t5 is not a causal language model; the reference model must predict the next token"),
@@ -453,6 +464,27 @@ def test_a_model_that_is_not_there(place: Place, capsys: Capture) -> None:
     assert refused(place, capsys, "--model", str(path)) == (
         f"{path}: no such directory; give a model directory or a Hub id"
     )
+
+
+def test_names_that_are_empty(place: Place, capsys: Capture) -> None:
+    """And mean no current directory."""
+    for name in ("", " "):
+        assert refused(place, capsys, "--model", name).startswith("the model's name is empty; ")
+        assert cli.run(["score", name, *place.arguments()[2:]]) == 2
+        assert capsys.readouterr().err.startswith("error: SOURCE is empty; ")
+
+
+def test_an_empty_chat_template(place: Place, capsys: Capture) -> None:
+    (place.root / "template.jinja").write_text(" \n")
+    message = refused(place, capsys, "--chat-template", str(place.root / "template.jinja"))
+    assert message == f"{place.root / 'template.jinja'}: the chat template is empty; check --chat-template"
+
+
+def test_a_rejected_row_without_an_id(place: Place) -> None:
+    place.rows(*({**row, "name": name} for row, name in zip([*GOOD, *GOOD], ["a", None, "None", 7], strict=True)))
+    run_score(place.source, place.model, place.out, id_column="name", on_bad_row="skip")
+    (entry,) = [json.loads(text) for text in (place.out / "rejected.jsonl").read_text().splitlines()]
+    assert (entry["row_id"], entry["id"]) == (1, None)
 
 
 def test_pickles_load_when_asked_for(place: Place) -> None:

@@ -86,6 +86,8 @@ def inspect_model(config: ModelSettings) -> ModelInfo:
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+    if not config.model.strip():
+        raise ModelError("the model's name is empty", fix="give a model directory or a Hub id")
     path = user_path(config.model)
     local = os.path.isdir(path)
     if not local and looks_like_path(config.model):
@@ -184,7 +186,7 @@ def loading(name: str, what: str) -> Iterator[None]:
 
     try:
         yield
-    except (KeyError, TypeError, AttributeError, StrictDataclassError) as e:
+    except (KeyError, TypeError, AttributeError, ArithmeticError, StrictDataclassError) as e:
         # What the libraries raise for files that are JSON but not what a model or a tokenizer needs.
         raise ModelError(
             f"cannot load the {what}, its files are not as they should be: {type(e).__name__}: {e}",
@@ -217,9 +219,9 @@ def _check_local(path: Path, allow_pickle: bool) -> None:
             where=str(path),
             fix="give a directory made by save_pretrained, or a Hub id",
         )
-    if any(path.glob("*.safetensors")):
+    if _files(path, "*.safetensors"):
         return
-    if any(any(path.glob(p)) for p in _PICKLES):
+    if _files(path, *_PICKLES):
         if not allow_pickle:
             raise ModelError(
                 "its weights are pickles, which can run code when loaded",
@@ -230,14 +232,18 @@ def _check_local(path: Path, allow_pickle: bool) -> None:
     raise ModelError("the directory has no weights", where=str(path), fix="it needs *.safetensors files")
 
 
+def _files(path: Path, *patterns: str) -> list[Path]:
+    return sorted({f for p in patterns for f in path.glob(p) if f.is_file()})
+
+
 def _hash_files(path: Path, allow_pickle: bool, known: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """``name -> [bytes, mtime_ns, sha256]`` of the weights."""
     patterns = ("*.safetensors", "*.py", *(_PICKLES if allow_pickle else ()))
     found: dict[str, list[Any]] = {}
-    for file in sorted({f for p in patterns for f in path.glob(p)}):
+    for file in _files(path, *patterns):
         stat = file.stat()
         before = known.get(file.name)
-        if before and before[:2] == [stat.st_size, stat.st_mtime_ns]:
+        if isinstance(before, list) and len(before) == 3 and before[:2] == [stat.st_size, stat.st_mtime_ns]:
             found[file.name] = before
         else:
             found[file.name] = [stat.st_size, stat.st_mtime_ns, digest.of_file(file)]

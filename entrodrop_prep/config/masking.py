@@ -323,9 +323,22 @@ class MaterializeConfig(Recipe):
 
     @classmethod
     def load(cls, recipe: str | None = None, **flags: Any) -> MaterializeConfig:
-        """Settings from a recipe file (YAML or JSON) with ``flags`` laid over it. Raises ConfigError."""
+        """Settings from a recipe file (YAML or JSON) with ``flags`` laid over it. Raises ConfigError.
+
+        A flag also takes the place of what it excludes: ``--threshold`` that of the file's ``quantile``.
+        """
         values = {**read_recipe(recipe), "recipe": recipe} if recipe else {}
-        return build(cls, {**values, **flags})
+        gone = {other for name in flags for other in _INSTEAD.get(name, ())}
+        return build(cls, {**{name: value for name, value in values.items() if name not in gone}, **flags})
+
+
+_INSTEAD = {
+    "quantile": ("threshold",),
+    "threshold": ("quantile",),
+    "rates": ("schedule", "max_rate", "min_rate", "steepness", "midpoint"),
+    "schedule": ("rates",),
+}
+"""Flag -> settings of a recipe file that have no say beside it."""
 
 
 def _parsed(text: str) -> Any:
@@ -354,7 +367,7 @@ def read_recipe(path: str) -> dict[str, Any]:
         values = _parsed(text)
     except OSError as e:
         raise ConfigError(f"cannot read the recipe: {e.strerror}", where=path, fix="check the path") from e
-    except (yaml.YAMLError, ValueError) as e:
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
         raise ConfigError(f"the recipe is neither YAML nor JSON: {e}", where=path, fix="mend the file") from e
     if not isinstance(values, dict):
         raise ConfigError(

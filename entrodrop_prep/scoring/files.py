@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import io
 import os
@@ -130,6 +131,22 @@ def find_glob(pattern: str) -> Found:
     matches = sorted(p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p))
     files = [_local_file(Path(os.path.relpath(p, root or ".")).as_posix(), p) for p in matches if format_of(p)]
     return _matched(pattern, pattern[len(root) :].lstrip("/"), files)
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Whether a local glob would find a path if something were there; links are taken as other folders."""
+    if "://" in pattern or not glob.has_magic(pattern):
+        return False
+    parts = [os.path.abspath(os.path.expanduser(name)).split(os.sep) for name in (pattern, path)]
+    return _matches(*parts)
+
+
+def _matches(pattern: list[str], parts: list[str]) -> bool:
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_matches(pattern[1:] or ["*"], parts[n:]) for n in range(len(parts)))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(pattern[1:], parts[1:])
 
 
 def find_url(url: str) -> Found:

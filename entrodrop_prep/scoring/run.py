@@ -22,6 +22,7 @@ from entrodrop_prep.environment import host_environment
 from entrodrop_prep.errors import IntegrityError, MismatchError, OutputError
 from entrodrop_prep.progress import Progress
 from entrodrop_prep.schema import SCORED
+from entrodrop_prep.scoring.files import matches
 from entrodrop_prep.scoring.finish import REJECTED, TOKENIZER, UNIGRAM, finish
 from entrodrop_prep.scoring.plan import Plan, make_plan
 from entrodrop_prep.scoring.span import Span, read_span, rows_digest, span_table
@@ -68,13 +69,7 @@ def score(config: ScoreConfig) -> ScoreSummary:
         EntrodropError: see ``entrodrop_prep.errors``; finished shards stay.
     """
     out = local_directory(config.out)
-    source = user_path(config.source)
-    if os.path.isdir(source) and source.resolve() in (out.resolve(), *out.resolve().parents):
-        raise OutputError(
-            "the scored dataset cannot lie inside its source, where it would be read as part of it",
-            where=str(out),
-            fix="choose another --out",
-        )
+    _check_place(config.source, out)
     manifest.check_usable(out, "scored")
     with locked(out):
         manifest.check_usable(out, "scored")
@@ -109,6 +104,22 @@ def score(config: ScoreConfig) -> ScoreSummary:
         seconds, tokens = _make_missing(plan, out)
         shards = [(path, _own_footer(path, plan)) for path in _shards(out)]
         return ScoreSummary(out, finish(plan, out, shards)["counts"], seconds, tokens, already_complete=False)
+
+
+def _check_place(source: str, out: Path) -> None:
+    """Raises OutputError where what is written would be read as part of the source: a folder, or a glob."""
+    path = user_path(source)
+    if os.path.isdir(path):
+        inside = bool(source.strip()) and path.resolve() in (out.resolve(), *out.resolve().parents)
+    else:
+        files = (shard_path(out, 0), *(out / name for name in (manifest.NAME, REJECTED, f"{TOKENIZER}/tokenizer.json")))
+        inside = any(matches(source, str(file)) for file in files)
+    if inside:
+        raise OutputError(
+            "the scored dataset cannot lie inside its source, where it would be read as part of it",
+            where=str(out),
+            fix="choose another --out",
+        )
 
 
 def shard_path(out: Path, index: int) -> Path:

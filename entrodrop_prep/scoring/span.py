@@ -163,7 +163,8 @@ def _reject(plan: Plan, span: Span, row: SourceRow, reason: str) -> None:
 def _entry(plan: Plan, row: SourceRow, kind: str, reason: str) -> dict[str, Any]:
     entry = {"row_id": row.row_id, "where": row.where, "kind": kind, "reason": reason}
     if plan.config.id_column and row.values is not None:
-        entry["id"] = str(row.values.get(plan.config.id_column))
+        name = row.values.get(plan.config.id_column)
+        entry["id"] = None if name is None else str(name)
     return entry
 
 

@@ -162,13 +162,16 @@ def _is_tokenizer_file(name: str) -> bool:
 
 def _read_template(name: str) -> str:
     try:
-        return Path(name).read_text(encoding="utf-8")
+        text = Path(name).read_text(encoding="utf-8")
     except OSError as e:
         raise ConfigError(
             f"cannot read the chat template: {e.strerror}", where=name, fix="check --chat-template"
         ) from e
     except UnicodeDecodeError as e:
         raise ConfigError("the chat template is not UTF-8", where=name, fix="check --chat-template") from e
+    if not text.strip():
+        raise ConfigError("the chat template is empty", where=name, fix="check --chat-template")
+    return text
 
 
 def _check_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
