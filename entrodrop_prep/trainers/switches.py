@@ -32,7 +32,7 @@ def settings(facts: Facts, what: str, template: str, batch: int, accumulate: int
 def saved_rows(facts: Facts, trainer: str) -> str:
     """Path of the copy that ``save_to_disk`` made, for trainers that read nothing else.
 
-    Raises ConfigError where there is none, or where it has columns beside the three.
+    Raises ConfigError where there is none.
     """
     if CONCATENATED not in facts.layouts:
         raise ConfigError(
