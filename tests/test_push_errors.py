@@ -181,6 +181,14 @@ def test_who_is_not_told_may_push(masked: Path, hub: Hub, tmp_path: Path, monkey
     assert push(hub, tmp_path / "home", str(masked), "alice/data").returncode == 0
 
 
+def test_an_owner_who_lets_nothing_be_public_is_told(
+    masked: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed(monkeypatch, "create-repo", lambda body: hub.repo(body["name"]).change(private=True))
+    done = push(hub, tmp_path / "home", str(masked), "alice/data", "--public", "--license", "mit")
+    fails(done, "is private, this push is public", "it was made so just now", "--private")
+
+
 @pytest.mark.parametrize("way", ["card", "option"])
 def test_an_unknown_licence_is_none(way: str, masked: Path, hub: Hub, tmp_path: Path) -> None:
     copied = copy(masked, tmp_path / "masked")

@@ -91,6 +91,7 @@ class Target:
         client, config = self.client, self.config
         user = client.who_am_i()
         private = client.visibility()
+        changed = "nothing was changed there"
         if private is None:
             client.create(private=config.private)
             private = client.visibility()
@@ -98,11 +99,12 @@ class Target:
                 raise HubError(
                     f"{user} cannot see it, and cannot make it", where=config.repo, fix="check the name and the rights"
                 )
+            changed = "it was made so just now, as its owner's settings are, and is empty"
             log.info("made the %s repository %s", "private" if private else "public", config.repo)
         if private != config.private:
             is_, asked = ("private", "public") if private else ("public", "private")
             raise HubError(
-                f"the repository is {is_}, this push is {asked}; nothing was changed there",
+                f"the repository is {is_}, this push is {asked}; {changed}",
                 where=config.repo,
                 fix=f"add --{is_}, or push to another repository"
                 + (" (a push is private by default)" if not private else ""),
