@@ -136,6 +136,12 @@ def read_state(directory: Path) -> dict[str, Any] | None:
     return state if sound and "schema" in state else None
 
 
+def being_cleaned(directory: Path) -> bool:
+    """Whether a run was stopped while it threw away what was there: what is left goes too, whatever it is."""
+    state = read_state(directory)
+    return state is not None and "identity" not in state
+
+
 def write_state(directory: Path, state: dict[str, Any]) -> None:
     """Note what a later run needs to continue this one."""
     write_bytes(directory / STATE, json.dumps(state, indent=1, sort_keys=True).encode())

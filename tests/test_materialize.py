@@ -23,7 +23,7 @@ import yaml
 from scored_for_tests import FIRST_PLAIN_ID, VOCABULARY, all_bytes, copy, some_rows, write_scored
 from tokenizers_for_tests import byte_bpe
 
-from entrodrop_prep import cli, scored
+from entrodrop_prep import cli, manifest, scored
 from entrodrop_prep.config import MaterializeConfig, Recipe
 from entrodrop_prep.errors import ConfigError, DiskSpaceError, IntegrityError, MismatchError, OutputError, SourceError
 from entrodrop_prep.export import epoch as epoch_module
@@ -451,6 +451,16 @@ def test_the_private_note_is_not_needed_to_tell_whose_an_unfinished_directory_is
         run(scored_at, out, rows_per_shard=12)
     run(scored_at, out, rows_per_shard=11)
     assert all_bytes(out) == expected
+
+
+def test_what_an_overwriting_run_was_killed_over_goes_too(scored_at: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(scored_at, out, rows_per_shard=11, plain_config=True)
+    (out / "manifest.json").unlink()
+    manifest.write_state(out, {"schema": "masked/1", "parts": ["plain"], "layouts": []})
+    run(scored_at, out, seed=2)
+    run(scored_at, tmp_path / "whole", seed=2)
+    assert all_bytes(out, without=("README.md",)) == all_bytes(tmp_path / "whole", without=("README.md",))
 
 
 def test_leftovers_are_removed_and_nothing_else(scored_at: Path, tmp_path: Path) -> None:

@@ -90,6 +90,8 @@ def _materialize(config: MaterializeConfig) -> MaterializeSummary:
         manifest.check_usable(out, "masked")
         with writing(out):
             remove_leftovers(out, EPOCHS, *OTHER_FILES)
+        if manifest.being_cleaned(out):
+            config = replace(config, overwrite=True)
         identity = job.identity
         finished, begun = (None, set()) if config.overwrite else _earlier(out, identity)
         wanted = set(config.epochs_to_write()) | begun

@@ -77,7 +77,8 @@ def score(config: ScoreConfig) -> ScoreSummary:
             remove_leftovers(out)
         state = manifest.read_state(out) or {}
         plan = make_plan(config, state.get("model"))
-        if config.overwrite:  # only now: settings that do not work must not cost what is there
+        # Only now: settings that do not work must not cost what is there.
+        if config.overwrite or manifest.being_cleaned(out):
             with writing(out):
                 _remove_earlier(out, plan.identity["schema"])
             state = {}
