@@ -226,7 +226,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, answer: Answer) -> None:
         data = (
-            b"" if answer.file else answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body, default=str).encode()
+            b""
+            if answer.file
+            else answer.body
+            if isinstance(answer.body, bytes)
+            else json.dumps(answer.body, default=str).encode()
         )
         first, size, status = 0, len(data), answer.status
         if answer.file:
