@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -330,6 +331,18 @@ def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
     save_file(kept, directory / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"its weights lack model\.layers\.1\.mlp\.\w+\.weight and 2 more"):
         started(directory)
+
+
+def test_weights_without_a_place_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    directory = save_model(tmp_path, tiny_llama(V))
+    started(directory)
+    assert not caplog.records
+    described = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**described, "num_hidden_layers": 1, "layer_types": None}))
+    with caplog.at_level(logging.WARNING, logger="entrodrop_prep"):
+        started(directory)
+    (said,) = [r.getMessage() for r in caplog.records if r.name.startswith("entrodrop_prep")]
+    assert "9 weights of the checkpoint have no place in its configuration, model.layers.1." in said
 
 
 def test_damaged_weights(tmp_path: Path) -> None:

@@ -253,6 +253,14 @@ def _load(config: ScoreConfig, info: ModelInfo) -> Any:
             where=config.model,
             fix="mend the model's config.json",
         )
+    unused = sorted(report["unexpected_keys"])
+    if unused:
+        log.warning(
+            "%s: %d weights of the checkpoint have no place in its configuration, %s among them: check config.json",
+            info.name,
+            len(unused),
+            unused[0],
+        )
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
         model.set_attn_implementation("eager")  # the others leave the soft cap out without a word
     _warn_of_dynamic_rope(info, model.config.get_text_config(), info.max_length(config.max_length))
