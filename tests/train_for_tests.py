@@ -140,6 +140,8 @@ def main() -> None:
         came = run(rows, folder, workers, step, **options)
         rank = torch.distributed.get_rank()
         (folder / f"{name}-{rank}.json").write_text(json.dumps(came))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()  # threads of gloo that still run at the end abort a process now and then
 
 
 if __name__ == "__main__":

@@ -21,3 +21,5 @@ if __name__ == "__main__":
             | {"processes": trainer.args.world_size},
             out.with_suffix(".pt"),
         )
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()  # threads of gloo that still run at the end abort a process now and then
