@@ -154,6 +154,7 @@ def two_ranks(kind: str, here: Path, settings: dict[str, Any] | None = None) -> 
         capture_output=True,
         text=True,
         check=False,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     read: Any = {n: [json.loads((here / f"{n}-{r}.json").read_bytes()) for r in (0, 1)] for n in ("whole", "resumed")}

@@ -191,6 +191,7 @@ def run_processes(script: Path, count: int, *arguments: object) -> None:
         capture_output=True,
         text=True,
         check=False,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
 

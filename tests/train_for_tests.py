@@ -15,6 +15,7 @@ from typing import Any
 
 import lightning
 import torch
+import torch.multiprocessing
 from lightning.pytorch.callbacks import ModelCheckpoint
 from scored_for_tests import VOCABULARY
 from tokenizers_for_tests import byte_bpe
@@ -130,6 +131,9 @@ def run_lightning(
 
 
 def main() -> None:
+    # A fork beside the threads of gloo now and then waits for ever: CPython may copy a lock that one of them holds.
+    torch.multiprocessing.set_start_method("forkserver")
+    torch.multiprocessing.set_forkserver_preload(["train_for_tests"])
     kind, folder = sys.argv[1], Path(sys.argv[2])
     settings: dict[str, Any] = {"scored": str(folder / "scored"), **RECIPE}
     settings |= json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
