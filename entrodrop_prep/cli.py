@@ -31,6 +31,7 @@ from entrodrop_prep.config import (
     settings,
 )
 from entrodrop_prep.errors import EntrodropError
+from entrodrop_prep.text import one_line, printable, without_secrets
 
 if TYPE_CHECKING:
     from entrodrop_prep.hub.push import PushSummary
@@ -253,9 +254,9 @@ def verify_command(
 
     report = verify(directory, against or None, revision)
     for line in report.notes:
-        print(line)
+        print(printable(line))
     for finding in report.findings:
-        print(f"error: {finding}", file=sys.stderr)
+        print(f"error: {printable(without_secrets(finding))}", file=sys.stderr)
     if report.findings:
         raise typer.Exit(2)
 
@@ -339,9 +340,16 @@ def run(arguments: list[str]) -> int:
     except EntrodropError as e:
         message = str(e)
     except TyperException as e:
-        message = " ".join(e.format_message().replace("Value error, ", "").split())
+        message = one_line(e.format_message().replace("Value error, ", ""))
     print(f"error: {message}", file=sys.stderr)
     return 2
+
+
+class _Printable(logging.Formatter):
+    """Each message in one line, without secrets of URLs."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(without_secrets(super().formatMessage(record)))
 
 
 def _set_up_output() -> None:
@@ -351,7 +359,8 @@ def _set_up_output() -> None:
     told, warned = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
     told.addFilter(lambda record: record.levelno < logging.WARNING)
     warned.setLevel(logging.WARNING)
-    warned.setFormatter(logging.Formatter("warning: %(message)s"))
+    told.setFormatter(_Printable("%(message)s"))
+    warned.setFormatter(_Printable("warning: %(message)s"))
     ours = logging.getLogger("entrodrop_prep")
     ours.handlers[:], ours.propagate = [told, warned], False
     ours.setLevel(logging.INFO)

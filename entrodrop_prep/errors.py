@@ -18,6 +18,8 @@ Anything else that escapes is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+from entrodrop_prep.text import one_line, printable, without_secrets
+
 
 class EntrodropError(Exception):
     """What went wrong, where, and how to mend it; ``str()`` is one line."""
@@ -27,10 +29,9 @@ class EntrodropError(Exception):
         super().__init__(what, where, fix)
 
     def __str__(self) -> str:
-        line = f"{self.where}: {self.what}" if self.where else self.what
-        if self.fix:
-            line = f"{line}; {self.fix}"
-        return " ".join(line.split())
+        line = f"{self.what}; {self.fix}" if self.fix else self.what
+        where = f"{printable(without_secrets(self.where))}: " if self.where else ""
+        return where + one_line(line)
 
 
 class ConfigError(EntrodropError):

@@ -152,7 +152,7 @@ def test_nothing_below_the_command_line_imports_it_or_the_demo() -> None:
         assert not [n for n in ours(module) if inside(n, "entrodrop_prep.cli", "entrodrop_prep.demo")], module
 
 
-@pytest.mark.parametrize("module", ["entrodrop_prep", "entrodrop_prep.config", "entrodrop_prep.errors"])
+@pytest.mark.parametrize("module", [f"entrodrop_prep{name}" for name in ("", ".config", ".errors", ".text")])
 def test_declarations_load_the_standard_library_alone(module: str) -> None:
     for i in imports_of(module):
         if i.when == "load":
@@ -161,7 +161,7 @@ def test_declarations_load_the_standard_library_alone(module: str) -> None:
 
 
 def test_the_command_line_loads_only_typer_and_the_declarations() -> None:
-    allowed = ("typer", "entrodrop_prep.config", "entrodrop_prep.settings", "entrodrop_prep.errors")
+    allowed = ("typer", *(f"entrodrop_prep.{name}" for name in ("config", "settings", "errors", "text")))
     for i in imports_of("entrodrop_prep.cli"):
         if i.when == "load" and i.name != "entrodrop_prep":
             assert i.name.split(".")[0] in sys.stdlib_module_names or inside(i.name, *allowed), i.name
