@@ -141,7 +141,18 @@ def _manifest() -> dict[str, Any]:
             "items": {"type": "object"},
         },
     }
-    optional = {MASKED: {"open_share": open_share, **others, "derived": derived, **told}}
+    notes: dict[str, Any] = {
+        "notes": {
+            "type": "object",
+            "description": "What was warned of, and of how many rows; only where there was anything.",
+            "additionalProperties": {"type": "integer"},
+        },
+    }
+    optional: dict[str, dict[str, Any]] = {
+        SCORED: notes,
+        SCORED_BOUNDS: notes,
+        MASKED: {"open_share": open_share, **others, "derived": derived, **told},
+    }
     return {
         "$schema": DIALECT,
         "title": "manifest/1",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,11 @@ def _footers(path: Path, described: dict[str, Any], footers: list[Footer]) -> It
     yield from _wrong_counts(path, described, {n: sum(info["counts"][n] for info in infos) for n in _TOLD})
     if described["source"]["digest"] != digest.of_json([info["source"]["digest"] for info in infos]):
         yield f"{path}: the source's digest is not that of the shards"
+    notes: Counter[str] = Counter()
+    for info in infos:
+        notes.update(info.get("notes", {}))
+    if described.get("notes", {}) != notes:
+        yield f"{path}: the notes are not those of the shards"
     told = {i: entry["environment"] for entry in described["environments"] for i in entry["shards"]}
     if told != dict(enumerate(info["environment"] for info in infos)):
         yield f"{path}: the environments are not those of the shards"

@@ -19,7 +19,8 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from entrodrop_prep.errors import ConfigError, ModelError, RowError
+from entrodrop_prep.errors import ModelError, RowError
+from entrodrop_prep.scoring.messages import Message
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,86 +29,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Message = Mapping[str, Any]
 Span = tuple[int, int]
 
 USE_MARKERS = "give --chat-template FILE with {% generation %} markers (TRL ships such templates for common models)"
-RESERVED = frozenset(
-    [
-        *("conversation", "messages", "chat_template", "tokenize", "return_dict", "return_tensors", "padding"),
-        *("add_generation_prompt", "continue_final_message", "return_assistant_tokens_mask", "tokenizer_kwargs"),
-        *("truncation", "max_length"),
-    ]
-)
 _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")  # the spelling that transformers and TRL look for
-
-
-def messages_of(value: object, column: str) -> list[Message]:
-    """The messages in a cell, ``from``/``value`` turned to ``role``/``content`` as TRL does, in new objects.
-
-    Raises RowError for anything but a list of at least one object with a ``role``.
-    """
-    if not isinstance(value, (list, tuple)):
-        raise RowError(f"column {column!r} holds {kind_of(value)}, not a list of messages")
-    if not value:
-        raise RowError(f"column {column!r} holds no message")
-    messages: list[Message] = []
-    for i, message in enumerate(value):
-        if not isinstance(message, Mapping):
-            raise RowError(f"column {column!r}: message {i} is {kind_of(message)}, not an object")
-        if "from" in message and "role" not in message:
-            renamed = {key: item for key, item in message.items() if key not in ("from", "value")}
-            renamed["role"] = message["from"]
-            if "value" in message:
-                renamed["content"] = message["value"]
-            message = renamed
-        if not isinstance(message.get("role"), str):
-            raise RowError(f"column {column!r}: message {i} has no role")
-        messages.append(message)
-    return messages
-
-
-def variables_of(row: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, Any]:
-    """What the template gets beside the messages: the row's ``tools`` and ``chat_template_kwargs`` over ``common``.
-
-    Raises RowError for tools that are neither a list of objects nor JSON of one, and for other kwargs than an object.
-    """
-    own = row.get("chat_template_kwargs")
-    if own is not None and not isinstance(own, Mapping):
-        raise RowError(f"column 'chat_template_kwargs' holds {kind_of(own)}, not an object")
-    taken = sorted(RESERVED.intersection(own or ()))
-    if taken:
-        raise RowError(f"column 'chat_template_kwargs' sets {taken[0]!r}, which is no variable of the chat template")
-    tools = row.get("tools")
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except (ValueError, RecursionError) as e:
-            raise RowError(f"column 'tools' is not JSON that can be read: {e}") from e
-    variables = {"tools": tools, **common, **(own or {})}
-    tools = variables["tools"]
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise RowError(f"column 'tools' holds {kind_of(tools)}, not a list of objects")
-    return variables
-
-
-def check_common(kwargs: Mapping[str, Any]) -> None:
-    """Refuse template variables that would change what is rendered instead of how. Raises ConfigError."""
-    taken = sorted(RESERVED.intersection(kwargs))
-    if taken:
-        raise ConfigError(
-            f"--chat-template-kwargs sets {taken[0]!r}", fix="give variables that the chat template reads"
-        )
-
-
-def kind_of(value: object) -> str:
-    """A value's type in the words of the data, for messages."""
-    if value is None:
-        return "null"
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", dict: "an object"}
-    if isinstance(value, (list, tuple)):
-        return f"a list of {kind_of(value[0]).removeprefix('a ').removeprefix('an ')}" if value else "an empty list"
-    return names.get(type(value), f"a {type(value).__name__}")
 
 
 def has_markers(tokenizer: PreTrainedTokenizerBase, tools: list[dict[str, Any]] | None) -> bool:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from entrodrop_prep import __version__, digest, manifest
 from entrodrop_prep.digest import ContentDigest
 from entrodrop_prep.errors import IntegrityError, SourceError
+from entrodrop_prep.scoring.notes import note_counts, say
 from entrodrop_prep.scoring.plan import Plan
 from entrodrop_prep.scoring.span import COUNTS
 from entrodrop_prep.scoring.tokenizer import template_digest, vocabulary_digest
@@ -67,6 +68,8 @@ def finish(plan: Plan, out: Path, shards: list[tuple[Path, Footer]]) -> dict[str
         write_bytes(out / REJECTED, "".join(lines).encode("utf-8", "backslashreplace"))
     _save_tokenizer(plan, out)
     extra = [out / UNIGRAM, *([out / REJECTED] if lines else []), *sorted((out / TOKENIZER).rglob("*"))]
+    notes = note_counts(footer.info.get("notes", {}) for _, footer in shards)
+    say(notes)
     described = {
         "schema": plan.identity["schema"],
         "generator": f"entrodrop-prep {__version__}",
@@ -88,6 +91,7 @@ def finish(plan: Plan, out: Path, shards: list[tuple[Path, Footer]]) -> dict[str
             "chat_template": template_digest(plan.tokenizer),
         },
         "counts": counts,
+        **({"notes": notes} if notes else {}),
         "content_digest": digest.of_json({"identity": plan.identity, "shards": [f["content_digest"] for f in files]}),
         "files": files + [manifest.file_entry(out, p) for p in extra if p.is_file()],
     }

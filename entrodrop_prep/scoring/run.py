@@ -211,6 +211,7 @@ def _write_span(plan: Plan, span: Span, scores: list[Scores], path: Path, enviro
         "environment": environment,
         "counts": span.counts,
         "rejected": span.rejected,
+        **({"notes": dict(sorted(span.notes.items()))} if span.notes else {}),
         "source": {"digest": span.source_digest, "next": span.next, "units": span.units if plan.exact_units else 0},
     }
     write_shard(path, plan.schema, [span_table(plan, span, scores)], info)

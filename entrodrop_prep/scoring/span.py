@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,7 @@ class Span:
     kept: dict[int, Mapping[str, Any]] = field(default_factory=dict)
     rejected: list[dict[str, Any]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
+    notes: Counter[str] = field(default_factory=Counter)
     source_digest: str = ""
     next: dict[str, Any] | None = None
     units: float = 0
@@ -132,6 +134,7 @@ def _take(plan: Plan, span: Span, row: SourceRow, values: Mapping[str, Any], res
             ids, mask = ids[: plan.max_length], mask[: plan.max_length]
     windows = list(cut(row.row_id, ids, mask, plan.max_length, plan.config.overlap))
     trainable = sum(int(w.loss_mask.sum()) for w in windows)
+    span.notes.update(result.notes)
     span.windows += windows
     span.counts["rows"] += 1
     span.counts["windows"] += len(windows)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from entrodrop_prep.errors import ConfigError, RowError, SourceError
-from entrodrop_prep.scoring import chat
+from entrodrop_prep.scoring import chat, messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,10 +70,12 @@ class Encoded:
     Attributes:
         input_ids: [T] int32, T >= 0.
         loss_mask: [T] bool, whether token t may be trained on; false at 0, which no model predicts.
+        notes: what to warn of about this row, keys of ``notes.NOTES``.
     """
 
     input_ids: npt.NDArray[np.int32]
     loss_mask: Bits
+    notes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ class Encoder:
         self._format = row_format
         self._eos = str(tokenizer.eos_token) if append_eos and tokenizer.eos_token else ""
         self._common = chat_template_kwargs or {}
-        chat.check_common(self._common)
+        messages.check_common(self._common)
         if row_format.kind == "messages":
             chat.has_markers(tokenizer, None)
         if row_format.kind in ("messages", "prompt_completion"):
@@ -198,26 +200,23 @@ class Encoder:
         if isinstance(row.get(prompt_column), str):
             prompt, completion = _text(row, prompt_column), self._ended(_text(row, completion_column))
             return _Draft((prompt, prompt + completion), True, _from_divergence)
-        given = chat.messages_of(row.get(prompt_column), prompt_column)
-        answer = chat.messages_of(row.get(completion_column), completion_column)
-        variables = chat.variables_of(row, self._common)
+        both, n = messages.pair_of(row, prompt_column, completion_column, self._common)
         chat.has_markers(self._tokenizer, None)
-        asked = chat.render(self._tokenizer, given, variables, prompt=True)
-        whole = chat.render(self._tokenizer, [*given, *answer], variables)
+        asked = chat.render(self._tokenizer, both.messages[:n], both.variables, prompt=True)
+        whole = chat.render(self._tokenizer, both.messages, both.variables)
         return _Draft((asked, whole), False, _from_divergence)
 
     def _messages(self, row: Row, column: str) -> _Draft | Encoded:
-        messages = chat.messages_of(row.get(column), column)
-        variables = chat.variables_of(row, self._common)
+        talk = messages.chat_of(row, column, self._common)
         nothing = RowError(
-            f"no assistant turn to train on (roles: {', '.join(dict.fromkeys(m['role'] for m in messages))})"
+            f"no assistant turn to train on (roles: {', '.join(dict.fromkeys(m['role'] for m in talk.messages))})"
         )
-        if chat.has_markers(self._tokenizer, variables["tools"]):
-            ids, bits = chat.marked(self._tokenizer, messages, variables)
+        if chat.has_markers(self._tokenizer, talk.variables["tools"]):
+            ids, bits = chat.marked(self._tokenizer, talk.messages, talk.variables)
             return _some(_encoded(ids, np.asarray(bits, np.bool_)), nothing)
-        if all(message["role"] != "assistant" for message in messages):
+        if not any(talk.trained):
             raise nothing
-        text, spans = chat.assistant_spans(self._tokenizer, messages, variables)
+        text, spans = chat.assistant_spans(self._tokenizer, talk.messages, talk.variables)
 
         def finish(ids: list[Any], offsets: Any) -> Encoded:
             return _some(_encoded(ids[0], chat.mask_of(self._tokenizer, text, ids[0], offsets, spans)), nothing)
@@ -235,7 +234,7 @@ def _or_reason(make: Callable[[], Any]) -> Any:
 def _text(row: Row, column: str) -> str:
     value = row.get(column)
     if not isinstance(value, str):
-        raise RowError(f"column {column!r} holds {chat.kind_of(value)}, not a string")
+        raise RowError(f"column {column!r} holds {messages.kind_of(value)}, not a string")
     return chat.encodable(value, f"column {column!r}")
 
 
@@ -286,7 +285,7 @@ def _pretokenized(row: Row, column: str, extras: Sequence[str]) -> Encoded:
 def _integers(row: Row, column: str, most: int | None) -> npt.NDArray[np.int64]:
     """A cell as whole numbers [T], from 0 to ``most`` if that is given. Raises RowError."""
     value = row.get(column)
-    odd = RowError(f"column {column!r} holds {chat.kind_of(value)}, not a list of whole numbers")
+    odd = RowError(f"column {column!r} holds {messages.kind_of(value)}, not a list of whole numbers")
     if not isinstance(value, (list, tuple, np.ndarray)):
         raise odd
     try:
