@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from models_for_tests import EOS, Markov, markov_model, random_rows, rows_of, run_score, words, write_rows
-
-from entrodrop_prep.scoring.windows import cut
 
 ABSOLUTE = {"float32": 1e-4, "float16": 1e-4}
 RELATIVE = {"float32": 0.0, "float16": 2.0**-11}
@@ -193,23 +188,3 @@ def test_a_shift_by_one_would_fail(tmp_path: Path, markov: Markov, name: str, by
         row[name] = [*row[name][1:], None]  # beside the token before
     with pytest.raises(AssertionError):
         check(found, rows, markov)
-
-
-@given(length=st.integers(2, 60), max_length=st.integers(2, 20), overlap=st.integers(0, 19), data=st.data())
-@settings(max_examples=200, deadline=None)
-def test_each_token_is_trainable_in_one_window(length: int, max_length: int, overlap: int, data: st.DataObject) -> None:
-    overlap = min(overlap, max_length - 1)
-    mask = np.array(data.draw(st.lists(st.booleans(), min_size=length, max_size=length)))
-    mask[0] = False
-    ids = np.arange(length, dtype=np.int32)
-    windows = list(cut(3, ids, mask, max_length, overlap))
-    trainable = np.concatenate([w.input_ids[w.loss_mask] for w in windows])
-    new = np.concatenate([w.input_ids[max(1, w.context) :] for w in windows])
-    assert trainable.tolist() == ids[mask].tolist()
-    assert new.tolist() == list(range(1, length))
-    for before, window in itertools.pairwise(windows):
-        assert len(before.input_ids) == max_length
-        assert window.context == max(1, overlap)
-        assert window.input_ids[: window.context].tolist() == before.input_ids[-window.context :].tolist()
-    assert [w.number for w in windows] == list(range(len(windows)))
-    assert {len(w.input_ids) <= max_length for w in windows} == {True}

@@ -124,6 +124,13 @@ class ScoreConfig:
             ge=0,
         ),
     ] = 0
+    window_bos: Annotated[
+        Literal["auto", "off"],
+        Setting(
+            "Whether further windows of a split document begin with the BOS token, as context. auto: where the "
+            "document does."
+        ),
+    ] = "auto"
     append_eos: Annotated[
         bool,
         Setting(

@@ -19,12 +19,14 @@ from entrodrop_prep.scoring.source import Source, open_source
 from entrodrop_prep.scoring.tokenize import Encoder, RowFormat, detect_format
 from entrodrop_prep.scoring.tokenizer import (
     Disagreement,
+    added_ids,
     load_tokenizer,
     special_ids,
     tokenizer_digest,
     tokenizer_origin,
     vocabulary_disagreement,
 )
+from entrodrop_prep.scoring.windows import new_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,6 +51,7 @@ _RESOLVED = (
     "prompt_column",
     "completion_column",
     "messages_column",
+    "window_bos",
 )
 
 
@@ -67,6 +70,7 @@ class Plan:
     columns: tuple[str, ...]
     max_length: int
     long_documents: str
+    window_start: tuple[int, ...]
     disagreement: Disagreement
     identity: dict[str, Any]
     special_ids: list[int]
@@ -130,6 +134,12 @@ def make_plan(config: ScoreConfig, known_files: dict[str, list[Any]] | None) -> 
     long_documents = config.long_documents
     if long_documents == "auto":
         long_documents = "split" if row_format.is_plain else "drop"
+    start = _window_start(config, tokenizer, row_format) if long_documents == "split" else ()
+    if new_tokens(max_length, config.overlap, start) < 1:
+        raise ConfigError(
+            f"windows of {max_length} tokens have no room for new ones beside BOS and those of --overlap",
+            fix="raise --max-length, lower --overlap, or add --window-bos off",
+        )
     weights = identify_weights(config, info, known_files)
     info = replace(info, identity=identity_name(weights.identity))
     kept = _kept_fields(config, source, columns)
@@ -146,6 +156,8 @@ def make_plan(config: ScoreConfig, known_files: dict[str, list[Any]] | None) -> 
         "max_length": max_length,
         "long_documents": long_documents,
         "kept_types": [f"{f.name}: {f.type}" for f in kept],
+        # Left out where it changes nothing, so that directories made before there was such a key can be continued.
+        **({"window_bos": "on"} if start else {}),
     }
     return Plan(
         config=config,
@@ -167,11 +179,26 @@ def make_plan(config: ScoreConfig, known_files: dict[str, list[Any]] | None) -> 
         ),
         max_length=max_length,
         long_documents=long_documents,
+        window_start=start,
         disagreement=vocabulary_disagreement(tokenizer, reference, info.vocab_size),
         identity=identity,
         special_ids=special_ids(tokenizer),
         tokenizer_origin=origin,
     )
+
+
+def _window_start(config: ScoreConfig, tokenizer: PreTrainedTokenizerBase, row_format: RowFormat) -> tuple[int, ...]:
+    """Ids that further windows begin with where their document does: what the tokenizer puts before a text.
+
+    A tokenizer that puts nothing there gives texts without BOS. Rows that come tokenized or from a chat template may
+    begin with BOS all the same.
+    """
+    if config.window_bos == "off":
+        return ()
+    before, _ = added_ids(tokenizer)
+    if before or row_format.kind == "text" or tokenizer.bos_token_id is None:
+        return before
+    return (int(tokenizer.bos_token_id),)
 
 
 def _source_revision(config: ScoreConfig, info: ModelInfo) -> str | None:

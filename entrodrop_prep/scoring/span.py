@@ -65,7 +65,7 @@ class Span:
 
     @property
     def tokens(self) -> int:
-        """Tokens to score, repeated context included."""
+        """Tokens to score, context included."""
         return sum(len(w.input_ids) for w in self.windows)
 
 
@@ -132,7 +132,8 @@ def _take(plan: Plan, span: Span, row: SourceRow, values: Mapping[str, Any], res
         if plan.long_documents == "truncate":
             span.counts["truncated_rows"] += 1
             ids, mask = ids[: plan.max_length], mask[: plan.max_length]
-    windows = list(cut(row.row_id, ids, mask, plan.max_length, plan.config.overlap))
+    start = plan.window_start if ids[: len(plan.window_start)].tolist() == list(plan.window_start) else ()
+    windows = list(cut(row.row_id, ids, mask, plan.max_length, plan.config.overlap, start))
     trainable = sum(int(w.loss_mask.sum()) for w in windows)
     span.notes.update(result.notes)
     span.windows += windows
@@ -181,10 +182,10 @@ def span_table(plan: Plan, span: Span, scores: Sequence[Scores]) -> pa.Table:
             f"shard {span.index} would hold {offsets[-1]:,} tokens, more than a Parquet list column addresses",
             fix="lower --rows-per-shard",
         )
-    first, repeated = np.zeros(int(offsets[-1]), bool), np.zeros(int(offsets[-1]), bool)
+    first, context = np.zeros(int(offsets[-1]), bool), np.zeros(int(offsets[-1]), bool)
     first[offsets[:-1]] = True
     for w, start in zip(windows, offsets, strict=False):
-        repeated[start : start + w.context] = True
+        context[start : start + w.context] = True
     columns: dict[str, pa.Array] = {
         "row_id": pa.array([w.row_id for w in windows], pa.int64()),
         "window": pa.array([w.number for w in windows], pa.int32()),
@@ -199,7 +200,7 @@ def span_table(plan: Plan, span: Span, scores: Sequence[Scores]) -> pa.Table:
         _check_finite(span, flat, offsets, name)
         if plan.config.score_dtype == "float16":
             flat = _half(flat, name)
-        columns[name] = _lists(plan.schema, name, offsets, pa.array(flat, mask=first | repeated))
+        columns[name] = _lists(plan.schema, name, offsets, pa.array(flat, mask=first | context))
     for f in plan.schema:
         if f.name not in columns:
             columns[f.name] = pa.array([span.kept[w.row_id].get(f.name) for w in windows], f.type)

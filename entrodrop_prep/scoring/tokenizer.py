@@ -88,6 +88,15 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return sorted({*tokenizer.all_special_ids, *flagged})
 
 
+def added_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ids that a tokenizer puts before a text of its own accord, and behind it: BOS and EOS, or nothing."""
+    bare, whole = (tokenizer("x", add_special_tokens=special)["input_ids"] for special in (False, True))
+    for first in range(len(whole) - len(bare) + 1):
+        if whole[first : first + len(bare)] == bare:
+            return tuple(whole[:first]), tuple(whole[first + len(bare) :])
+    return (), ()
+
+
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 over what decides ids and rendered chats, 64 hex digits, the same in every process and machine."""
     if tokenizer.is_fast:
