@@ -175,9 +175,7 @@ def test_long_text_raises_no_warning(caplog: pytest.LogCaptureFixture) -> None:
         ({"messages": [USER, {"content": "x"}]}, CHAT, "message 1 has no role"),
         ({"messages": [USER, {"role": None, "content": "x"}]}, CHAT, "message 1 has no role"),
         ({"messages": [USER]}, CHAT, "no assistant turn to train on (roles: user)"),
-        ({"messages": [USER, {"role": "gpt", "content": "x"}]}, CHAT, "(roles: user, gpt)"),
-        ({"messages": [{"role": "user"}, BOT]}, CHAT, "the chat template cannot render it: "),
-        ({"messages": [{"role": "user", "content": None}, BOT]}, CHAT, "cannot render it: TypeError"),
+        ({"messages": [USER, {"role": "bot", "content": "x"}]}, CHAT, "(roles: user, bot)"),
         ({"messages": [{"role": "user", "content": "\ud83d"}, BOT]}, CHAT, "lone surrogate"),
         ({"messages": [USER, BOT], "tools": "{"}, CHAT, "'tools' is not JSON"),
         ({"messages": [USER, BOT], "tools": '"x"'}, CHAT, "'tools' holds a string"),
@@ -196,7 +194,8 @@ def test_completion_without_a_token_is_a_bad_row() -> None:
     assert "no token to train on" in reason({"prompt": "a", "completion": ""}, PAIR, append_eos=False)
     nothing = "{%- for m in messages %}{%- if m.role == 'user' %}{{- m.content }}{%- endif %}{%- endfor %}"
     tokenizer = byte_bpe(template=nothing)
-    assert "no token to train on" in reason({"prompt": [USER], "completion": [BOT]}, PAIR, tokenizer)
+    why = reason({"prompt": [USER], "completion": [BOT]}, PAIR, tokenizer)
+    assert "message 1 (assistant): the chat template prints nothing of it" in why
 
 
 def test_good_and_bad_rows_keep_their_places() -> None:
@@ -238,7 +237,8 @@ def test_marked_template_that_marks_nothing_here_is_a_bad_row() -> None:
     template = "{%- for m in messages %}{%- if m.role == 'bot' %}{%- generation %}{{ m.content }}{%- endgeneration %}"
     template += "{%- else %}{{- m.content + '<|end|>' }}{%- endif %}{%- endfor %}"
     assert "(roles: user, assistant)" in reason({"messages": [USER, BOT]}, CHAT, byte_bpe(template=template))
-    assert trained({"messages": [USER, {"role": "bot", "content": "sky"}]}, CHAT, byte_bpe(template=template)) == "sky"
+    row = {"messages": [USER, {"role": "bot", "content": "sky"}]}
+    assert "(roles: user, bot)" in reason(row, CHAT, byte_bpe(template=template))
 
 
 def test_template_without_generation_prompt() -> None:
@@ -300,11 +300,11 @@ def test_assistant_first_where_the_header_could_be_in_the_tools() -> None:
 
 
 def test_arguments_reach_the_template_as_they_are() -> None:
-    """No merged dicts: a key that only one tool has, a null argument and null content render as they were given."""
-    calls = [{"name": "f", "arguments": {"a": None}}, {"name": "g", "arguments": {"b": [1, {"c": None}]}}]
+    """No merged dicts: a key that only one tool has renders where it was given, and a null in a list stays."""
+    calls = [{"name": "f", "arguments": {"a": {}}}, {"name": "g", "arguments": {"b": [1, {"c": [None]}]}}]
     row = {
         "messages": [USER, {"role": "assistant", "content": None, "tool_calls": calls}],
-        "tools": [{"name": "f", "x": 1}, {"name": "g", "y": {"z": None}}],
+        "tools": [{"name": "f", "x": 1}, {"name": "g", "y": {"z": [None]}}],
         "chat_template_kwargs": None,
     }
     before = copy.deepcopy(row)
@@ -312,7 +312,7 @@ def test_arguments_reach_the_template_as_they_are() -> None:
         text = trained(row, CHAT, byte_bpe(template=template))
         found = re.findall(r"<tool_call>\n(.*?)\n</tool_call>", text)
         assert [json.loads(call) for call in found] == calls
-        assert text.startswith("NONE")
+        assert text.startswith("<tool_call>")
         (whole,) = encode([row], CHAT, byte_bpe(template=template))
         assert isinstance(whole, Encoded)
         head = byte_bpe().decode(whole.input_ids).split("<|im_end|>")[0].splitlines()[1:]

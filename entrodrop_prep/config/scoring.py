@@ -62,7 +62,11 @@ class ScoreConfig:
     ] = None
     chat_template: Annotated[
         str | None,
-        Setting("Jinja file used instead of the tokenizer's chat template.", metavar="FILE"),
+        Setting(
+            "Used instead of the tokenizer's chat template: a Jinja file, or chatml, a template that comes with this "
+            "program (a file of that name goes first).",
+            metavar="FILE|chatml",
+        ),
     ] = None
     chat_template_kwargs: Annotated[
         dict[str, Any] | None,
@@ -92,6 +96,13 @@ class ScoreConfig:
     prompt_column: Annotated[str | None, Setting("Column of prompts.", default_text="detected")] = None
     completion_column: Annotated[str | None, Setting("Column of completions.", default_text="detected")] = None
     messages_column: Annotated[str | None, Setting("Column of chat messages.", default_text="detected")] = None
+    train_on: Annotated[
+        Literal["all-turns", "last-turn"],
+        Setting(
+            "Which of a chat's assistant messages are trained on: all, or the last. A message with `train` false or "
+            "`weight` 0 is not."
+        ),
+    ] = "all-turns"
     id_column: Annotated[
         str | None,
         Setting("Column that names each row; it is kept as `id`, must be unique, and is shown in messages."),

@@ -38,7 +38,9 @@ _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")  # the spelling that transfo
 def has_markers(tokenizer: PreTrainedTokenizerBase, tools: list[dict[str, Any]] | None) -> bool:
     """Whether the template for a row with these tools has generation markers. Raises ModelError without a template."""
     if not tokenizer.chat_template:
-        raise ModelError("the tokenizer has no chat template", fix="give one with --chat-template FILE")
+        raise ModelError(
+            "the tokenizer has no chat template", fix="give --chat-template FILE, or --chat-template chatml"
+        )
     return _MARKER.search(tokenizer.get_chat_template(None, tools)) is not None
 
 

@@ -10,16 +10,37 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from entrodrop_prep.text import printable
+
 log = logging.getLogger(__name__)
 
-NOTES: dict[str, str] = {}
+NOTES: dict[str, str] = {
+    "left_out": "{rows}: the chat template does not print the text of the {detail} messages",
+    "left_out_calls": "{rows}: the chat template does not print the assistant's tool calls",
+    "left_out_earlier_thoughts": (
+        "{rows}: the chat template does not print the assistant's thoughts before the last question, as many do "
+        "by design"
+    ),
+    "left_out_thoughts": (
+        "{rows}: the chat template does not print the thoughts of the last answer, so they are not trained on; it may "
+        "look for them under another key (reasoning_content, reasoning, thinking)"
+    ),
+    "left_out_tools": "{rows}: the chat template does not print the tools that the row offers",
+    "no_content": "{rows}: a message has neither content nor a tool call; its text is taken to be empty",
+    "trained_role": (
+        "{rows}: train: true or weight: 1 stands on a message that is not the assistant's; only the assistant's "
+        "messages are trained on"
+    ),
+}
 """Key -> text with ``{rows}``, the number of rows, and where the key has a detail ``{detail}``."""
 
 
 def note_text(key: str, rows: int) -> str:
     """The line for people; of a key of another version just the key and the count."""
     name, _, detail = key.partition(":")
-    return NOTES.get(name, f"{name}: {{rows}}").format(rows=f"{rows:,} {'row' if rows == 1 else 'rows'}", detail=detail)
+    return NOTES.get(name, f"{name}: {{rows}}").format(
+        rows=f"{rows:,} {'row' if rows == 1 else 'rows'}", detail=printable(detail)
+    )
 
 
 def note_counts(shards: Iterable[Mapping[str, int]]) -> dict[str, int]:

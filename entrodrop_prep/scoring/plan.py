@@ -51,6 +51,7 @@ _RESOLVED = (
     "prompt_column",
     "completion_column",
     "messages_column",
+    "train_on",
     "window_bos",
 )
 
@@ -158,6 +159,7 @@ def make_plan(config: ScoreConfig, known_files: dict[str, list[Any]] | None) -> 
         "kept_types": [f"{f.name}: {f.type}" for f in kept],
         # Left out where it changes nothing, so that directories made before there was such a key can be continued.
         **({"window_bos": "on"} if start else {}),
+        **({"train_on": config.train_on} if config.train_on != "all-turns" else {}),
     }
     return Plan(
         config=config,
@@ -168,7 +170,11 @@ def make_plan(config: ScoreConfig, known_files: dict[str, list[Any]] | None) -> 
         weights=weights,
         columns=columns,
         encoder=Encoder(
-            tokenizer, row_format, append_eos=config.append_eos, chat_template_kwargs=config.chat_template_kwargs
+            tokenizer,
+            row_format,
+            append_eos=config.append_eos,
+            chat_template_kwargs=config.chat_template_kwargs,
+            train_on=config.train_on,
         ),
         schema=scored_schema(
             config.score_dtype,

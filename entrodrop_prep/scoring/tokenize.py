@@ -2,6 +2,7 @@
 
 text               all of it; EOS is added where the text does not end with it
 prompt+completion  strings or messages; the completion, which starts where the ids of prompt and of both diverge
+instruction+output with or without an input (Alpaca): prompt and completion, as strings
 messages           the assistant's turns (``assistant_only_loss=True``)
 input_ids          what ``labels`` or the masks beside them leave, else all
 """
@@ -9,7 +10,7 @@ input_ids          what ``labels`` or the masks beside them leave, else all
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,18 +19,22 @@ import numpy.typing as npt
 
 from entrodrop_prep.errors import ConfigError, RowError, SourceError
 from entrodrop_prep.scoring import chat, messages
+from entrodrop_prep.scoring.left_out import left_out
+from entrodrop_prep.scoring.tool_calls import call_form
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from entrodrop_prep.config import ScoreConfig
 
-Kind = Literal["text", "prompt_completion", "messages", "input_ids"]
+Kind = Literal["text", "prompt_completion", "alpaca", "messages", "input_ids"]
 Row = Mapping[str, Any]
 Bits = npt.NDArray[np.bool_]
 
 IGNORED = -100
+ALPACA = ("instruction", "input", "output")
 _CHAT_EXTRAS = ("tools", "chat_template_kwargs")
+_ALPACA_EXTRAS = ("input", "system", "history")
 _CHOOSE = "choose with --text-column, --prompt-column and --completion-column, or --messages-column"
 
 
@@ -56,11 +61,16 @@ class RowFormat:
         names = {
             "text": "plain text",
             "prompt_completion": "prompt and completion",
+            "alpaca": "prompt and completion",
             "messages": "chat messages",
             "input_ids": "token ids",
         }
-        beside = f", with {', '.join(self.extras)}" if self.extras else ""
-        return f"{names[self.kind]} from {' and '.join(self.main)}{beside}"
+        main, extras = list(self.main), list(self.extras)
+        if self.kind == "alpaca":
+            main, extras = [n for n in ALPACA if n in self.columns], [n for n in extras if n not in ALPACA]
+        beside = f", with {', '.join(extras)}" if extras else ""
+        joined = f"{', '.join(main[:-1])} and {main[-1]}" if len(main) > 1 else main[0]
+        return f"{names[self.kind]} from {joined}{beside}"
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,7 @@ def detect_format(columns: Sequence[str], config: ScoreConfig) -> RowFormat:
     if config.prompt_column and config.completion_column:
         return RowFormat("prompt_completion", (config.prompt_column, config.completion_column), extras(*_CHAT_EXTRAS))
     if config.messages_column:
-        return RowFormat("messages", (config.messages_column,), extras(*_CHAT_EXTRAS))
+        return RowFormat("messages", (config.messages_column,), extras("system", *_CHAT_EXTRAS))
     if "input_ids" in columns:
         masks = ("labels",) if "labels" in columns else ("completion_mask", "assistant_masks")  # labels decide alone
         return RowFormat("input_ids", ("input_ids",), extras(*masks, "attention_mask"))
@@ -117,8 +127,9 @@ def detect_format(columns: Sequence[str], config: ScoreConfig) -> RowFormat:
         for form in (
             RowFormat("text", ("text",)),
             RowFormat("prompt_completion", ("prompt", "completion"), extras(*_CHAT_EXTRAS)),
-            RowFormat("messages", ("messages",), extras(*_CHAT_EXTRAS)),
-            RowFormat("messages", ("conversations",), extras(*_CHAT_EXTRAS)),
+            RowFormat("alpaca", ("instruction", "output"), extras(*_ALPACA_EXTRAS)),
+            RowFormat("messages", ("messages",), extras("system", *_CHAT_EXTRAS)),
+            RowFormat("messages", ("conversations",), extras("system", *_CHAT_EXTRAS)),
         )
         if all(name in columns for name in form.main)
     ]
@@ -126,7 +137,7 @@ def detect_format(columns: Sequence[str], config: ScoreConfig) -> RowFormat:
         several = " or as ".join(form.describe() for form in found)
         raise SourceError(f"its rows can be read as {several}; {there}", fix=_CHOOSE)
     if not found:
-        wanted = "text, prompt and completion, messages, conversations or input_ids"
+        wanted = "text, prompt and completion, instruction and output, messages, conversations or input_ids"
         raise SourceError(f"no column called {wanted}; {there}", fix=_CHOOSE)
     return found[0]
 
@@ -141,12 +152,19 @@ class Encoder:
         *,
         append_eos: bool,
         chat_template_kwargs: dict[str, Any] | None,
+        train_on: messages.TrainOn = "all-turns",
     ) -> None:
-        """Raises ConfigError for template variables that are not the template's, ModelError for chats without one."""
+        """Raises ConfigError for settings that do not fit rows or template, ModelError for chats without a template."""
         self._tokenizer = tokenizer
         self._format = row_format
         self._eos = str(tokenizer.eos_token) if append_eos and tokenizer.eos_token else ""
         self._common = chat_template_kwargs or {}
+        self._train_on = train_on
+        self._call_forms: dict[bool, messages.CallForm] = {}
+        if train_on != "all-turns" and row_format.is_plain:
+            raise ConfigError(
+                f"--train-on {train_on} is for chats, and these rows are {row_format.describe()}", fix="leave it out"
+            )
         messages.check_common(self._common)
         if row_format.kind == "messages":
             chat.has_markers(tokenizer, None)
@@ -189,6 +207,8 @@ class Encoder:
             return _Draft((text,), True, lambda ids, _: _encoded(ids[0], np.ones(len(ids[0]), np.bool_)))
         if kind == "prompt_completion":
             return self._prompt_completion(row, *main)
+        if kind == "alpaca":
+            return self._strings(*_alpaca(row))
         if kind == "messages":
             return self._messages(row, main[0])
         return _pretokenized(row, main[0], self._format.extras)
@@ -196,30 +216,46 @@ class Encoder:
     def _ended(self, text: str) -> str:
         return text if text.endswith(self._eos) else text + self._eos
 
+    def _strings(self, prompt: str, completion: str) -> _Draft:
+        return _Draft((prompt, prompt + self._ended(completion)), True, _from_divergence)
+
+    def _called(self, talk: messages.Chat) -> messages.Chat:
+        """A chat with its tool calls as the template takes them."""
+        if not any(message.get("tool_calls") for message in talk.messages):
+            return talk
+        tools = talk.variables["tools"] is not None
+        if tools not in self._call_forms:
+            self._call_forms[tools] = call_form(self._tokenizer, self._common, tools=tools)
+        return messages.with_calls(talk, self._call_forms[tools])
+
     def _prompt_completion(self, row: Row, prompt_column: str, completion_column: str) -> _Draft:
         if isinstance(row.get(prompt_column), str):
-            prompt, completion = _text(row, prompt_column), self._ended(_text(row, completion_column))
-            return _Draft((prompt, prompt + completion), True, _from_divergence)
-        both, n = messages.pair_of(row, prompt_column, completion_column, self._common)
+            return self._strings(_text(row, prompt_column), _text(row, completion_column))
+        both, n = messages.pair_of(row, prompt_column, completion_column, self._common, self._train_on)
+        both = self._called(both)
         chat.has_markers(self._tokenizer, None)
         asked = chat.render(self._tokenizer, both.messages[:n], both.variables, prompt=True)
         whole = chat.render(self._tokenizer, both.messages, both.variables)
-        return _Draft((asked, whole), False, _from_divergence)
+        notes = both.notes | left_out(both, whole)
+        return _Draft((asked, whole), False, lambda ids, _: replace(_from_divergence(ids, _), notes=notes))
 
     def _messages(self, row: Row, column: str) -> _Draft | Encoded:
-        talk = messages.chat_of(row, column, self._common)
+        talk = self._called(messages.chat_of(row, column, self._common, self._train_on))
         nothing = RowError(
             f"no assistant turn to train on (roles: {', '.join(dict.fromkeys(m['role'] for m in talk.messages))})"
         )
         if chat.has_markers(self._tokenizer, talk.variables["tools"]):
             ids, bits = chat.marked(self._tokenizer, talk.messages, talk.variables)
-            return _some(_encoded(ids, np.asarray(bits, np.bool_)), nothing)
+            notes = talk.notes | left_out(talk, chat.render(self._tokenizer, talk.messages, talk.variables))
+            return replace(_some(_encoded(ids, np.asarray(bits, np.bool_)), nothing), notes=notes)
         if not any(talk.trained):
             raise nothing
         text, spans = chat.assistant_spans(self._tokenizer, talk.messages, talk.variables)
+        notes = talk.notes | left_out(talk, text)
 
         def finish(ids: list[Any], offsets: Any) -> Encoded:
-            return _some(_encoded(ids[0], chat.mask_of(self._tokenizer, text, ids[0], offsets, spans)), nothing)
+            mask = chat.mask_of(self._tokenizer, text, ids[0], offsets, spans)
+            return replace(_some(_encoded(ids[0], mask), nothing), notes=notes)
 
         return _Draft((text,), False, finish, offsets=True)
 
@@ -236,6 +272,21 @@ def _text(row: Row, column: str) -> str:
     if not isinstance(value, str):
         raise RowError(f"column {column!r} holds {messages.kind_of(value)}, not a string")
     return chat.encodable(value, f"column {column!r}")
+
+
+def _alpaca(row: Row) -> tuple[str, str]:
+    """Prompt and completion of an Alpaca row: instruction, input if any, and output, each on a line of its own."""
+    for name in ("system", "history"):
+        if row.get(name):
+            raise RowError(
+                f"column {name!r} is not empty, and there is no place for it in a row of {', '.join(ALPACA)}",
+                fix="give such rows as messages",
+            )
+    given = [_text(row, "instruction")]
+    if row.get("input") is not None:
+        given.append(_text(row, "input"))
+    prompt = "".join(text + "\n" for text in given if text.strip())
+    return prompt, _text(row, "output")
 
 
 def _encoded(ids: npt.ArrayLike, mask: Bits) -> Encoded:

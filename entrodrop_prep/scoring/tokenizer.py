@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,10 @@ from entrodrop_prep.shards import user_path
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+log = logging.getLogger(__name__)
+
+CHATML = "chatml"
+CHATML_MARKS = ("<|im_start|>", "<|im_end|>")
 _FIX = "name one with --tokenizer"
 
 
@@ -44,7 +50,7 @@ class Disagreement:
 def load_tokenizer(
     name_or_path: str, *, revision: str | None, trust_remote_code: bool, chat_template_file: str | None
 ) -> PreTrainedTokenizerBase:
-    """A tokenizer from a directory or the Hub, with the chat template of a file instead of its own where one is given.
+    """A tokenizer from a directory or the Hub, with another chat template than its own where one is given.
 
     Raises:
         ModelError: no such directory, no tokenizer in it, missing or gated on the Hub, or the Hub cannot be reached.
@@ -70,6 +76,8 @@ def load_tokenizer(
     if template is not None:
         tokenizer.chat_template = template
         _check_template(tokenizer, str(chat_template_file))
+        if template == _own_template(CHATML):
+            _warn_of_pieces(tokenizer)
     return tokenizer
 
 
@@ -169,7 +177,25 @@ def _is_tokenizer_file(name: str) -> bool:
     )
 
 
+def _own_template(name: str) -> str:
+    return (files("entrodrop_prep") / "scoring" / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def _warn_of_pieces(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Say so where ChatML's tokens are none to this tokenizer: they would be learned as text."""
+    known = tokenizer.get_vocab()
+    split = [m for m in CHATML_MARKS if tokenizer.encode(m, add_special_tokens=False) != [known.get(m)]]
+    if split:
+        log.warning(
+            "--chat-template chatml: the tokenizer has no token for %s, so it is split into pieces; add it to the "
+            "tokenizer and the model, or give a template with tokens that it has",
+            " and for ".join(split),
+        )
+
+
 def _read_template(name: str) -> str:
+    if name == CHATML and not os.path.exists(name):
+        return _own_template(name)
     try:
         text = Path(name).read_text(encoding="utf-8")
     except OSError as e:
