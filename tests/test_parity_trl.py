@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from trl.data_utils import maybe_convert_to_chatml
 from entrodrop_prep.config import ScoreConfig
 from entrodrop_prep.scoring.tokenize import Encoded, Encoder, detect_format
 
-TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 Rows = Sequence[dict[str, Any]]
 
 
@@ -154,13 +152,25 @@ def test_prompt_and_completion_strings(tmp_path: Path, bos: bool) -> None:
 def test_prompt_and_completion_messages(tmp_path: Path, template: str) -> None:
     rows = [
         {"prompt": [user("Hi")], "completion": [bot("Hello!")], "tools": None, "chat_template_kwargs": {}},
-        {"prompt": [system("s"), user("Hi"), bot("x"), user("y")], "completion": [bot("z"), result("6"), bot("w")],
+        {"prompt": [system("s"), user("Hi"), bot("x"), user("y")], "completion": [bot("z")],
          "tools": [MULTIPLY], "chat_template_kwargs": {"unused": 1}},
         {"prompt": [user("Hi")], "completion": [bot("", tool_calls=[call("multiply", a="x")])],
          "tools": json.dumps([LOOK_UP]), "chat_template_kwargs": {}},
         {"prompt": [user("Hi")], "completion": [bot("\nHello!")], "tools": None, "chat_template_kwargs": {}},
     ]  # fmt: skip
     check(byte_bpe(bos=True, template=template), rows, tmp_path)
+
+
+@pytest.mark.parametrize("template", [CHATML, CHATML_MARKED], ids=["plain", "marked"])
+def test_of_a_completion_only_the_assistants_messages_are_trained_on(tmp_path: Path, template: str) -> None:
+    """TRL also trains on what the tool and the user say in it."""
+    tokenizer = byte_bpe(template=template)
+    rows = [{"prompt": [user("Hi")], "completion": [bot("z"), result("6"), bot("w"), user("Hi"), bot("b")]}]
+    ((ids, trained),) = [plain(e) for e in ours(tokenizer, rows)]
+    ((their_ids, theirs),) = trained_by_trl(tokenizer, rows, tmp_path)
+    assert ids == their_ids
+    assert set(trained) < set(theirs)
+    assert tokenizer.decode([ids[t] for t in trained]) == "z<|im_end|>\nw<|im_end|>\nb<|im_end|>\n"
 
 
 def test_prompt_whose_generation_prompt_the_turn_lacks(tmp_path: Path) -> None:
@@ -172,8 +182,10 @@ def test_prompt_whose_generation_prompt_the_turn_lacks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("trim", [False, True])
 def test_messages_with_markers(tmp_path: Path, trim: bool) -> None:
+    """Where offsets leave blanks out, transformers' mask ends at the first turn that begins with one; ours does not."""
     rows = [{"messages": chat} for chat in CHATS.values()]
-    check(byte_bpe(bos=True, template=CHATML_MARKED, trim=trim), rows, tmp_path, assistant_only_loss=True)
+    theirs = trained_by_trl(byte_bpe(bos=True, template=CHATML_MARKED), rows, tmp_path, assistant_only_loss=True)
+    assert [plain(e) for e in ours(byte_bpe(bos=True, template=CHATML_MARKED, trim=trim), rows)] == theirs
 
 
 def test_messages_with_markers_and_tools(tmp_path: Path) -> None:
@@ -220,87 +232,3 @@ def test_pretokenized(tmp_path: Path) -> None:
     check(tokenizer, [{"input_ids": ids, "assistant_masks": mask}], tmp_path)
     both = [{"input_ids": ids, "completion_mask": mask, "assistant_masks": other}]
     check(tokenizer, both, tmp_path, completion_only_loss=True)
-
-
-# Real templates and TRL's training variants of them, as the installed trl ships them. In these the variant only adds
-# markers, where a turn's header ends, so that the masks must be the same.
-SAME = ["cohere", "cohere2", "gemma", "gemma3", "lfm2", "lfm2_v2", "llama3", "phi3", "phi3_5", "qwen2_5_vl",
-        "qwen3_instruct_2507", "qwen3_vl"]  # fmt: skip
-# In these the variant also trains on (the end of) the turn's header, which the generation prompt gives the model.
-FEWER = {"qwen2_5": "\n", "gptoss": "<|start|>assistant", "muse_glimmer": "<|start|>assistant"}
-# These rewrite earlier turns, and the variant does not.
-REWRITE = ["qwen3", "qwen3_5_think", "qwen3_5_nothink", "qwen3_6", "gptoss"]
-
-REAL: list[dict[str, Any]] = [
-    *({"messages": chat, "tools": None} for chat in CHATS.values()),
-    {"messages": [user("Hi"), bot("<think>\nhm\n</think>\n\nBlue"), user("x"), bot("<think>\ny\n</think>\n\nz")],
-     "tools": None},
-    {"messages": [user("2?"), bot("", tool_calls=[call("multiply", a=2)]), result("4"), bot("four")],
-     "tools": [MULTIPLY]},
-]  # fmt: skip
-
-
-def real(name: str, rows: Rows = REAL) -> list[Encoded | str]:
-    eos = "<|return|>" if name.startswith("gptoss") else "</s>"
-    template = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
-    return ours(byte_bpe(bos=True, eos=eos, template=template), rows)
-
-
-@pytest.mark.parametrize("name", SAME)
-def test_real_template_gives_the_mask_of_its_training_variant(name: str) -> None:
-    pairs = list(zip(real(name), real(f"{name}_training"), strict=True))
-    derived = [(plain(a), plain(b)) for a, b in pairs if not isinstance(a, str)]
-    assert derived
-    assert all(a == b for a, b in derived)
-    for a, b in pairs:  # a row is refused where the variant raises too, or where the assistant begins
-        assert not isinstance(a, str) or isinstance(b, str) or "begins with the assistant" in a
-
-
-@pytest.mark.parametrize("name", FEWER)
-def test_variant_that_also_trains_on_the_header(name: str) -> None:
-    derived = 0
-    for a, b in zip(real(name), real(f"{name}_training"), strict=True):
-        if isinstance(a, Encoded) and isinstance(b, Encoded):
-            derived += 1
-            assert a.input_ids.tolist() == b.input_ids.tolist()
-            assert not (a.loss_mask & ~b.loss_mask).any()
-            more = byte_bpe().decode(b.input_ids[b.loss_mask & ~a.loss_mask])
-            assert more.replace(FEWER[name], "") == ""
-    assert derived
-
-
-def all_pairs() -> list[str]:
-    variants = sorted(TEMPLATES.glob("*_training.jinja"))
-    return [v.stem.removesuffix("_training") for v in variants]
-
-
-@pytest.mark.parametrize("name", all_pairs())
-def test_no_real_template_trains_on_what_its_variant_does_not(name: str) -> None:
-    """Whatever the template: refused, or other ids than the variant's (which rewords the chat), or no token more."""
-    for a, b in zip(real(name), real(f"{name}_training"), strict=True):
-        if isinstance(a, Encoded) and isinstance(b, Encoded) and a.input_ids.tolist() == b.input_ids.tolist():
-            assert not (a.loss_mask & ~b.loss_mask).any()
-
-
-@pytest.mark.parametrize("name", REWRITE)
-def test_template_that_rewrites_earlier_turns_is_refused(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.ERROR)
-    (reason,) = real(name, [{"messages": CHATS["several turns"]}])
-    assert isinstance(reason, str)
-    assert "message 2 (assistant)" in reason
-    assert "--chat-template" in reason
-
-
-def test_qwen3_without_thinking_starts_after_the_empty_thought() -> None:
-    template = (TEMPLATES / "qwen3.jinja").read_text(encoding="utf-8")
-    tokenizer = byte_bpe(template=template)
-    (a,) = ours(tokenizer, [{"messages": [user("Hi"), bot("Blue")]}], enable_thinking=False)
-    assert isinstance(a, Encoded)
-    assert tokenizer.decode(a.input_ids[a.loss_mask]) == "Blue<|im_end|>\n"
-    thought = [{"messages": [user("Hi"), bot("<think>\nhm\n</think>\n\nBlue")]}]
-    (b,) = ours(tokenizer, thought, enable_thinking=False)
-    assert isinstance(b, str)
-    assert "holds text that the turn does not begin with" in b
-    (c,) = ours(tokenizer, thought)
-    assert isinstance(c, Encoded)
-    assert tokenizer.decode(c.input_ids[c.loss_mask]) == "<think>\nhm\n</think>\n\nBlue<|im_end|>\n"

@@ -194,8 +194,7 @@ def test_completion_without_a_token_is_a_bad_row() -> None:
     assert "no token to train on" in reason({"prompt": "a", "completion": ""}, PAIR, append_eos=False)
     nothing = "{%- for m in messages %}{%- if m.role == 'user' %}{{- m.content }}{%- endif %}{%- endfor %}"
     tokenizer = byte_bpe(template=nothing)
-    why = reason({"prompt": [USER], "completion": [BOT]}, PAIR, tokenizer)
-    assert "message 1 (assistant): the chat template prints nothing of it" in why
+    assert "leaves the assistant's text out" in reason({"prompt": [USER], "completion": [BOT]}, PAIR, tokenizer)
 
 
 def test_good_and_bad_rows_keep_their_places() -> None:
@@ -244,7 +243,7 @@ def test_marked_template_that_marks_nothing_here_is_a_bad_row() -> None:
 def test_template_without_generation_prompt() -> None:
     """Where it writes a header all the same, that must not be trained on; where it needs none, nothing is missing."""
     blind = CHATML.split("{%- if add_generation_prompt")[0]
-    assert "no generation prompt" in reason({"messages": [USER, BOT]}, CHAT, byte_bpe(template=blind))
+    assert trained({"messages": [USER, BOT]}, CHAT, byte_bpe(template=blind)) == "Hello!<|im_end|>\n"
     inst = (
         "{%- for m in messages %}{%- if m.role == 'user' %}{{- '[INST] ' + m.content + ' [/INST]' }}"
         "{%- else %}{{- ' ' + m.content + ' </s>' }}{%- endif %}{%- endfor %}"
@@ -253,50 +252,13 @@ def test_template_without_generation_prompt() -> None:
     assert trained(row, CHAT, byte_bpe(template=inst)) == " Hello! </s> Bye </s>"
 
 
-def test_generation_prompt_with_an_empty_thought_that_the_turn_lacks() -> None:
-    template = CHATML.replace("assistant\\n' }}{%- endif %}\n", "assistant\\n<think>\\n\\n</think>' }}{%- endif %}\n")
-    why = reason({"messages": [USER, BOT]}, CHAT, byte_bpe(template=template))
-    assert "message 1 (assistant)" in why
-    assert "does not begin with" in why
-    assert "--chat-template" in why
-
-
-def test_template_that_rewrites_earlier_turns() -> None:
-    template = CHATML.replace("{{- message.content }}", "{{- message.content if loop.last else message.content[:1] }}")
-    assert template != CHATML
-    tokenizer = byte_bpe(template=template)
-    why = reason({"messages": [USER, BOT, USER, BOT]}, CHAT, tokenizer)
-    assert "message 1 (assistant): the chat template rewrites earlier turns" in why
-    assert trained({"messages": [USER, BOT]}, CHAT, tokenizer) == "Hello!<|im_end|>\n"
-
-
-def test_template_that_raises_on_a_prefix_only() -> None:
-    guard = "{%- if messages|length == 2 and add_generation_prompt %}{{- raise_exception('odd') }}{%- endif %}"
-    row = {"messages": [USER, USER, BOT]}
-    assert "message 2 (assistant): the chat template cannot render it: TemplateError: odd" in reason(
-        row, CHAT, byte_bpe(template=guard + CHATML)
-    )
-
-
-def test_eos_that_closes_the_conversation_only() -> None:
-    """After a turn with its own end token the closing EOS is no rewriting; as the only end of a turn it is."""
-    closing = "{%- if not add_generation_prompt %}{{- eos_token }}{%- endif %}"
-    row = {"messages": [USER, BOT, USER, {"role": "assistant", "content": "Bye"}]}
-    assert trained(row, CHAT, byte_bpe(template=CHATML + closing)) == "Hello!<|im_end|>\nBye<|im_end|>\n</s>"
-    only = (
-        "{%- for m in messages %}{{- m.role + ': ' + m.content }}{{- '\\n' if not loop.last }}{%- endfor %}"
-        "{%- if add_generation_prompt %}{{- '\\nassistant: ' }}{%- else %}{{- eos_token }}{%- endif %}"
-    )
-    assert "rewrites earlier turns" in reason(row, CHAT, byte_bpe(template=only))
-
-
 def test_assistant_first_where_the_header_could_be_in_the_tools() -> None:
     row = {"messages": [BOT, USER, BOT]}
     assert trained(row, CHAT) == "Hello!<|im_end|>\nHello!<|im_end|>\n"
-    row["tools"] = [{"type": "function", "function": {"name": "<|im_start|>assistant"}}]  # type: ignore[list-item]
-    assert trained(row, CHAT) == "Hello!<|im_end|>\nHello!<|im_end|>\n"
-    own = CHATML.replace("{%- if tools %}", "{{- '<|im_start|>assistant\\nx' }}{%- if tools %}")
-    assert "begins with the assistant" in reason(row, CHAT, byte_bpe(template=own))
+    own = CHATML.replace("{%- if tools %}", "{{- '<|im_start|>assistant\nx' }}{%- if tools %}")
+    why = reason({"messages": [BOT]}, CHAT, byte_bpe(template=own))
+    assert "message 0 (assistant)" in why
+    assert "the header of this one is not found" in why
 
 
 def test_arguments_reach_the_template_as_they_are() -> None:
@@ -372,7 +334,7 @@ def test_derived_mask_where_tokens_cross_the_edges(turns: list[str], trim: bool,
     (derived,) = encode([{"messages": messages}], CHAT, byte_bpe(template=LOOSE, trim=trim, whole=whole))
     assert isinstance(marked, Encoded)
     if isinstance(derived, str):  # blanks left out of the offsets, and ids that a prefix does not share: no telling
-        assert trim or "no generation prompt" in derived
+        assert trim
         return
     assert derived.input_ids.tolist() == marked.input_ids.tolist()
     assert derived.loss_mask.tolist() == marked.loss_mask.tolist()

@@ -1,13 +1,8 @@
-"""Chats: rows to rendered text, and which of its characters the assistant wrote.
+"""Chats as a template renders them, and which tokens hold which of their characters.
 
-A template with ``{% generation %}`` markers says so itself, and transformers' own assistant mask is used. Without
-markers transformers returns a mask of zeros and no error; then the spans are found by rendering prefixes. The span of
-assistant turn i runs from the end of A = render(messages[:i], add_generation_prompt=True), which is what the model is
-given when it has to write that turn, to the end of B = render(messages[:i + 1]), which has the turn and its end token.
-Both must be prefixes of the whole chat's text. Where they are not, the template rewrites earlier turns, or its
-generation prompt holds text that the turn does not (an empty think block): then no span is right, and the row is
-refused. Rendering A without the generation prompt would succeed more often and be wrong: the model would be trained to
-write its own header.
+A template with ``{% generation %}`` markers says itself which characters the assistant wrote. Which tokens these are is
+decided here, by the offsets, not by transformers' assistant mask: where no token covers the last character of a span
+that mask runs on to the end of the row. For templates without markers see ``turns``.
 """
 
 from __future__ import annotations
@@ -31,7 +26,6 @@ log = logging.getLogger(__name__)
 
 Span = tuple[int, int]
 
-USE_MARKERS = "give --chat-template FILE with {% generation %} markers (TRL ships such templates for common models)"
 _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")  # the spelling that transformers and TRL look for
 
 
@@ -87,106 +81,28 @@ def encodable(text: str, what: str) -> str:
 
 def marked(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], variables: Mapping[str, Any]
-) -> tuple[list[int], list[int]]:
-    """ids and assistant mask (0 or 1 an id) by the template's own markers, as transformers and TRL compute them."""
-    if not tokenizer.is_fast:
-        raise ModelError(
-            "assistant masks need a fast tokenizer, and this one is written in Python", fix="give another --tokenizer"
-        )
-    render(tokenizer, messages, variables)  # its errors are the row's; those of the call below would be bugs
-    apply: Any = tokenizer.apply_chat_template
-    out = apply(
-        list(messages),
-        tokenize=True,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-        tokenizer_kwargs={"verbose": False},
-        **variables,
-    )
-    return out["input_ids"], out["assistant_masks"]
-
-
-def assistant_spans(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], variables: Mapping[str, Any]
 ) -> tuple[str, list[Span]]:
-    """The whole chat as text, and the half-open character span of each assistant turn in it, by rendering prefixes.
+    """The chat as text, and the character spans that the template's own markers enclose.
 
-    Raises RowError, naming the turn, where prefixes do not tell.
+    Raises RowError for what the template objects to, and for spans that are not in order.
     """
-    text = render(tokenizer, messages, variables)
-    spans: list[Span] = []
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        name = f"message {i} (assistant)"
-        try:
-            start = _start(tokenizer, messages[:i], message, variables, text)
-            end = len(text) if i + 1 == len(messages) else _end(tokenizer, messages[: i + 1], variables, text, start)
-        except RowError as e:
-            raise RowError(f"{name}: {e}", fix=USE_MARKERS) from e
-        if start < (spans[-1][1] if spans else 0) or end < start:
-            raise RowError(f"{name}: the chat template rewrites earlier turns", fix=USE_MARKERS)
-        spans.append((start, end))
-    return text, spans
+    from transformers.utils.chat_template_utils import render_jinja_template
 
-
-def _start(
-    tokenizer: PreTrainedTokenizerBase,
-    before: Sequence[Message],
-    message: Message,
-    variables: Mapping[str, Any],
-    text: str,
-) -> int:
-    if not before:
-        return _first_start(tokenizer, variables, text)
-    given = render(tokenizer, before, variables, prompt=True)
-    if text.startswith(given):
-        content = message.get("content")
-        plain = content.strip() if isinstance(content, str) else ""
-        if plain and text[len(given) :].lstrip().startswith(plain):
-            return len(given)
-        # The turn does not open with its content. It may be a tool call or a thought, or a header that the template
-        # writes although add_generation_prompt brought nothing.
-        if given != render(tokenizer, before, variables):
-            return len(given)
-        raise RowError("the chat template has no generation prompt to tell the turn's header from the turn")
-    if text.startswith(render(tokenizer, before, variables)):
-        raise RowError("the chat template's generation prompt holds text that the turn does not begin with")
-    raise RowError("the chat template rewrites earlier turns")
-
-
-def _first_start(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any], text: str) -> int:
-    """Where the turn starts in a chat that an assistant opens: no prefix to render, so the header is looked for.
-
-    The header is the generation prompt that follows a user's message. It must occur once in a chat of one short
-    assistant message, and the chat at hand must begin with the same text up to and with it.
-    """
-    user, assistant = {"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}
-    plain = render(tokenizer, [user], variables)
-    given = render(tokenizer, [user], variables, prompt=True)
-    probe = render(tokenizer, [assistant], variables)
-    header = given.removeprefix(plain)
-    if given.startswith(plain) and header and probe.count(header) == 1:
-        opening = probe[: probe.index(header) + len(header)]
-        if text.startswith(opening):
-            return len(opening)
-    raise RowError("the chat begins with the assistant, and the chat template does not show where that turn starts")
-
-
-def _end(
-    tokenizer: PreTrainedTokenizerBase, upto: Sequence[Message], variables: Mapping[str, Any], text: str, start: int
-) -> int:
-    turn = render(tokenizer, upto, variables)
-    if text.startswith(turn):
-        return len(turn)
-    # Some templates (Phi-3) close the conversation, not the turn, with one more EOS. The turn proper is what comes
-    # before it, if it has an end token of its own; else the EOS is the turn's end, and rewritten when more follows.
-    eos = tokenizer.eos_token
-    if isinstance(eos, str) and eos and turn.endswith(eos) and text.startswith(turn.removesuffix(eos)):
-        proper = turn.removesuffix(eos)
-        if proper[start:].rstrip().endswith(tuple(tokenizer.get_added_vocab())):
-            return len(proper)
-    raise RowError("the chat template rewrites earlier turns")
+    text = render(tokenizer, messages, variables)  # its errors are the row's; those of the call below would be bugs
+    template = tokenizer.get_chat_template(None, variables.get("tools"))
+    given: Any = {**tokenizer.special_tokens_map, **variables}
+    result: Any = render_jinja_template(
+        [[dict(message) for message in messages]], chat_template=template, return_assistant_tokens_mask=True, **given
+    )
+    rendered, spans = result
+    before = 0
+    for start, end in spans[0]:
+        if not before <= start <= end <= len(rendered[0]):
+            raise RowError(f"the chat template's generation markers give the span {start} to {end}, out of order")
+        before = end
+    if rendered[0] != text:
+        raise RowError("the chat template renders the same chat in two ways")
+    return text, [(start, end) for start, end in spans[0] if start < end]
 
 
 def mask_of(

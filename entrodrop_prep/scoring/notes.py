@@ -31,6 +31,10 @@ NOTES: dict[str, str] = {
         "{rows}: train: true or weight: 1 stands on a message that is not the assistant's; only the assistant's "
         "messages are trained on"
     ),
+    "unclosed_turns": (
+        "{rows}: what is trained on does not end with a token that ends a turn, so a model trained on it may not learn "
+        "to stop; use a chat template that ends assistant turns, inside its {{% generation %}} markers where it has any"
+    ),
 }
 """Key -> text with ``{rows}``, the number of rows, and where the key has a detail ``{detail}``."""
 

@@ -145,6 +145,14 @@ def make_plan(config: ScoreConfig, known_files: dict[str, list[Any]] | None) -> 
     info = replace(info, identity=identity_name(weights.identity))
     kept = _kept_fields(config, source, columns)
     unused = ("top_k",) if config.estimator == "exact" else ()
+    encoder = Encoder(
+        tokenizer,
+        row_format,
+        append_eos=config.append_eos,
+        chat_template_kwargs=config.chat_template_kwargs,
+        train_on=config.train_on,
+    )
+    appended = encoder.appended_turn_end()
     identity = {
         "schema": SCORED if config.estimator == "exact" else SCORED_BOUNDS,
         **{k: v for k, v in setting_identity(config).items() if k not in (*_RESOLVED, *unused)},
@@ -160,6 +168,7 @@ def make_plan(config: ScoreConfig, known_files: dict[str, list[Any]] | None) -> 
         # Left out where it changes nothing, so that directories made before there was such a key can be continued.
         **({"window_bos": "on"} if start else {}),
         **({"train_on": config.train_on} if config.train_on != "all-turns" else {}),
+        **({"appended_turn_end": appended} if appended else {}),
     }
     return Plan(
         config=config,
@@ -169,13 +178,7 @@ def make_plan(config: ScoreConfig, known_files: dict[str, list[Any]] | None) -> 
         info=info,
         weights=weights,
         columns=columns,
-        encoder=Encoder(
-            tokenizer,
-            row_format,
-            append_eos=config.append_eos,
-            chat_template_kwargs=config.chat_template_kwargs,
-            train_on=config.train_on,
-        ),
+        encoder=encoder,
         schema=scored_schema(
             config.score_dtype,
             logprob=config.logprob,
@@ -188,7 +191,7 @@ def make_plan(config: ScoreConfig, known_files: dict[str, list[Any]] | None) -> 
         window_start=start,
         disagreement=vocabulary_disagreement(tokenizer, reference, info.vocab_size),
         identity=identity,
-        special_ids=special_ids(tokenizer),
+        special_ids=sorted({*special_ids(tokenizer), *encoder.turn_end_ids()}),
         tokenizer_origin=origin,
     )
 

@@ -21,6 +21,7 @@ from entrodrop_prep.errors import ConfigError, RowError, SourceError
 from entrodrop_prep.scoring import chat, messages
 from entrodrop_prep.scoring.left_out import left_out
 from entrodrop_prep.scoring.tool_calls import call_form
+from entrodrop_prep.scoring.turns import TurnFinder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -166,10 +167,21 @@ class Encoder:
                 f"--train-on {train_on} is for chats, and these rows are {row_format.describe()}", fix="leave it out"
             )
         messages.check_common(self._common)
+        self._turns = TurnFinder(tokenizer)
         if row_format.kind == "messages":
             chat.has_markers(tokenizer, None)
         if row_format.kind in ("messages", "prompt_completion"):
             chat.warn_of_clock(tokenizer)
+
+    def turn_end_ids(self) -> list[int]:
+        """Ids of the tokens that end the assistant's turns, ascending; none without a chat template."""
+        return self._turns.end_ids(self._common) if self._tokenizer.chat_template else []
+
+    def appended_turn_end(self) -> str:
+        """The text that is put behind chats which end with an assistant's turn, "" for none."""
+        if self._format.kind not in ("messages", "prompt_completion") or not self._tokenizer.chat_template:
+            return ""
+        return self._turns.appended(self._common)
 
     def encode(self, rows: Sequence[Row]) -> list[Encoded | str]:
         """Each row's ids and mask, or one line that says why it cannot be used. The rows are left as they are."""
@@ -210,7 +222,7 @@ class Encoder:
         if kind == "alpaca":
             return self._strings(*_alpaca(row))
         if kind == "messages":
-            return self._messages(row, main[0])
+            return self._chat(messages.chat_of(row, main[0], self._common, self._train_on))
         return _pretokenized(row, main[0], self._format.extras)
 
     def _ended(self, text: str) -> str:
@@ -231,33 +243,24 @@ class Encoder:
     def _prompt_completion(self, row: Row, prompt_column: str, completion_column: str) -> _Draft:
         if isinstance(row.get(prompt_column), str):
             return self._strings(_text(row, prompt_column), _text(row, completion_column))
-        both, n = messages.pair_of(row, prompt_column, completion_column, self._common, self._train_on)
-        both = self._called(both)
         chat.has_markers(self._tokenizer, None)
-        asked = chat.render(self._tokenizer, both.messages[:n], both.variables, prompt=True)
-        whole = chat.render(self._tokenizer, both.messages, both.variables)
-        notes = both.notes | left_out(both, whole)
-        return _Draft((asked, whole), False, lambda ids, _: replace(_from_divergence(ids, _), notes=notes))
+        both, _ = messages.pair_of(row, prompt_column, completion_column, self._common, self._train_on)
+        return self._chat(both)
 
-    def _messages(self, row: Row, column: str) -> _Draft | Encoded:
-        talk = self._called(messages.chat_of(row, column, self._common, self._train_on))
-        nothing = RowError(
-            f"no assistant turn to train on (roles: {', '.join(dict.fromkeys(m['role'] for m in talk.messages))})"
-        )
-        if chat.has_markers(self._tokenizer, talk.variables["tools"]):
-            ids, bits = chat.marked(self._tokenizer, talk.messages, talk.variables)
-            notes = talk.notes | left_out(talk, chat.render(self._tokenizer, talk.messages, talk.variables))
-            return replace(_some(_encoded(ids, np.asarray(bits, np.bool_)), nothing), notes=notes)
-        if not any(talk.trained):
+    def _chat(self, talk: messages.Chat) -> _Draft:
+        talk = self._called(talk)
+        roles = ", ".join(dict.fromkeys(m["role"] for m in talk.messages))
+        nothing = RowError(f"no assistant turn to train on (roles: {roles})")
+        turns = self._turns.find(talk)
+        if not turns.spans:
             raise nothing
-        text, spans = chat.assistant_spans(self._tokenizer, talk.messages, talk.variables)
-        notes = talk.notes | left_out(talk, text)
+        notes = talk.notes | left_out(talk, turns.text) | (frozenset() if turns.closed else {"unclosed_turns"})
 
         def finish(ids: list[Any], offsets: Any) -> Encoded:
-            mask = chat.mask_of(self._tokenizer, text, ids[0], offsets, spans)
+            mask = chat.mask_of(self._tokenizer, turns.text, ids[0], offsets, turns.spans)
             return replace(_some(_encoded(ids[0], mask), nothing), notes=notes)
 
-        return _Draft((text,), False, finish, offsets=True)
+        return _Draft((turns.text,), False, finish, offsets=True)
 
 
 def _or_reason(make: Callable[[], Any]) -> Any:
