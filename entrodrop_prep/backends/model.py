@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol
 
 from entrodrop_prep import digest
@@ -145,6 +146,18 @@ def commit_of(name: str, file: str, revision: str | None) -> str:
     return Path(hf_hub_download(name, file, revision=revision)).parent.name
 
 
+def find_file(name: str, file: str, revision: str | None) -> Path | None:
+    """A file of a directory or of a repository on the Hub; None where it is not there or the Hub cannot be reached."""
+    from transformers.utils.hub import cached_file
+
+    path = user_path(name)
+    if os.path.isdir(path):
+        return path / file if (path / file).is_file() else None
+    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
+    found = cached_file(name, file, revision=revision, **quiet)
+    return None if found is None else Path(found)
+
+
 @dataclass(frozen=True)
 class Weights:
     """Which weights exactly.
@@ -185,13 +198,15 @@ def loading(name: str, what: str) -> Iterator[None]:
     from safetensors import SafetensorError
 
     try:
-        yield
-    except (KeyError, TypeError, AttributeError, ArithmeticError, StrictDataclassError) as e:
+        with _TokenizersErrors():
+            yield
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, StrictDataclassError) as e:
         # What the libraries raise for files that are JSON but not what a model or a tokenizer needs.
+        text = " ".join(f"{type(e).__name__}: {e}".split())
         raise ModelError(
-            f"cannot load the {what}, its files are not as they should be: {type(e).__name__}: {e}",
+            f"cannot load the {what}, its files are not as they should be: {text[:300]}",
             where=name,
-            fix="fetch it again, or mend its JSON files",
+            fix="fetch it again, or repair its JSON files",
         ) from e
     except (OSError, ValueError, ImportError, SafetensorError) as e:
         told = None if isinstance(e, RemoteEntryNotFoundError) else refusal(e, "model", name)
@@ -207,9 +222,19 @@ def loading(name: str, what: str) -> Iterator[None]:
             fix = "install what it names"
         elif isinstance(e, SafetensorError):
             fix = "a file of weights is damaged: fetch it again"
+        elif isinstance(e, (json.JSONDecodeError, UnicodeDecodeError)):
+            fix = "fetch it again, or repair its JSON files"
         else:
             fix = "check the name and the revision"
         raise ModelError(f"cannot load the {what}: {text[:300]}", where=name, fix=fix) from e
+
+
+class _TokenizersErrors(AbstractContextManager[None]):
+    """Turns what the tokenizers library raises for a file that it cannot read, a bare Exception, into a ValueError."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if kind is Exception:
+            raise ValueError(str(error)) from error
 
 
 def _check_local(path: Path, allow_pickle: bool) -> None:

@@ -76,7 +76,7 @@ class Recipe:
     protect: Annotated[
         str,
         Setting(
-            "Tokens never dropped nor replaced: the tokenizer's special tokens, none, or a list of ids.",
+            "Tokens never dropped nor replaced: special ones and those that generation stops with, none, or a list.",
             metavar="special|none|ID,ID",
         ),
     ] = "special"

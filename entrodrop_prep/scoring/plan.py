@@ -15,11 +15,13 @@ from entrodrop_prep.config import identity as setting_identity
 from entrodrop_prep.errors import ConfigError
 from entrodrop_prep.schema import RESERVED, SCORED, SCORED_BOUNDS, score_columns, scored_schema
 from entrodrop_prep.scoring.kept import infer_field
+from entrodrop_prep.scoring.protected import stop_ids
 from entrodrop_prep.scoring.source import Source, open_source
 from entrodrop_prep.scoring.tokenize import Encoder, RowFormat, detect_format
 from entrodrop_prep.scoring.tokenizer import (
     Disagreement,
     added_ids,
+    ends_itself,
     load_tokenizer,
     special_ids,
     tokenizer_digest,
@@ -135,6 +137,15 @@ def make_plan(config: ScoreConfig, known_files: dict[str, list[Any]] | None) -> 
     long_documents = config.long_documents
     if long_documents == "auto":
         long_documents = "split" if row_format.is_plain else "drop"
+    append_eos = config.append_eos
+    if append_eos and row_format.kind in ("text", "prompt_completion", "alpaca"):
+        if tokenizer.eos_token_id is None:
+            log.warning("the tokenizer has no EOS token: texts end without one")
+        elif ends_itself(tokenizer):
+            append_eos = False  # it resolves to that: the tokenizer adds EOS, whatever the setting says
+    stops = stop_ids(config.model, info.commit, info.vocab_size)
+    if config.tokenizer:
+        stops = sorted({*stops, *stop_ids(config.tokenizer, origin.get("commit"), info.vocab_size)})
     start = _window_start(config, tokenizer, row_format) if long_documents == "split" else ()
     if new_tokens(max_length, config.overlap, start) < 1:
         raise ConfigError(
@@ -148,14 +159,16 @@ def make_plan(config: ScoreConfig, known_files: dict[str, list[Any]] | None) -> 
     encoder = Encoder(
         tokenizer,
         row_format,
-        append_eos=config.append_eos,
+        append_eos=append_eos,
         chat_template_kwargs=config.chat_template_kwargs,
         train_on=config.train_on,
+        stops=stops,
     )
     appended = encoder.appended_turn_end()
     identity = {
         "schema": SCORED if config.estimator == "exact" else SCORED_BOUNDS,
         **{k: v for k, v in setting_identity(config).items() if k not in (*_RESOLVED, *unused)},
+        "append_eos": append_eos,
         "source": source.identity(),
         "row_format": row_format.describe(),
         "model": weights.identity,
@@ -191,7 +204,7 @@ def make_plan(config: ScoreConfig, known_files: dict[str, list[Any]] | None) -> 
         window_start=start,
         disagreement=vocabulary_disagreement(tokenizer, reference, info.vocab_size),
         identity=identity,
-        special_ids=sorted({*special_ids(tokenizer), *encoder.turn_end_ids()}),
+        special_ids=sorted({*special_ids(tokenizer), *stops, *encoder.turn_end_ids()}),
         tokenizer_origin=origin,
     )
 

@@ -9,7 +9,7 @@ input_ids          what ``labels`` or the masks beside them leave, else all
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +20,8 @@ import numpy.typing as npt
 from entrodrop_prep.errors import ConfigError, RowError, SourceError
 from entrodrop_prep.scoring import chat, messages
 from entrodrop_prep.scoring.left_out import left_out
+from entrodrop_prep.scoring.token_ids import Padding, ids_and_mask
+from entrodrop_prep.scoring.tokenizer import ends_itself
 from entrodrop_prep.scoring.tool_calls import call_form
 from entrodrop_prep.scoring.turns import TurnFinder
 
@@ -32,7 +34,6 @@ Kind = Literal["text", "prompt_completion", "alpaca", "messages", "input_ids"]
 Row = Mapping[str, Any]
 Bits = npt.NDArray[np.bool_]
 
-IGNORED = -100
 ALPACA = ("instruction", "input", "output")
 _CHAT_EXTRAS = ("tools", "chat_template_kwargs")
 _ALPACA_EXTRAS = ("input", "system", "history")
@@ -154,11 +155,25 @@ class Encoder:
         append_eos: bool,
         chat_template_kwargs: dict[str, Any] | None,
         train_on: messages.TrainOn = "all-turns",
+        stops: Collection[int] = (),
     ) -> None:
-        """Raises ConfigError for settings that do not fit rows or template, ModelError for chats without a template."""
+        """Settle what is the same for all rows.
+
+        Args:
+            tokenizer: turns texts into ids.
+            row_format: what the rows are.
+            append_eos: whether texts end with EOS; a tokenizer that adds it of its own accord adds it once.
+            chat_template_kwargs: variables for the chat template.
+            train_on: which assistant turns are trained on.
+            stops: ids with which generation stops besides the tokenizer's EOS.
+
+        Raises:
+            ConfigError: settings that do not fit the rows or the template.
+            ModelError: chats without a template.
+        """
         self._tokenizer = tokenizer
         self._format = row_format
-        self._eos = str(tokenizer.eos_token) if append_eos and tokenizer.eos_token else ""
+        self._eos = str(tokenizer.eos_token) if append_eos and not ends_itself(tokenizer) else ""
         self._common = chat_template_kwargs or {}
         self._train_on = train_on
         self._call_forms: dict[bool, messages.CallForm] = {}
@@ -168,6 +183,8 @@ class Encoder:
             )
         messages.check_common(self._common)
         self._turns = TurnFinder(tokenizer)
+        is_tokenized = row_format.kind == "input_ids"
+        self._padding = Padding.of(tokenizer, {*stops, *self.turn_end_ids()}) if is_tokenized else None
         if row_format.kind == "messages":
             chat.has_markers(tokenizer, None)
         if row_format.kind in ("messages", "prompt_completion"):
@@ -197,7 +214,18 @@ class Encoder:
                 mine, spans = ids[at : at + len(d.texts)], offsets[at]
                 at += len(d.texts)
                 results[i] = _or_reason(partial(d.finish, mine, spans))
-        return [r for r in results if r is not None]
+        return [self._noted(r) if isinstance(r, Encoded) else r for r in results if r is not None]
+
+    def _noted(self, row: Encoded) -> Encoded:
+        """The row, with a note where BOS or EOS stands twice at its edge."""
+        special = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
+        edges = row.input_ids[:2], row.input_ids[-2:]
+        doubled = [
+            note
+            for note, token, edge in zip(("double_bos", "double_eos"), special, edges, strict=True)
+            if token is not None and len(edge) == 2 and (edge == token).all()
+        ]
+        return replace(row, notes=row.notes | set(doubled)) if doubled else row
 
     def _tokenize(self, texts: list[str], special: bool, offsets: bool) -> tuple[list[Any], list[Any]]:
         """ids of each text, and their character offsets where asked for and the tokenizer has them, else None."""
@@ -223,7 +251,7 @@ class Encoder:
             return self._strings(*_alpaca(row))
         if kind == "messages":
             return self._chat(messages.chat_of(row, main[0], self._common, self._train_on))
-        return _pretokenized(row, main[0], self._format.extras)
+        return _encoded(*ids_and_mask(row, main[0], self._format.extras, self._padding))
 
     def _ended(self, text: str) -> str:
         return text if text.endswith(self._eos) else text + self._eos
@@ -310,51 +338,3 @@ def _from_divergence(ids: list[Any], _: Any) -> Encoded:
         (t for t, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), min(len(prompt), len(whole))
     )
     return _some(_encoded(whole, np.arange(len(whole)) >= start), RowError("the completion has no token to train on"))
-
-
-def _pretokenized(row: Row, column: str, extras: Sequence[str]) -> Encoded:
-    ids = _integers(row, column, np.iinfo(np.int32).max)
-    mask = np.ones(len(ids), np.bool_)
-    for name in extras:
-        values = _integers(row, name, None if name == "labels" else 1)
-        if len(values) != len(ids):
-            raise RowError(f"column {name!r} has {len(values)} entries for {len(ids)} input ids")
-        if name == "attention_mask":
-            if not values.all():
-                raise RowError("it is padded: column 'attention_mask' has zeros", fix="give rows without padding")
-        elif name == "labels":
-            mask &= values != IGNORED
-            wrong = np.flatnonzero(mask & (values != ids))
-            if len(wrong):
-                t = wrong[0]
-                raise RowError(
-                    f"label {values[t]} at position {t} is neither -100 nor the input id there, {ids[t]}",
-                    fix="labels must not be shifted",
-                )
-        else:
-            mask &= values != 0
-    return _encoded(ids, mask)
-
-
-def _integers(row: Row, column: str, most: int | None) -> npt.NDArray[np.int64]:
-    """A cell as whole numbers [T], from 0 to ``most`` if that is given. Raises RowError."""
-    value = row.get(column)
-    odd = RowError(f"column {column!r} holds {messages.kind_of(value)}, not a list of whole numbers")
-    if not isinstance(value, (list, tuple, np.ndarray)):
-        raise odd
-    try:
-        numbers = np.asarray(value if len(value) else np.zeros(0, np.int64))
-    except ValueError:  # lists of different lengths in it
-        raise odd from None
-    # NumPy takes booleans among numbers for numbers, and turns numbers over 64 bits into objects.
-    mixed = most != 1 and not isinstance(value, np.ndarray) and any(isinstance(n, bool) for n in value)
-    if mixed or numbers.ndim != 1 or numbers.dtype.kind not in ("iub" if most == 1 else "iu"):
-        at = next((t for t, n in enumerate(value) if isinstance(n, bool) or not isinstance(n, int)), None)
-        if at is None:
-            at = next(t for t, n in enumerate(value) if not -(2**63) <= n < 2**63)
-        raise RowError(f"column {column!r} is not a list of whole numbers: entry {at} is {value[at]!r}")
-    outside = (numbers < 0) | (numbers > most) if most is not None else np.zeros(len(numbers), np.bool_)
-    if outside.any():
-        t = int(outside.argmax())
-        raise RowError(f"column {column!r}: entry {t} is {numbers[t]}, not from 0 to {most}")
-    return numbers.astype(np.int64)

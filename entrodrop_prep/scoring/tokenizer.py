@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from entrodrop_prep import digest
-from entrodrop_prep.backends.model import commit_of, loading, looks_like_path
+from entrodrop_prep.backends.model import commit_of, find_file, loading, looks_like_path
 from entrodrop_prep.errors import ConfigError, ModelError, RowError
 from entrodrop_prep.scoring import chat
 from entrodrop_prep.shards import user_path
@@ -56,8 +56,6 @@ def load_tokenizer(
         ModelError: no such directory, no tokenizer in it, missing or gated on the Hub, or the Hub cannot be reached.
         ConfigError: the template file cannot be read or is no Jinja template.
     """
-    from transformers import AutoTokenizer
-
     path = user_path(name_or_path)
     local = os.path.isdir(path)
     if not local and looks_like_path(name_or_path):
@@ -65,12 +63,17 @@ def load_tokenizer(
     template = _read_template(chat_template_file) if chat_template_file is not None else None
     if local and not any(_is_tokenizer_file(file.name) for file in path.iterdir()):
         raise ModelError("the directory has no tokenizer files", where=name_or_path, fix=_FIX)
-    with loading(name_or_path, "tokenizer"):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            str(path) if local else name_or_path,
-            trust_remote_code=trust_remote_code,
-            **({"revision": revision} if revision is not None else {}),
-        )
+    try:
+        tokenizer = _load(str(path) if local else name_or_path, name_or_path, revision, trust_remote_code)
+    except ModelError as e:
+        missing = _missing_packages(path) if local else []
+        if missing:
+            raise ModelError(
+                e.what, where=e.where, fix=f"install {' and '.join(missing)}, or add tokenizer.json"
+            ) from e
+        raise
+    if not isinstance(tokenizer.chat_template, (str, dict, type(None))):
+        raise ModelError("its chat template is no text", where=name_or_path, fix="repair its tokenizer_config.json")
     if len(tokenizer.get_vocab()) <= len(tokenizer.get_added_vocab()):  # what transformers makes of a config alone
         raise ModelError("it comes with no tokenizer files", where=name_or_path, fix=_FIX)
     if template is not None:
@@ -79,6 +82,43 @@ def load_tokenizer(
         if template == _own_template(CHATML):
             _warn_of_pieces(tokenizer)
     return tokenizer
+
+
+def _load(found: str, name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer as transformers loads it, from tokenizer.json where there is one. Raises ModelError."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+    with loading(name, "tokenizer"):
+        if find_file(name, "tokenizer.json", revision) is None and find_file(name, "tekken.json", revision) is not None:
+            raise ModelError("its only tokenizer is tekken.json", where=name, fix=f"add tokenizer.json, or {_FIX}")
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            found,
+            trust_remote_code=trust_remote_code,
+            mistral_format=False,  # else a tekken.json goes before tokenizer.json, with another class and other ids
+            **({"revision": revision} if revision is not None else {}),
+        )
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):  # tokenizer_class may name anything in transformers
+            raise ModelError(
+                f"its tokenizer_config.json names {type(tokenizer).__name__}, which is no tokenizer that can be used",
+                where=name,
+                fix=_FIX,
+            )
+        tokenizer("x")  # some of what is wrong with its files shows only now
+    return tokenizer
+
+
+def _missing_packages(path: Path) -> list[str]:
+    """Packages without which transformers cannot read a SentencePiece or tiktoken file, the only one there is."""
+    from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available, is_tiktoken_available
+
+    if (path / "tokenizer.json").is_file() or not any(f.suffix in (".model", ".tiktoken") for f in path.iterdir()):
+        return []
+    needed = {
+        "sentencepiece": is_sentencepiece_available(),
+        "protobuf": is_protobuf_available(),
+        "tiktoken": is_tiktoken_available(),
+    }
+    return [name for name, there in needed.items() if not there]
 
 
 def tokenizer_origin(name_or_path: str) -> dict[str, str]:
@@ -103,6 +143,12 @@ def added_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tupl
         if whole[first : first + len(bare)] == bare:
             return tuple(whole[:first]), tuple(whole[first + len(bare) :])
     return (), ()
+
+
+def ends_itself(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether nothing is to be appended to texts: the tokenizer adds EOS of its own accord, or has none."""
+    _, behind = added_ids(tokenizer)
+    return tokenizer.eos_token_id is None or tokenizer.eos_token_id in behind
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
