@@ -18,7 +18,7 @@ Anything else that escapes is a bug and keeps its traceback.
 
 from __future__ import annotations
 
-from entrodrop_prep.text import one_line, printable, without_secrets
+from entrodrop_prep.text import one_line, printable, shown_url, without_secrets
 
 
 class EntrodropError(Exception):
@@ -30,8 +30,11 @@ class EntrodropError(Exception):
 
     def __str__(self) -> str:
         line = f"{self.what}; {self.fix}" if self.fix else self.what
-        where = f"{printable(without_secrets(self.where))}: " if self.where else ""
-        return where + one_line(line)
+        if not self.where:
+            return one_line(line)
+        is_url = "://" in self.where.split(" ")[0]
+        where = shown_url(self.where) if is_url else without_secrets(self.where)
+        return f"{printable(where)}: {one_line(line)}"
 
 
 class ConfigError(EntrodropError):

@@ -35,7 +35,8 @@ FORMATS += ["parquet", "arrow", "stream.arrow", "txt", "text.gz", "txt.zst"]
 
 
 def opened(source: str | Path, **options: Any) -> Source:
-    given_options = {"split": "train", "split_given": False, "config": None, "limit": None, **options}
+    usual = {"split": "train", "split_given": False, "config": None, "limit": None, "text_rows": "line"}
+    given_options = {**usual, **options}
     return open_source(str(source), **given_options)
 
 
@@ -189,8 +190,8 @@ def test_jsonl_lines_are_counted_as_an_editor_counts(
     path = tmp_path_factory.mktemp("lines") / "x.jsonl"
     path.write_bytes(b"\n".join(lines) + (b"\n" if ended else b""))
     wanted = [n for n, line in enumerate(lines, start=1) if line.strip()]
-    if not wanted:
-        with pytest.raises(SourceError, match="holds no rows"):
+    if not any(lines[n - 1].startswith(b'{"a"') for n in wanted):
+        with pytest.raises(SourceError, match="is a JSON object|is no JSON object" if wanted else "holds no rows"):
             opened(path)
         return
     rows = everything(opened(path), span)
@@ -234,7 +235,7 @@ def test_columns_are_those_of_the_first_hundred_rows(tmp_path: Path) -> None:
         (b"null", "not a JSON object but null"),
         (b"3.5", "not a JSON object but a number"),
         (b'{"a": "\\ud800"}', "half of a surrogate pair"),
-        (b"[" * 100_000, "JSON that cannot be read"),
+        (b"[" * 100_000, "JSON nested more than 500 levels deep"),
         (b'{"a": ' + b"1" * 5000 + b"}", "JSON that cannot be read"),
     ],
 )
@@ -258,7 +259,7 @@ def test_json_array_rows(tmp_path: Path) -> None:
     assert number.problem == "not a JSON object but a number"
     assert half.problem is not None
     path.write_text('[{"a": 1},\n{"b": 2},,\n{"c": 3}]')
-    with pytest.raises(SourceError, match=r"x\.json:2: broken JSON array: .* at column 10"):
+    with pytest.raises(SourceError, match=r"x\.json:2: broken JSON array: an item is empty"):
         opened(path)
     path.write_text('{\n "a": 1\n}\n')
     with pytest.raises(SourceError, match="one JSON object over several lines"):

@@ -17,7 +17,7 @@ class ScoreConfig:
         str,
         Setting(
             "What to score: a Hub dataset id, a save_to_disk directory, or local files: a file, a directory, a glob or "
-            "an fsspec URL of Parquet, JSONL/JSON (.gz, .zst too), CSV, Arrow or text (one row a line).",
+            "an fsspec URL of Parquet, JSONL/JSON (.gz, .zst, .bz2, .xz too), CSV, Arrow or text (one row a file).",
             argument=True,
         ),
     ]
@@ -92,6 +92,21 @@ class ScoreConfig:
             role="operation",
         ),
     ] = False
+    text_rows: Annotated[
+        Literal["document", "line"],
+        Setting("What of a text file (.txt, .text) is one row: the whole document, or each line.", role="operation"),
+    ] = "document"
+    max_row_bytes: Annotated[
+        int,
+        Setting(
+            "Largest row that is read, in bytes as it is stored (decompressed). A larger one is a bad row, and is not "
+            "held in memory.",
+            metavar="BYTES",
+            ge=1024,
+            role="operation",
+            default_text="33554432, 32 MiB",
+        ),
+    ] = 32 << 20
     text_column: Annotated[str | None, Setting("Column of plain text.", default_text="detected")] = None
     prompt_column: Annotated[str | None, Setting("Column of prompts.", default_text="detected")] = None
     completion_column: Annotated[str | None, Setting("Column of completions.", default_text="detected")] = None

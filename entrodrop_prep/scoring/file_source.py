@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import lzma
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
@@ -12,19 +14,23 @@ import pyarrow as pa
 
 from entrodrop_prep.errors import SourceError
 from entrodrop_prep.scoring.delimited import CsvReader
-from entrodrop_prep.scoring.files import KNOWN, DataFile, Found, format_of, unreadable
+from entrodrop_prep.scoring.files import DataFile, Found, check_name, unreadable
+from entrodrop_prep.scoring.formats import HEAD_BYTES, KNOWN, format_of, mismatch
 from entrodrop_prep.scoring.json_rows import JsonReader
-from entrodrop_prep.scoring.lines import Place, Raw, Reader, TextReader
+from entrodrop_prep.scoring.lines import MAX_ROW_BYTES, DocumentReader, LineReader, Place, Raw, Reader, is_empty
 from entrodrop_prep.scoring.rows import Chunk, Source, SourceRow
 from entrodrop_prep.scoring.splits import pick_split
 from entrodrop_prep.scoring.tables import ArrowReader, ParquetReader
+from entrodrop_prep.scoring.unions import Union
+
+log = logging.getLogger(__name__)
 
 READERS: dict[str, type[Reader]] = {
     "arrow": ArrowReader,
     "csv": CsvReader,
     "json": JsonReader,
     "parquet": ParquetReader,
-    "text": TextReader,
+    "text": DocumentReader,
 }
 ROWS_FOR_COLUMNS = 100
 
@@ -32,22 +38,46 @@ ROWS_FOR_COLUMNS = 100
 class FileSource(Source):
     """Files of one format as one source; rows are numbered through all of them in the order of their names."""
 
-    def __init__(self, found: Found, *, where: str, split: str, limit: int | None) -> None:
+    def __init__(
+        self,
+        found: Found,
+        *,
+        where: str,
+        split: str,
+        limit: int | None,
+        text_rows: str = "document",
+        max_row_bytes: int = MAX_ROW_BYTES,
+    ) -> None:
         """Raises SourceError for mixed formats, an unknown split, files that cannot be read, and no rows at all."""
-        files, self._split = found.files, split if found.directory else None
+        files, self._split, left_out = found.files, split if found.directory else None, found.left_out
         if not files:
-            raise SourceError("there are no data files", where=where, fix=f"known extensions: {KNOWN}")
+            what = f"there are no data files; not read: {left_out}" if left_out else "there are no data files"
+            raise SourceError(what, where=where, fix=f"known extensions: {KNOWN}")
         if found.directory:
-            files = pick_split(files, split, where)
+            files = pick_split(files, split, where, left_out)
         formats = {str(format_of(f.name)): f.name for f in files}
         if len(formats) > 1:
             examples = ", ".join(f"{name} ({example})" for name, example in sorted(formats.items()))
             raise SourceError(f"mixed formats: {examples}", where=where, fix="give the files of one format as a glob")
         self.name, self._files, self._limit = found.name, files, limit
+        check_name(self.name)
         self._format = next(iter(formats))
-        self._reader = READERS[self._format]()
+        self._text_rows = text_rows if self._format == "text" else None
+        self._reader = (LineReader if self._text_rows == "line" else READERS[self._format])(max_row_bytes)
         self._cursor: _Cursor | None = None
-        self._counts = [_reading(f, self._reader.count, f) for f in files]
+        self._columns = Union()
+        self._counts = []
+        for f in files:
+            _reading(f, _check_content, f)
+            count, columns = _reading(f, self._reader.look, f)
+            self._counts.append(count)
+            self._columns.add(columns or {}, f.name)
+            if _reading(f, is_empty, f):
+                left_out.add("empty", f.name)
+        if left_out:
+            log.warning("%s: files that are not read: %s", found.name, left_out)
+        if self._text_rows:
+            log.info("%s: %s", found.name, _described(len(files), self._text_rows))
         self._before = [0, *itertools.accumulate(f.size for f in files)]
         self.size_bytes = self._before[-1]
         counts = [count for count in self._counts if count is not None]
@@ -62,13 +92,22 @@ class FileSource(Source):
             "format": self._format,
             "split": self._split,
             "files": [{"name": f.name, "size": f.size} for f in self._files],
+            **({"text_rows": "document"} if self._text_rows == "document" else {}),
         }
+
+    def check(self, columns: Sequence[str]) -> None:
+        self._columns.check(columns, self.name)
 
     def stat(self) -> dict[str, Any]:
         return {f.name: _reading(f, f.stat) for f in self._files}
 
     def read(
-        self, first: int, count: int, position: dict[str, Any] | None, columns: Sequence[str] | None = None
+        self,
+        first: int,
+        count: int,
+        position: dict[str, Any] | None,
+        columns: Sequence[str] | None = None,
+        at_most: int | None = None,
     ) -> Chunk:
         stop = first + count if self._limit is None else min(first + count, self._limit)
         wanted = None if columns is None else tuple(columns)
@@ -78,10 +117,11 @@ class FileSource(Source):
                 cursor.close()
             cursor = self._place(first, position, wanted)
         began = self._done(cursor) if first else 0
-        rows = []
-        while cursor.row < stop and cursor.ahead is not None:
-            values, problem = self._reader.parse(cursor.ahead.payload)
-            rows.append(SourceRow(cursor.row, cursor.ahead.where, values, problem))
+        rows: list[SourceRow] = []
+        size = 0
+        while cursor.row < stop and cursor.ahead is not None and (at_most is None or size < at_most):
+            rows.append(self._row(cursor.row, cursor.ahead))
+            size += cursor.ahead.size
             cursor.advance()
         if cursor.ahead is None or cursor.row == self._limit:
             cursor.close()
@@ -89,6 +129,10 @@ class FileSource(Source):
         self._cursor = cursor
         following = {"row": cursor.row, "file": cursor.file, "at": cursor.ahead.at}
         return Chunk(rows, following, self._done(cursor) - began)
+
+    def _row(self, number: int, raw: Raw) -> SourceRow:
+        values, problem = (None, raw.problem) if raw.problem else self._reader.parse(raw.payload)
+        return SourceRow(number, raw.where, values, problem)
 
     def _done(self, cursor: _Cursor) -> int:
         return self._before[cursor.file] + cursor.ahead.done if cursor.ahead else self._before[-1]
@@ -110,20 +154,49 @@ class FileSource(Source):
         return cursor
 
     def _find_columns(self, where: str) -> list[str]:
-        """The columns, declared or seen. Raises SourceError for a source without rows."""
+        """The columns, declared or seen. Raises SourceError for a source without rows, or none that can be read."""
         peek = min(ROWS_FOR_COLUMNS, self._limit or ROWS_FOR_COLUMNS)
         cursor = self._place(0, None, () if self._format in ("parquet", "arrow") else None)
         if cursor.ahead is None:
             cursor.close()
             raise SourceError("holds no rows", where=where, fix="give a source with at least one row")
-        declared = _reading(self._files[cursor.file], self._reader.columns, self._files[cursor.file])
+        if self._format != "json":
+            cursor.close()
+            return self._columns.names
         seen: dict[str, None] = {}
-        while declared is None and cursor.row < peek and cursor.ahead is not None:
-            values, _ = self._reader.parse(cursor.ahead.payload)
-            seen.update(dict.fromkeys(values or ()))
+        first: SourceRow | None = None
+        good = 0
+        while cursor.row < peek and cursor.ahead is not None:
+            row = self._row(cursor.row, cursor.ahead)
+            first, good = first or row, good + (row.values is not None)
+            seen.update(dict.fromkeys(row.values or ()))
             cursor.advance()
         cursor.close()
-        return list(seen) if declared is None else declared
+        if first is not None and not good:
+            which = f"none of its first {cursor.row} rows" if cursor.row > 1 else "its first row"
+            what = (
+                f"{which} is a JSON object: {first.problem}"
+                if cursor.row > 1
+                else f"{which} is no JSON object: {first.problem}"
+            )
+            fix = "give JSON lines, one object a line; plain text is read from a file called .txt"
+            raise SourceError(what, where=first.where, fix=fix)
+        return list(seen)
+
+
+def _check_content(file: DataFile) -> None:
+    """Raises SourceError for a local file that is not what its name says. Of a remote one nothing is asked for this."""
+    if file.fs is None:
+        with file.open() as stored:
+            wrong = mismatch(file.name, stored.read(HEAD_BYTES))
+        if wrong:
+            raise SourceError(wrong, where=file.name, fix="rename it after what it is, or convert it")
+
+
+def _described(files: int, text_rows: str) -> str:
+    if text_rows == "line":
+        return f"{files:,} text file{'s' * (files > 1)}, one row a line (--text-rows line)"
+    return f"{files:,} text file{'s' * (files > 1)}, each one document (--text-rows line makes one row of each line)"
 
 
 class _Cursor:
@@ -165,7 +238,7 @@ class _Cursor:
 
 def _reading(file: DataFile, call: Any, *arguments: Any) -> Any:
     """``call(*arguments)``; what goes wrong in reading the file becomes a SourceError that names it."""
-    errors: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error, pa.ArrowException)
+    errors: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
     if "aiohttp" in sys.modules:  # what fsspec reads http with; its errors are not all OSErrors
         errors += (sys.modules["aiohttp"].ClientError,)
     try:

@@ -6,31 +6,18 @@ import fnmatch
 import glob
 import io
 import os
-import posixpath
+import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from entrodrop_prep.errors import SourceError
+from entrodrop_prep.scoring.formats import KNOWN, format_of, split_extension
+from entrodrop_prep.scoring.left_out import LeftOut
 
-FORMATS = {
-    ".parquet": "parquet",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".arrow": "arrow",
-    ".txt": "text",
-    ".text": "text",
-}
-COMPRESSED = (".gz", ".zst")
-KNOWN = ".parquet, .jsonl, .ndjson, .json, .csv, .tsv, .arrow, .txt, .text (all but Parquet and Arrow also .gz or .zst)"
-# Files that lie beside data and hold none, whatever their extension.
-BESIDE_DATA = ("readme", "license", "licence", "notice", "changelog", "citation")
-METADATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 BUFFER = 1 << 20
+UNKNOWN = "of no known format"
 
 
 @dataclass(frozen=True)
@@ -49,14 +36,12 @@ class DataFile:
     @property
     def extension(self) -> str:
         """Lower-case extension without the compression's, e.g. ``.jsonl``."""
-        base, extension = os.path.splitext(self.name.lower())
-        return os.path.splitext(base)[1] if extension in COMPRESSED else extension
+        return split_extension(self.name)[0]
 
     @property
     def compression(self) -> str | None:
-        """``.gz``, ``.zst`` or None."""
-        extension = os.path.splitext(self.name.lower())[1]
-        return extension if extension in COMPRESSED else None
+        """``gzip``, ``zstd``, ``bzip2``, ``xz`` or None."""
+        return split_extension(self.name)[1]
 
     def open(self) -> BinaryIO:
         """The stored bytes, buffered. Raises OSError."""
@@ -78,20 +63,15 @@ class DataFile:
 
 @dataclass(frozen=True)
 class Found:
-    """Files in reading order, sorted by name. ``directory``: they were found by walking one, so splits may apply."""
+    """Files in reading order, sorted by name.
+
+    ``directory``: they were found by walking one, so splits may apply. ``left_out``: what else was found there.
+    """
 
     name: str
     files: list[DataFile]
     directory: bool
-
-
-def format_of(name: str) -> str | None:
-    """``parquet``, ``json``, ``csv``, ``arrow`` or ``text`` by the file's extension; None for any other file."""
-    base, extension = os.path.splitext(name.lower())
-    if extension in COMPRESSED:
-        inner = FORMATS.get(os.path.splitext(base)[1])
-        return None if inner in ("parquet", "arrow") else inner
-    return FORMATS.get(extension)
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 def looks_like_path(source: str) -> bool:
@@ -115,10 +95,16 @@ def find_local(path: str) -> Found:
     """The data files at a local path that exists. Raises SourceError."""
     name = os.path.basename(os.path.abspath(path))
     if os.path.isdir(path):
-        names = [n for n in _walk(path) if not _passed_over(n)]
-        return Found(name, [_local_file(n, os.path.join(path, n)) for n in names], directory=True)
-    if not os.path.isfile(path):
-        raise SourceError("is not a regular file", where=path, fix="give a file that can be read twice")
+        left_out = LeftOut()
+        files = []
+        for inside in _walk(path):
+            at = os.path.join(path, inside)
+            if left_out.takes(inside):
+                files.append(_local_file(inside, at))
+            elif not any(part.startswith(".") for part in inside.split("/")):
+                _check_regular(inside, at)
+        return Found(name, files, directory=True, left_out=left_out)
+    _check_regular(path, path)
     if format_of(name) is None:
         raise SourceError("has no known data format", where=path, fix=f"known extensions: {KNOWN}")
     return Found(name, [_local_file(name, path)], directory=False)
@@ -127,10 +113,22 @@ def find_local(path: str) -> Found:
 def find_glob(pattern: str) -> Found:
     """The data files that match a local glob (``**`` included). Raises SourceError where none does."""
     pattern = os.path.expanduser(pattern)
-    root = _literal_root(pattern)
-    matches = sorted(p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p))
-    files = [_local_file(Path(os.path.relpath(p, root or ".")).as_posix(), p) for p in matches if format_of(p)]
-    return _matched(pattern, pattern[len(root) :].lstrip("/"), files)
+    root = literal_root(pattern)
+    files, folders, left_out = [], [], LeftOut()
+    for path in sorted(glob.glob(pattern, recursive=True)):
+        name = Path(os.path.relpath(path, root or ".")).as_posix()
+        if os.path.isdir(path):
+            folders.append(name)
+        elif format_of(path) is None:
+            _check_regular(name, path)
+            left_out.add(UNKNOWN, name)
+        else:
+            files.append(_local_file(name, path))
+    names = [file.name for file in files]
+    for folder in folders:
+        if folder != "." and not any(name.startswith(f"{folder}/") for name in names):
+            left_out.add("folders, which a glob does not enter without **", folder)
+    return matched(pattern, pattern[len(root) :].lstrip("/"), files, left_out)
 
 
 def matches(pattern: str, path: str) -> bool:
@@ -149,69 +147,47 @@ def _matches(pattern: list[str], parts: list[str]) -> bool:
     return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(pattern[1:], parts[1:])
 
 
-def find_url(url: str) -> Found:
-    """The data files at an fsspec URL: a file, a directory or a glob. Raises SourceError."""
-    import fsspec
-    from fsspec.implementations.local import LocalFileSystem
-
-    try:
-        fs, path = fsspec.core.url_to_fs(url)
-        if isinstance(fs, LocalFileSystem):
-            return find_glob(path) if glob.has_magic(path) and not os.path.exists(path) else find_local(_existing(path))
-        info = _info(fs, path)
-        if info is not None and info["type"] == "file":
-            if format_of(path) is None:
-                raise SourceError("has no known data format", where=url, fix=f"known extensions: {KNOWN}")
-            name = posixpath.basename(path)
-            return Found(name, [_remote_file(name, path, fs, info)], directory=False)
-        if info is None and not glob.has_magic(path):
-            raise SourceError("no such file or directory", where=url, fix="check the URL")
-        root = _literal_root(path) if info is None else path
-        found = fs.glob(path, detail=True) if info is None else fs.find(path, detail=True)
-    except (ImportError, ValueError) as e:
-        raise SourceError(f"cannot be opened: {e}", where=url, fix="check the URL's scheme") from e
-    except OSError as e:
-        raise unreadable(url, e) from e
-    files = []
-    for at, entry in sorted(found.items()):
-        name = at[len(root) :].lstrip("/")
-        if entry["type"] == "file" and not (format_of(at) is None if info is None else _passed_over(name)):
-            files.append(_remote_file(name, at, fs, entry))
-    if info is None:
-        return _matched(url, path[len(root) :].lstrip("/"), files)
-    return Found(posixpath.basename(path.rstrip("/")) or url, files, directory=True)
-
-
-def unreadable(where: str, error: Exception) -> SourceError:
+def unreadable(where: str, error: BaseException) -> SourceError:
     """The SourceError for a path or file that could not be read."""
+    status = http_status(error)
+    if status is not None and status not in (404, 410):
+        refused = status in (401, 403)
+        fix = "check the credentials, or whether the URL's signature expired" if refused else "try again later"
+        return SourceError(f"the server refuses it: HTTP {status}", where=where, fix=fix)
     if isinstance(error, PermissionError):
         return SourceError("permission denied", where=where, fix="check who may read it")
     if isinstance(error, FileNotFoundError):
+        if error.__cause__ is not None and could_not_ask(error):
+            return unreadable(where, error.__cause__)
         return SourceError("no such file or directory", where=where, fix="check the path")
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return SourceError(f"cannot be read: {reason}", where=where, fix="check that the file is whole and in its format")
 
 
-def _info(fs: Any, path: str) -> dict[str, Any] | None:
-    try:
-        return cast(dict[str, Any], fs.info(path))
-    except FileNotFoundError:
-        return None
+def could_not_ask(error: FileNotFoundError) -> bool:
+    """Whether fsspec said "not found" because no connection was had."""
+    return isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError)
 
 
-def _existing(path: str) -> str:
-    if not os.path.exists(path):
-        raise FileNotFoundError(path)
-    return path
+def http_status(error: BaseException | None) -> int | None:
+    """The status that a server answered with, if ``error`` was raised from one."""
+    while error is not None:
+        for status in (getattr(error, "status", None), getattr(getattr(error, "response", None), "status_code", None)):
+            if isinstance(status, int):
+                return status
+        error = error.__cause__
+    return None
 
 
-def _matched(pattern: str, name: str, files: list[DataFile]) -> Found:
+def matched(pattern: str, name: str, files: list[DataFile], left_out: LeftOut) -> Found:
+    """The files that a pattern found. Raises SourceError for none."""
     if not files:
-        raise SourceError("no data file matches", where=pattern, fix=f"known extensions: {KNOWN}")
-    return Found(name, files, directory=False)
+        what = f"no data file matches; not read: {left_out}" if left_out else "no data file matches"
+        raise SourceError(what, where=pattern, fix=f"known extensions: {KNOWN}")
+    return Found(name, files, directory=False, left_out=left_out)
 
 
-def _literal_root(pattern: str) -> str:
+def literal_root(pattern: str) -> str:
     """The folder before the first wildcard, with its trailing slash; "" where the first part is one already."""
     parts = pattern.split("/")
     first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
@@ -233,14 +209,6 @@ def _walk(root: str) -> Iterator[str]:
     return iter(sorted(names))
 
 
-def _passed_over(name: str) -> bool:
-    """Whether a file of a directory is no data: hidden, ``_``-prefixed, a readme or its like, of no known format."""
-    *_, base = parts = name.split("/")
-    if any(part.startswith((".", "_")) for part in parts) or base.lower() in METADATA:
-        return True
-    return format_of(name) is None or base.lower().split(".")[0] in BESIDE_DATA
-
-
 def check_utf8(path: str, name: str) -> None:
     """Raises SourceError for a path with other bytes, which the libraries of Parquet and Arrow do not open."""
     try:
@@ -250,7 +218,36 @@ def check_utf8(path: str, name: str) -> None:
         raise SourceError(what, where=name, fix="rename it, or the folder it is in") from e
 
 
+def check_name(name: str) -> None:
+    """Raises SourceError for a name with bytes that are not UTF-8: the manifests name every file."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as e:
+        raise SourceError(
+            "its name is not UTF-8, and the manifests could not name it", where=name, fix="rename it"
+        ) from e
+
+
+def _check_regular(name: str, path: str) -> None:
+    """Raises SourceError for a FIFO, a device, a socket; nothing for what is not there any more."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return
+    kinds = (
+        (stat.S_ISFIFO, "a FIFO"),
+        (stat.S_ISSOCK, "a socket"),
+        (stat.S_ISCHR, "a device"),
+        (stat.S_ISBLK, "a device"),
+    )
+    found = next((kind for test, kind in kinds if test(mode)), None)
+    if found:
+        raise SourceError(f"is {found}, not a regular file", where=name, fix="give files that can be read twice")
+
+
 def _local_file(name: str, path: str) -> DataFile:
+    check_name(name)
+    _check_regular(name, path)
     if format_of(name) in ("parquet", "arrow"):
         check_utf8(path, name)
     try:
@@ -260,11 +257,3 @@ def _local_file(name: str, path: str) -> DataFile:
     if not os.access(path, os.R_OK):
         raise SourceError("permission denied", where=name, fix="check who may read it")
     return DataFile(name, path, None, size)
-
-
-def _remote_file(name: str, path: str, fs: Any, info: dict[str, Any]) -> DataFile:
-    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
-    in_one_piece = "http" in protocols and not info.get("partial")
-    if in_one_piece and format_of(name) in ("parquet", "arrow"):
-        raise SourceError("the server sends files only from their start", where=path, fix="download it first")
-    return DataFile(name, path, fs, int(info.get("size") or 0), in_one_piece)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from entrodrop_prep.scoring.span import COUNTS
 from entrodrop_prep.scoring.tokenizer import template_digest, vocabulary_digest
 from entrodrop_prep.shards import Footer, read_batches, write_bytes, writing
 
+log = logging.getLogger(__name__)
+
+MANY = 0.05
 UNIGRAM = "unigram.npy"
 REJECTED = "rejected.jsonl"
 TOKENIZER = "tokenizer"
@@ -95,7 +99,26 @@ def finish(plan: Plan, out: Path, shards: list[tuple[Path, Footer]]) -> dict[str
         "content_digest": digest.of_json({"identity": plan.identity, "shards": [f["content_digest"] for f in files]}),
         "files": files + [manifest.file_entry(out, p) for p in extra if p.is_file()],
     }
-    return manifest.write(out, described)
+    written = manifest.write(out, described)
+    _warn_of_losses(plan.source.name, counts)
+    return written
+
+
+def _warn_of_losses(name: str, counts: dict[str, int]) -> None:
+    """Say so where more rows than ``MANY`` of all give nothing to train on."""
+    lost = {
+        "bad": counts["bad_rows"],
+        "of fewer than two tokens": counts["short_rows"],
+        "over --max-length": counts["dropped_long_rows"],
+        "without anything to train on": counts["rows_without_loss"],
+    }
+    total = sum(lost.values())
+    if total > MANY * counts["rows_read"]:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in lost.items() if count)
+        log.warning(
+            *("%s: %.1f%% of the rows are lost, %s of %s: %s", name, 100 * total / counts["rows_read"]),
+            *(f"{total:,}", f"{counts['rows_read']:,}", reasons),
+        )
 
 
 def _count_tokens(path: Path, plan: Plan, footer: Footer, unigram: np.ndarray[Any, Any]) -> None:

@@ -13,9 +13,11 @@ from typing import Any
 from entrodrop_prep.errors import ConfigError, SourceError
 from entrodrop_prep.hub.reading import LOG_IN, refusal, unreachable_errors
 from entrodrop_prep.scoring.hub_stream import StreamSource
+from entrodrop_prep.scoring.lines import MAX_ROW_BYTES
 from entrodrop_prep.scoring.rows import Chunk, Source, SourceRow
 from entrodrop_prep.scoring.tables import Rows
 
+ROWS_AT_ONCE = 128
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 
 
@@ -23,13 +25,21 @@ class DatasetSource(Source):
     """A ``datasets.Dataset``: Arrow tables mapped into memory, any row at once."""
 
     def __init__(
-        self, dataset: Any, *, name: str, label: str, identity: dict[str, Any], folder: str | None, limit: int | None
+        self,
+        dataset: Any,
+        *,
+        name: str,
+        label: str,
+        identity: dict[str, Any],
+        folder: str | None,
+        limit: int | None,
+        max_row_bytes: int,
     ) -> None:
         """label: for messages, before the row's number. folder: where ``save_to_disk`` wrote, None for the Hub."""
         if len(dataset) == 0:
             raise SourceError("holds no rows", where=label, fix="give a source with at least one row")
         self._dataset, self._label, self._identity, self._folder = dataset, label, identity, folder
-        self.name = name
+        self.name, self._longest = name, max_row_bytes
         self.columns = list(dataset.column_names)
         self.total_rows: int = len(dataset) if limit is None else min(limit, len(dataset))
         self.size_bytes: int = dataset.data.nbytes
@@ -47,19 +57,27 @@ class DatasetSource(Source):
         return {name: [s.st_size, s.st_mtime_ns] for name, s in found.items()}
 
     def read(
-        self, first: int, count: int, position: dict[str, Any] | None, columns: Sequence[str] | None = None
+        self,
+        first: int,
+        count: int,
+        position: dict[str, Any] | None,
+        columns: Sequence[str] | None = None,
+        at_most: int | None = None,
     ) -> Chunk:
         stop = min(first + count, self.total_rows)
         if stop <= first:
             return Chunk([], None, 0)
         dataset = self._dataset.with_format("arrow")
-        table = dataset[first:stop]
-        if columns is not None:
-            table = table.select([name for name in table.column_names if name in columns])
-        rows = [
-            SourceRow(n, f"{self._label} row {n}", values, problem)
-            for n, (values, problem) in enumerate(Rows(table.schema).parse(table), start=first)
-        ]
+        rows: list[SourceRow] = []
+        size = 0
+        while (row := first + len(rows)) < stop and (at_most is None or size < at_most):
+            table = dataset[row : min(row + ROWS_AT_ONCE, stop)]
+            if columns is not None:
+                table = table.select([name for name in table.column_names if name in columns])
+            size += table.nbytes
+            for n, (values, problem) in enumerate(Rows(table.schema).parse(table, self._longest), start=row):
+                rows.append(SourceRow(n, f"{self._label} row {n}", values, problem))
+        stop = first + len(rows)
         done = self.size_bytes * stop // len(self._dataset)
         following = {"row": stop} if stop < self.total_rows else None
         return Chunk(rows, following, done - self.size_bytes * first // len(self._dataset))
@@ -71,7 +89,9 @@ def is_saved(path: str) -> bool:
     return (inside[0] and inside[1]) or inside[2]
 
 
-def open_saved(path: str, *, split: str, split_given: bool, limit: int | None) -> DatasetSource:
+def open_saved(
+    path: str, *, split: str, split_given: bool, limit: int | None, max_row_bytes: int = MAX_ROW_BYTES
+) -> DatasetSource:
     """A Dataset or DatasetDict that ``save_to_disk`` wrote. Raises SourceError, ConfigError."""
     from datasets import Dataset
 
@@ -98,11 +118,26 @@ def open_saved(path: str, *, split: str, split_given: bool, limit: int | None) -
         "files": files,
         "fingerprint": dataset._fingerprint,
     }
-    return DatasetSource(dataset, name=name, label=label, identity=identity, folder=folder, limit=limit)
+    return DatasetSource(
+        dataset,
+        name=name,
+        label=label,
+        identity=identity,
+        folder=folder,
+        limit=limit,
+        max_row_bytes=max_row_bytes,
+    )
 
 
 def open_hub(
-    source: str, *, split: str, config: str | None, limit: int | None, revision: str | None = None, stream: bool = False
+    source: str,
+    *,
+    split: str,
+    config: str | None,
+    limit: int | None,
+    revision: str | None = None,
+    stream: bool = False,
+    max_row_bytes: int = MAX_ROW_BYTES,
 ) -> Source:
     """A split of a Hub dataset at a revision, in the cache of ``datasets`` or read as a stream.
 
@@ -133,13 +168,28 @@ def open_hub(
     if stream:
         identity["revision"] = commit
         found = StreamSource(
-            dataset, name=source, label=label, identity=identity, limit=limit, refused=refused, errors=errors
+            dataset,
+            name=source,
+            label=label,
+            identity=identity,
+            limit=limit,
+            refused=refused,
+            errors=errors,
+            max_row_bytes=max_row_bytes,
         )
     else:
         identity["revision"] = commit = _cached_commit(dataset) or commit
         if commit is None:
             identity["fingerprint"] = dataset._fingerprint
-        found = DatasetSource(dataset, name=source, label=label, identity=identity, folder=None, limit=limit)
+        found = DatasetSource(
+            dataset,
+            name=source,
+            label=label,
+            identity=identity,
+            folder=None,
+            limit=limit,
+            max_row_bytes=max_row_bytes,
+        )
     if commit is not None:
         found.card = _card(source, commit)
     return found

@@ -28,16 +28,18 @@ class StreamSource(Source):
         limit: int | None,
         refused: Callable[[Exception], SourceError],
         errors: tuple[type[Exception], ...],
+        max_row_bytes: int,
     ) -> None:
         """Reads the first rows. refused: makes an error of ours of one of ``errors`` while reading."""
         self._dataset, self._label, self._identity, self._limit = dataset.with_format("arrow"), label, identity, limit
-        self._refused, self._errors = refused, errors
+        self._refused, self._errors, self._longest = refused, errors, max_row_bytes
         self._held: _Held | None = None
         self.name = name
         first = next(self._tables(self._dataset, PEEK), None)
         if first is None:
             raise SourceError("holds no rows", where=label, fix="give a source with at least one row")
-        self.columns = list(first.column_names)
+        declared = list(dataset.features or ())
+        self.columns = list(dict.fromkeys([*first.column_names, *declared]))
         known = (dataset.info.splits or {}).get(identity["split"])
         total = known.num_examples if known else None
         self.total_rows = total if limit is None or total is None else min(limit, total)
@@ -50,7 +52,12 @@ class StreamSource(Source):
         return {"revision": self._identity["revision"]}
 
     def read(
-        self, first: int, count: int, position: dict[str, Any] | None, columns: Sequence[str] | None = None
+        self,
+        first: int,
+        count: int,
+        position: dict[str, Any] | None,
+        columns: Sequence[str] | None = None,
+        at_most: int | None = None,
     ) -> Chunk:
         stop = first + count if self._limit is None else min(first + count, self._limit)
         held, self._held = self._held, None
@@ -86,7 +93,7 @@ class StreamSource(Source):
     def _parsed(self, table: pa.Table, first: int, columns: Sequence[str] | None) -> list[SourceRow]:
         if columns is not None:
             table = table.select([name for name in table.column_names if name in columns])
-        parsed = Rows(table.schema).parse(table)
+        parsed = Rows(table.schema).parse(table, self._longest)
         return [
             SourceRow(n, f"{self._label} row {n}", v, problem) for n, (v, problem) in enumerate(parsed, start=first)
         ]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 from entrodrop_prep.errors import SourceError
-from entrodrop_prep.scoring.files import DataFile
+from entrodrop_prep.scoring.files import BUFFER, DataFile
+from entrodrop_prep.scoring.json_array import array_items
 from entrodrop_prep.scoring.lines import BOM, Parsed, Place, Raw, Reader, decode, decompressed, read_lines
 
 DEEPEST = 500
@@ -17,17 +18,11 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class JsonReader(Reader):
-    """One object a line; blank lines are no rows. A ``.json`` file that begins with ``[`` is one array, loaded whole.
+    """One object a line; blank lines are no rows. A ``.json`` file that begins with ``[`` is one array.
 
     Each row is parsed on its own: objects keep exactly their keys, of a key given twice the last wins, NaN and Infinity
     are taken as Python's json does.
     """
-
-    def __init__(self) -> None:
-        self._array: tuple[DataFile, list[Any], bool] | None = None
-
-    def columns(self, file: DataFile) -> list[str] | None:
-        return None
 
     def rows(self, file: DataFile, at: Place | None, columns: Sequence[str] | None) -> Iterator[Raw]:
         start = _first_line(file) if file.extension == ".json" else b""
@@ -35,57 +30,58 @@ class JsonReader(Reader):
             what = "one JSON object over several lines"
             raise SourceError(what, where=file.name, fix="give one object a line, or an array of objects")
         if start.startswith(b"["):
-            items, surrogates = self._load(file)
-            for n in range(at["item"] if at else 0, len(items)):
-                done = file.size * n // len(items)
-                yield Raw({"item": n}, done, f"{file.name} row {n}", (items[n], surrogates))
+            yield from self._array(file, at["item"] if at else 0)
             return
-        for line in read_lines(file, at):
-            if not line.content.isspace():
-                yield Raw(line.place, line.done, f"{file.name}:{line.number}", line.content)
+        for line in read_lines(file, at, longest=self._longest):
+            where, size = f"{file.name}:{line.number}", line.end - line.offset
+            if line.content is None:
+                yield Raw(line.place, line.done, where, None, self._too_long(size))
+            elif not line.content.isspace():
+                yield Raw(line.place, line.done, where, line.content, size=size)
+
+    def _array(self, file: DataFile, first: int) -> Iterator[Raw]:
+        with decompressed(file) as (stream, stored):
+            done = 0
+            for n, item in enumerate(array_items(stream, file.name, self._longest)):
+                if n >= first:
+                    where = f"{file.name} row {n}"
+                    if item.text is None:
+                        yield Raw({"item": n}, done, where, None, self._too_long(item.size))
+                    else:
+                        yield Raw({"item": n}, done, where, item.text, size=item.size)
+                done = min(file.size, stored.tell()) if file.size else 0
 
     def parse(self, payload: Any) -> Parsed:
-        if isinstance(payload, tuple):
-            item, surrogates = payload
-            return _object(item, surrogates, _is_deep(item))
-        text, problem = decode(payload)
-        if text is None:
-            return None, problem
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError as e:
-            return None, f"broken JSON: {e.msg} at column {e.colno}"
-        except (ValueError, RecursionError) as e:
-            return None, f"JSON that cannot be read: {e}"
-        deep = text.count("[") + text.count("{") > DEEPEST and _is_deep(value)
-        return _object(value, _SURROGATE.search(text) is not None, deep)
+        if isinstance(payload, str):
+            text: str | None = payload
+        else:
+            text, problem = decode(payload)
+            if text is None:
+                return None, problem
+        return parse_object(str(text))
 
-    def _load(self, file: DataFile) -> tuple[list[Any], bool]:
-        """The array's items, and whether some text in it may hold surrogates. The last file stays loaded."""
-        if self._array is None or self._array[0] != file:
-            self._array = None
-            with decompressed(file) as (stream, _):
-                stored = stream.read()
-            try:
-                text = stored.decode("utf-8-sig")
-                items = cast(list[Any], json.loads(text))
-            except json.JSONDecodeError as e:
-                what = f"broken JSON array: {e.msg} at column {e.colno}"
-                raise SourceError(what, where=f"{file.name}:{e.lineno}", fix="mend the file") from e
-            except (ValueError, RecursionError) as e:
-                raise SourceError(f"JSON array that cannot be read: {e}", where=file.name, fix="mend the file") from e
-            self._array = file, items, _SURROGATE.search(text) is not None
-        return self._array[1], self._array[2]
+
+def parse_object(text: str) -> Parsed:
+    """The JSON object that a text is, or what is wrong with it."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as e:
+        return None, f"broken JSON: {e.msg} at column {e.colno}"
+    except RecursionError:
+        return None, f"JSON nested more than {DEEPEST} levels deep"
+    except ValueError as e:
+        return None, f"JSON that cannot be read: {e}"
+    deep = text.count("[") + text.count("{") > DEEPEST and _is_deep(value)
+    return _object(value, _SURROGATE.search(text) is not None, deep)
 
 
 def _first_line(file: DataFile) -> bytes:
-    """The first line that is not blank, from its first character on; b"" where there is none."""
+    """What the first line that is not blank begins with; b"" where there is none."""
     with decompressed(file) as (stream, _):
-        for n, line in enumerate(stream):
-            text = (line.removeprefix(BOM) if n == 0 else line).lstrip()
-            if text:
-                return text
-    return b""
+        start = stream.read(BUFFER).removeprefix(BOM).lstrip()
+        while not start and (block := stream.read(BUFFER)):
+            start = block.lstrip()
+    return start.partition(b"\n")[0]
 
 
 def _is_deep(value: Any) -> bool:

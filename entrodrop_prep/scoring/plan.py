@@ -14,6 +14,7 @@ from entrodrop_prep.config import ScoreConfig
 from entrodrop_prep.config import identity as setting_identity
 from entrodrop_prep.errors import ConfigError
 from entrodrop_prep.schema import RESERVED, SCORED, SCORED_BOUNDS, score_columns, scored_schema
+from entrodrop_prep.scoring.formats import split_extension
 from entrodrop_prep.scoring.kept import infer_field
 from entrodrop_prep.scoring.protected import stop_ids
 from entrodrop_prep.scoring.source import Source, open_source
@@ -80,9 +81,14 @@ class Plan:
     tokenizer_origin: dict[str, str]
 
     @property
+    def late_columns(self) -> tuple[str, ...]:
+        """Columns that would matter and that the source does not have, as far as was seen: later rows may."""
+        return tuple(name for name in self.row_format.decisive if name not in self.source.columns)
+
+    @property
     def exact_units(self) -> bool:
         """Whether a span's share of the source can be told to the byte: not inside a compressed file."""
-        return not any(str(f["name"]).endswith((".gz", ".zst")) for f in self.source.identity().get("files", []))
+        return not any(split_extension(str(f["name"]))[1] for f in self.source.identity().get("files", []))
 
     @property
     def score_columns(self) -> tuple[str, ...]:
@@ -106,12 +112,15 @@ def make_plan(config: ScoreConfig, known_files: dict[str, list[Any]] | None) -> 
         limit=config.limit,
         revision=_source_revision(config, info),
         stream=config.stream,
+        text_rows=config.text_rows,
+        max_row_bytes=config.max_row_bytes,
     )
     if source.identity().get("kind") == "hub":
         log.info("%s at commit %s", source.name, source.identity()["revision"])
     row_format = detect_format(source.columns, config)
     log.info("%s: %s", source.name, row_format.describe())
     columns = _columns(config, source, row_format)
+    source.check(columns)
     max_length = info.max_length(config.max_length)
     if config.overlap >= max_length:
         raise ConfigError(

@@ -33,7 +33,7 @@ class SourceRow:
 class Chunk:
     """Rows in order, and where the row after them is found.
 
-    rows: at most as many as were asked for; fewer only at the end of the source.
+    rows: at most as many as were asked for; fewer only at the end of the source, and where ``at_most`` bytes were.
     next: small JSON object for ``Source.read(position=...)``; None when no row follows. It holds that row's number.
     bytes_read: the source's bytes from the chunk's first row to the next chunk's, for showing progress; over a whole
         source they add up to ``size_bytes``. Of compressed files it is what was taken in by then, so a resumed run may
@@ -72,9 +72,18 @@ class Source(ABC):
     def stat(self) -> dict[str, Any]:
         """What a quick look can tell of a change: size and mtime_ns per file, asked for anew at each call."""
 
+    def check(self, columns: Sequence[str]) -> None:
+        """Raises SourceError where files of the source have types for one of these columns that do not go together."""
+        return None
+
     @abstractmethod
     def read(
-        self, first: int, count: int, position: dict[str, Any] | None, columns: Sequence[str] | None = None
+        self,
+        first: int,
+        count: int,
+        position: dict[str, Any] | None,
+        columns: Sequence[str] | None = None,
+        at_most: int | None = None,
     ) -> Chunk:
         """Rows ``first`` to ``first + count - 1``, fewer at the end of the source.
 
@@ -82,6 +91,8 @@ class Source(ABC):
             the rows before ``first`` are skipped. A source that already stands at ``first`` goes on from there.
         columns: columns to read where the format stores columns (Parquet, Arrow); None reads all. Other formats always
             give whole rows.
+        at_most: bytes after which the chunk ends, if rows so large are among those asked for; ``Chunk.next`` is where
+            it goes on.
 
         Raises SourceError for a file that is damaged or cannot be read; a single bad row comes with ``problem`` set.
         """

@@ -10,8 +10,10 @@ import glob
 
 from entrodrop_prep.errors import ConfigError, SourceError
 from entrodrop_prep.scoring.file_source import FileSource
-from entrodrop_prep.scoring.files import check_utf8, find_glob, find_local, find_url, local_path, looks_like_path
+from entrodrop_prep.scoring.files import check_utf8, find_glob, find_local, local_path, looks_like_path
 from entrodrop_prep.scoring.hub_source import is_saved, open_hub, open_saved
+from entrodrop_prep.scoring.lines import MAX_ROW_BYTES
+from entrodrop_prep.scoring.remote import find_url
 from entrodrop_prep.scoring.rows import Chunk, Source, SourceRow
 
 __all__ = ["Chunk", "Source", "SourceRow", "open_source"]
@@ -26,6 +28,8 @@ def open_source(
     limit: int | None,
     revision: str | None = None,
     stream: bool = False,
+    text_rows: str = "document",
+    max_row_bytes: int = MAX_ROW_BYTES,
 ) -> Source:
     """The rows of SOURCE.
 
@@ -34,6 +38,8 @@ def open_source(
     config: configuration of a Hub dataset; files have none.
     limit: rows to read at most, None for all.
     revision: branch, tag or commit of a Hub dataset. stream: whether to read it over the network, storing nothing.
+    text_rows: ``document`` or ``line``: what of a text file is one row.
+    max_row_bytes: a longer row is not kept in memory, and bad.
 
     Raises SourceError for a source that is missing, empty, damaged or without that split; ConfigError for ``split``,
     ``config``, ``revision`` or ``stream`` with a source that has none.
@@ -45,7 +51,15 @@ def open_source(
     if path is None and "://" not in source and not is_glob:
         if looks_like_path(source):
             raise SourceError("no such file or directory", where=source, fix="check the path")
-        return open_hub(source, split=split, config=config, limit=limit, revision=revision, stream=stream)
+        return open_hub(
+            source,
+            split=split,
+            config=config,
+            limit=limit,
+            revision=revision,
+            stream=stream,
+            max_row_bytes=max_row_bytes,
+        )
     if config is not None:
         raise ConfigError(f"--config {config} has no use with files", where=source, fix="leave out --config")
     if revision is not None:
@@ -54,7 +68,7 @@ def open_source(
         raise ConfigError("--stream has no use with files", where=source, fix="leave it out: they are read piecewise")
     if path is not None and is_saved(path):
         check_utf8(path, path)
-        return open_saved(path, split=split, split_given=split_given, limit=limit)
+        return open_saved(path, split=split, split_given=split_given, limit=limit, max_row_bytes=max_row_bytes)
     if path is not None:
         found = find_local(path)
     elif is_glob:
@@ -63,4 +77,4 @@ def open_source(
         found = find_url(source)
     if not found.directory and split_given and split != "train":
         raise ConfigError(f"--split {split}: files have no splits", where=source, fix="leave out --split")
-    return FileSource(found, where=source, split=split, limit=limit)
+    return FileSource(found, where=source, split=split, limit=limit, text_rows=text_rows, max_row_bytes=max_row_bytes)

@@ -85,6 +85,11 @@ def read_span(plan: Plan, index: int, position: dict[str, Any] | None) -> Span:
     kept = [plan.schema.field(name) for name in plan.config.keep_columns]
     unfit, numbers = misfits(kept, list(readable.values())), list(readable)
     bad |= {numbers[i]: reason for i, reason in unfit.items()}
+    decisive = plan.late_columns
+    for n, values in readable.items():
+        for name in decisive:
+            if values.get(name) is not None:
+                bad[n] = f"it has a column {name!r}, which none of the first rows has: it would be ignored"
     good = [n for n in numbers if n not in bad]
     encoded = dict(zip(good, plan.encoder.encode([readable[n] for n in good]), strict=True))
     for row in chunk.rows:  # only now, so that the first bad row is told of, whatever is wrong with it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Sequence
@@ -9,12 +10,16 @@ from pathlib import Path
 
 from entrodrop_prep.errors import SourceError
 from entrodrop_prep.scoring.files import DataFile
+from entrodrop_prep.scoring.left_out import LeftOut
+
+log = logging.getLogger(__name__)
 
 
-def pick_split(files: Sequence[DataFile], split: str, where: str) -> list[DataFile]:
+def pick_split(files: Sequence[DataFile], split: str, where: str, left_out: LeftOut) -> list[DataFile]:
     """The files of ``split``, in the order given; all of them where no name carries a split and ``train`` is asked for.
 
-    Where some names carry splits, files that carry none belong to no split, as in ``datasets``.
+    Where some names carry splits, files that carry none belong to no split, as in ``datasets``; they are noted in
+    ``left_out``.
     Raises SourceError for an unknown split, and for a file that two splits claim.
     """
     by_split = files_by_split([f.name for f in files])
@@ -32,6 +37,15 @@ def pick_split(files: Sequence[DataFile], split: str, where: str) -> list[DataFi
             fix="choose one with --split, or give the files you want as a glob",
         )
     chosen = set(by_split[split])
+    others: dict[str, int] = {}
+    for f in files:
+        if f.name not in claimed:
+            left_out.add("whose names carry no split where others do", f.name)
+        elif f.name not in chosen:
+            others[claimed[f.name]] = others.get(claimed[f.name], 0) + 1
+    if others:
+        several = ", ".join(f"{name} ({count:,} file{'s' * (count > 1)})" for name, count in others.items())
+        log.info("split %s: %d file%s; other splits: %s", split, len(chosen), "s" * (len(chosen) > 1), several)
     return [f for f in files if f.name in chosen]
 
 

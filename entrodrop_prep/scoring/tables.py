@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import pyarrow as pa
@@ -11,9 +11,12 @@ import pyarrow.parquet as pq
 
 from entrodrop_prep.errors import SourceError
 from entrodrop_prep.scoring.files import BUFFER, DataFile
-from entrodrop_prep.scoring.lines import Parsed, Place, Raw, Reader
+from entrodrop_prep.scoring.lines import MAX_ROW_BYTES, Columns, Parsed, Place, Raw, Reader, too_long
 
-BATCH = 128  # rows decoded at a time
+BATCH = 32  # rows decoded at a time, at most
+BATCH_BYTES = 32 << 20  # about what they may take
+# What pyarrow says where a batch of nested rows takes more than its offsets address.
+_TOO_MUCH = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowCapacityError, pa.ArrowMemoryError)
 
 
 class Rows:
@@ -31,15 +34,26 @@ class Rows:
 
             self._features = Features.from_arrow_schema(pa.schema(fields, metadata=schema.metadata))
 
-    def parse(self, batch: pa.RecordBatch | pa.Table) -> list[Parsed]:
-        """One (values, None) or (None, problem) for each row."""
-        try:
-            return [(self._decode(row), None) for row in batch.to_pylist()]
-        except (ValueError, OverflowError, RecursionError):  # some row cannot be had: find which
-            return [self._parse_one(batch.slice(n, 1)) for n in range(batch.num_rows)]
+    def parse(self, batch: pa.RecordBatch | pa.Table, longest: int = MAX_ROW_BYTES) -> Iterator[Parsed]:
+        """One (values, None) or (None, problem) for each row; at most about ``BATCH_BYTES`` are decoded at once."""
+        if batch.num_rows > 1 and batch.nbytes > BATCH_BYTES:
+            half = batch.num_rows // 2
+            yield from self.parse(batch.slice(0, half), longest)
+            yield from self.parse(batch.slice(half), longest)
+            return
+        rows: list[Parsed] | None = None
+        if batch.nbytes <= longest:
+            with suppress(ValueError, OverflowError, RecursionError):
+                rows = [(self._decode(row), None) for row in batch.to_pylist()]
+        if rows is None:  # some row cannot be had: find which
+            yield from (self._parse_one(batch.slice(n, 1), longest) for n in range(batch.num_rows))
+        else:
+            yield from rows
 
-    def _parse_one(self, batch: pa.RecordBatch | pa.Table) -> Parsed:
+    def _parse_one(self, batch: pa.RecordBatch | pa.Table, longest: int) -> Parsed:
         try:
+            if batch.nbytes > longest:
+                return None, too_long(batch.nbytes, longest)
             return self._decode(batch.to_pylist()[0]), None
         except UnicodeDecodeError as e:
             return None, f"invalid UTF-8: byte 0x{e.object[e.start]:02x}"
@@ -56,69 +70,106 @@ class Rows:
 class ParquetReader(Reader):
     """Parquet. The footer gives counts and places; row groups are decoded in batches, never held whole."""
 
-    def count(self, file: DataFile) -> int | None:
+    def look(self, file: DataFile) -> tuple[int | None, Columns | None]:
         with _parquet(file) as parquet:
-            return int(parquet.metadata.num_rows)
-
-    def columns(self, file: DataFile) -> list[str] | None:
-        with _parquet(file) as parquet:
-            return list(parquet.schema_arrow.names)
+            schema = parquet.schema_arrow
+            return int(parquet.metadata.num_rows), dict(zip(schema.names, schema.types, strict=True))
 
     def rows(self, file: DataFile, at: Place | None, columns: Sequence[str] | None) -> Iterator[Raw]:
         start = at["row"] if at else 0
         with _parquet(file) as parquet:
-            total, first, group = parquet.metadata.num_rows, 0, 0
-            while group < parquet.num_row_groups:
-                size = parquet.metadata.row_group(group).num_rows
-                if first + size > start:
-                    break
-                first, group = first + size, group + 1
             names = _wanted(file, parquet.schema_arrow, columns)
-            groups = list(range(group, parquet.num_row_groups))
-            batches = parquet.iter_batches(batch_size=BATCH, row_groups=groups, columns=names)
-            yield from _raws(file, (b.select(names) for b in batches), first, start, total)
+            batches = _batches(file, parquet, names, start)
+            yield from _raws(file, batches, start, parquet.metadata.num_rows, self._longest)
 
     def parse(self, payload: Any) -> Parsed:
         values, problem = payload
         return values, problem
+
+
+def _batches(file: DataFile, parquet: pq.ParquetFile, names: list[str], start: int) -> Iterator[tuple[int, Any]]:
+    """(number of its first row, batch), from the row group of row ``start`` on.
+
+    The first batch has one row; each further one at most twice as many as the one before, as long as they take no more
+    than about ``BATCH_BYTES``. So nothing need be known of the rows before: what a footer says of their size does not
+    count what dictionaries repeat.
+    """
+    row, most = start, BATCH
+    while True:
+        group, first = _group_of(parquet, row)
+        size = 1
+        try:
+            for batch in parquet.iter_batches(
+                batch_size=size, row_groups=list(range(group, parquet.num_row_groups)), columns=names
+            ):
+                if first + batch.num_rows > row:
+                    yield first, batch.select(names)
+                    row = first + batch.num_rows
+                first += batch.num_rows
+                size = max(1, min(most, 2 * size, BATCH_BYTES * batch.num_rows // max(1, batch.nbytes)))
+                parquet.reader.set_batch_size(size)
+            return
+        except _TOO_MUCH:
+            if size == 1:
+                raise
+            most = max(1, size // 8)
+
+
+def _group_of(parquet: pq.ParquetFile, row: int) -> tuple[int, int]:
+    """(number of the row group that holds a row, its first row); the number of groups where no row is left."""
+    first = 0
+    for group in range(parquet.num_row_groups):
+        size = parquet.metadata.row_group(group).num_rows
+        if first + size > row:
+            return group, first
+        first += size
+    return parquet.num_row_groups, first
 
 
 class ArrowReader(Reader):
     """Arrow IPC, file or stream. Local files are mapped into memory, so that skipping reads next to nothing."""
 
-    def count(self, file: DataFile) -> int | None:
-        if file.fs is not None:
-            return None
+    def look(self, file: DataFile) -> tuple[int | None, Columns | None]:
         with ExitStack() as stack:
-            return sum(int(batch.num_rows) for batch in _ipc(file, stack, fields=[0])[1])
-
-    def columns(self, file: DataFile) -> list[str] | None:
-        with ExitStack() as stack:
-            return list(_ipc(file, stack, fields=[])[0].names)
+            schema, _ = _ipc(file, stack, fields=[])
+            count = None
+            if file.fs is None:
+                count = sum(int(batch.num_rows) for batch in _ipc(file, stack, fields=[0])[1])
+            return count, dict(zip(schema.names, schema.types, strict=True))
 
     def rows(self, file: DataFile, at: Place | None, columns: Sequence[str] | None) -> Iterator[Raw]:
+        total = self.look(file)[0]
         with ExitStack() as stack:
             schema, _ = _ipc(file, stack, fields=[])
             names = _wanted(file, schema, columns)
-            total = self.count(file)
             _, batches = _ipc(file, stack, fields=[schema.get_field_index(name) for name in names])
-            yield from _raws(file, (b.select(names) for b in batches), 0, at["row"] if at else 0, total)
+            yield from _raws(file, _numbered(batches, names), at["row"] if at else 0, total, self._longest)
 
     def parse(self, payload: Any) -> Parsed:
         values, problem = payload
         return values, problem
 
 
-def _raws(file: DataFile, batches: Iterator[Any], first: int, start: int, total: int | None) -> Iterator[Raw]:
-    """The rows from ``start`` on, where the batches begin with row ``first``."""
-    rows: Rows | None = None
+def _numbered(batches: Iterator[pa.RecordBatch], names: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    first = 0
     for batch in batches:
+        yield first, batch.select(names)
+        first += batch.num_rows
+
+
+def _raws(
+    file: DataFile, batches: Iterator[tuple[int, Any]], start: int, total: int | None, longest: int
+) -> Iterator[Raw]:
+    """The rows from ``start`` on, of batches that begin with the row whose number stands beside them."""
+    rows: Rows | None = None
+    for first, batch in batches:
         rows = rows or Rows(batch.schema)
         for offset in range(max(0, min(start - first, batch.num_rows)), batch.num_rows, BATCH):
-            for n, parsed in enumerate(rows.parse(batch.slice(offset, BATCH)), start=first + offset):
+            part = batch.slice(offset, BATCH)
+            size = part.nbytes // part.num_rows
+            for n, parsed in enumerate(rows.parse(part, longest), start=first + offset):
                 done = file.size * n // total if total else 0
-                yield Raw({"row": n}, done, f"{file.name} row {n}", parsed)
-        first += batch.num_rows
+                yield Raw({"row": n}, done, f"{file.name} row {n}", parsed, size=size)
 
 
 def _wanted(file: DataFile, schema: pa.Schema, columns: Sequence[str] | None) -> list[str]:

@@ -58,6 +58,13 @@ class RowFormat:
         """Whether a long row may be split: text, tokenized or not, as opposed to a conversation."""
         return self.kind in ("text", "input_ids")
 
+    @property
+    def decisive(self) -> tuple[str, ...]:
+        """Columns that would change what a row is, or what of it is trained on, if it had them."""
+        if self.kind == "input_ids":
+            return ("labels", "completion_mask", "assistant_masks", "attention_mask")
+        return () if self.kind == "text" else (*_CHAT_EXTRAS, "system")
+
     def describe(self) -> str:
         """One line for people."""
         names = {
