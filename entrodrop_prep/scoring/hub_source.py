@@ -74,9 +74,12 @@ class DatasetSource(Source):
             table = dataset[row : min(row + ROWS_AT_ONCE, stop)]
             if columns is not None:
                 table = table.select([name for name in table.column_names if name in columns])
-            size += table.nbytes
-            for n, (values, problem) in enumerate(Rows(table.schema).parse(table, self._longest), start=row):
+            parsed = Rows(table.schema).parse(table, self._longest)
+            for n, ((values, problem), taken) in enumerate(parsed, start=row):
                 rows.append(SourceRow(n, f"{self._label} row {n}", values, problem))
+                size += taken
+                if at_most is not None and size >= at_most:
+                    break
         stop = first + len(rows)
         done = self.size_bytes * stop // len(self._dataset)
         following = {"row": stop} if stop < self.total_rows else None

@@ -95,7 +95,8 @@ class StreamSource(Source):
             table = table.select([name for name in table.column_names if name in columns])
         parsed = Rows(table.schema).parse(table, self._longest)
         return [
-            SourceRow(n, f"{self._label} row {n}", v, problem) for n, (v, problem) in enumerate(parsed, start=first)
+            SourceRow(n, f"{self._label} row {n}", v, problem)
+            for n, ((v, problem), _) in enumerate(parsed, start=first)
         ]
 
 

@@ -33,38 +33,57 @@ class Rows:
             from datasets import Features
 
             self._features = Features.from_arrow_schema(pa.schema(fields, metadata=schema.metadata))
+        # Rows share the values of dictionaries and views: what a slice takes in Arrow is not what its rows take.
+        self._shared = any("dictionary<" in str(field.type) or "_view" in str(field.type) for field in schema)
 
-    def parse(self, batch: pa.RecordBatch | pa.Table, longest: int = MAX_ROW_BYTES) -> Iterator[Parsed]:
-        """One (values, None) or (None, problem) for each row; at most about ``BATCH_BYTES`` are decoded at once."""
-        if batch.num_rows > 1 and batch.nbytes > BATCH_BYTES:
+    def parse(self, batch: pa.RecordBatch | pa.Table, longest: int = MAX_ROW_BYTES) -> Iterator[tuple[Parsed, int]]:
+        """((values, None) or (None, problem), bytes) of each row; few are decoded at once where they are large."""
+        if batch.num_rows > 1 and batch.nbytes > BATCH_BYTES and not self._shared:
             half = batch.num_rows // 2
             yield from self.parse(batch.slice(0, half), longest)
             yield from self.parse(batch.slice(half), longest)
             return
-        rows: list[Parsed] | None = None
-        if batch.nbytes <= longest:
+        rows: list[tuple[Parsed, int]] | None = None
+        if batch.nbytes <= longest and not self._shared:
+            size = batch.nbytes // max(1, batch.num_rows)
             with suppress(ValueError, OverflowError, RecursionError):
-                rows = [(self._decode(row), None) for row in batch.to_pylist()]
-        if rows is None:  # some row cannot be had: find which
+                rows = [((self._decode(row), None), size) for row in batch.to_pylist()]
+        if rows is None:  # some row cannot be had, or is too large: find which
             yield from (self._parse_one(batch.slice(n, 1), longest) for n in range(batch.num_rows))
         else:
             yield from rows
 
-    def _parse_one(self, batch: pa.RecordBatch | pa.Table, longest: int) -> Parsed:
+    def _parse_one(self, batch: pa.RecordBatch | pa.Table, longest: int) -> tuple[Parsed, int]:
+        size = 0 if self._shared else batch.nbytes
         try:
-            if batch.nbytes > longest:
-                return None, too_long(batch.nbytes, longest)
-            return self._decode(batch.to_pylist()[0]), None
+            values = None
+            if size <= longest:
+                values = batch.to_pylist()[0]
+                size = _bytes_of(values) if self._shared else size
+            if values is None or size > longest:
+                return (None, too_long(size, longest)), 0
+            return (self._decode(values), None), size
         except UnicodeDecodeError as e:
-            return None, f"invalid UTF-8: byte 0x{e.object[e.start]:02x}"
-        except (ValueError, OverflowError, RecursionError) as e:
-            return None, f"a value cannot be read: {e}"
+            return (None, f"invalid UTF-8: byte 0x{e.object[e.start]:02x}"), 0
+        except RecursionError:
+            return (None, "it is nested too deep"), 0
+        except (ValueError, OverflowError) as e:
+            return (None, f"a value cannot be read: {e}"), 0
 
     def _decode(self, row: dict[str, Any]) -> dict[str, Any]:
         if self._features is None:
             return row
         decoded = self._features.decode_example({name: row[name] for name in self._features})
         return {name: decoded.get(name, value) for name, value in row.items()}
+
+
+def _bytes_of(value: Any) -> int:
+    """About how many bytes a row's values take: those of strings, and 8 for each other one."""
+    if isinstance(value, (str, bytes)):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(_bytes_of(item) for item in value.values())
+    return sum(_bytes_of(item) for item in value) if isinstance(value, (list, tuple)) else 8
 
 
 class ParquetReader(Reader):
@@ -165,9 +184,8 @@ def _raws(
     for first, batch in batches:
         rows = rows or Rows(batch.schema)
         for offset in range(max(0, min(start - first, batch.num_rows)), batch.num_rows, BATCH):
-            part = batch.slice(offset, BATCH)
-            size = part.nbytes // part.num_rows
-            for n, parsed in enumerate(rows.parse(part, longest), start=first + offset):
+            parts = rows.parse(batch.slice(offset, BATCH), longest)
+            for n, (parsed, size) in enumerate(parts, start=first + offset):
                 done = file.size * n // total if total else 0
                 yield Raw({"row": n}, done, f"{file.name} row {n}", parsed, size=size)
 
