@@ -15,8 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from models_for_tests import run_score, save_model, tiny_llama, write_rows
 
-from entrodrop_prep.errors import SourceError
+from entrodrop_prep.errors import RowError, SourceError
 from entrodrop_prep.scoring.rows import Source
 from entrodrop_prep.scoring.source import open_source
 
@@ -32,6 +33,11 @@ def opened(source: str | Path, **options: Any) -> Source:
 
 def texts(source: Source) -> list[Any]:
     return [row.problem if row.values is None else row.values.get("text") for row in source.read(0, 10**6, None).rows]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model"), tiny_llama(40))
 
 
 def lines(*given: str) -> bytes:
@@ -263,3 +269,34 @@ def test_rows_whose_dictionaries_repeat_are_read_few_at_a_time(tmp_path: Path, a
     pq.write_table(pa.table({"text": tags}), tmp_path / "b.parquet")
     rows = opened(tmp_path / "b.parquet", max_row_bytes=1 << 20).read(0, 1000, None).rows
     assert all(row.values is not None for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("row", "late"),
+    [
+        ({"input_ids": [4, 5, 6]}, {"labels": [-100, 5, 6]}),
+        ({"input_ids": [4, 5, 6]}, {"attention_mask": [1, 1, 0]}),
+        ({"input_ids": [4, 5, 6]}, {"completion_mask": [0, 0, 1]}),
+        ({"prompt": "w4", "completion": "w5"}, {"tools": [{"name": "f"}]}),
+        ({"instruction": "w4", "output": "w5"}, {"input": "w6"}),
+    ],
+)
+def test_a_later_row_with_a_column_that_matters_is_bad(
+    model: Path, tmp_path: Path, caplog: Log, row: dict[str, Any], late: dict[str, Any]
+) -> None:
+    rows = [row] * 101 + [{**row, **late}] * 10 + [{**row, **dict.fromkeys(late), "other": 1}]
+    source = write_rows(tmp_path / "a.jsonl", rows)
+    column = next(iter(late))
+    with pytest.raises(RowError, match=rf"a\.jsonl:102: row 101: it has a column '{column}', which none of the first"):
+        run_score(source, model, tmp_path / "out")
+    counts = run_score(source, model, tmp_path / "out", on_bad_row="skip").counts
+    assert (counts["rows"], counts["bad_rows"]) == (102, 10)
+    assert "a.jsonl: 8.9% of the rows are lost, 10 of 112: 10 bad" in caplog.text
+
+
+def test_few_lost_rows_are_no_warning(model: Path, tmp_path: Path, caplog: Log) -> None:
+    rows = [{"text": "w4 w5 w6"}] * 95 + [{"text": ""}] * 5
+    assert run_score(write_rows(tmp_path / "a.jsonl", rows), model, tmp_path / "a").counts["short_rows"] == 5
+    assert "are lost" not in caplog.text
+    run_score(write_rows(tmp_path / "b.jsonl", [*rows, {"text": ""}]), model, tmp_path / "b")
+    assert "b.jsonl: 5.9% of the rows are lost, 6 of 101: 6 of fewer than two tokens" in caplog.text

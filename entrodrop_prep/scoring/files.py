@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 
 from entrodrop_prep.errors import SourceError
 from entrodrop_prep.scoring.formats import KNOWN, format_of, split_extension
-from entrodrop_prep.scoring.left_out import LeftOut
+from entrodrop_prep.scoring.unread import Unread
 
 BUFFER = 1 << 20
 UNKNOWN = "of no known format"
@@ -71,7 +71,7 @@ class Found:
     name: str
     files: list[DataFile]
     directory: bool
-    left_out: LeftOut = field(default_factory=LeftOut)
+    left_out: Unread = field(default_factory=Unread)
 
 
 def looks_like_path(source: str) -> bool:
@@ -95,7 +95,7 @@ def find_local(path: str) -> Found:
     """The data files at a local path that exists. Raises SourceError."""
     name = os.path.basename(os.path.abspath(path))
     if os.path.isdir(path):
-        left_out = LeftOut()
+        left_out = Unread()
         files = []
         for inside in _walk(path):
             at = os.path.join(path, inside)
@@ -114,7 +114,7 @@ def find_glob(pattern: str) -> Found:
     """The data files that match a local glob (``**`` included). Raises SourceError where none does."""
     pattern = os.path.expanduser(pattern)
     root = literal_root(pattern)
-    files, folders, left_out = [], [], LeftOut()
+    files, folders, left_out = [], [], Unread()
     for path in sorted(glob.glob(pattern, recursive=True)):
         name = Path(os.path.relpath(path, root or ".")).as_posix()
         if os.path.isdir(path):
@@ -179,7 +179,7 @@ def http_status(error: BaseException | None) -> int | None:
     return None
 
 
-def matched(pattern: str, name: str, files: list[DataFile], left_out: LeftOut) -> Found:
+def matched(pattern: str, name: str, files: list[DataFile], left_out: Unread) -> Found:
     """The files that a pattern found. Raises SourceError for none."""
     if not files:
         what = f"no data file matches; not read: {left_out}" if left_out else "no data file matches"

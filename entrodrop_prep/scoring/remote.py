@@ -23,7 +23,7 @@ from entrodrop_prep.scoring.files import (
     unreadable,
 )
 from entrodrop_prep.scoring.formats import KNOWN, format_of
-from entrodrop_prep.scoring.left_out import LeftOut
+from entrodrop_prep.scoring.unread import Unread
 from entrodrop_prep.text import shown_url
 
 
@@ -50,7 +50,7 @@ def find_url(url: str) -> Found:
         raise SourceError(f"cannot be opened: {e}", where=url, fix="check the URL's scheme") from e
     except OSError as e:
         raise unreadable(url, e) from e
-    files, left_out = [], LeftOut()
+    files, left_out = [], Unread()
     for at, entry in sorted(found.items()):
         name = at[len(root) :].lstrip("/")
         if entry["type"] != "file":

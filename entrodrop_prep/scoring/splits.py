@@ -10,12 +10,12 @@ from pathlib import Path
 
 from entrodrop_prep.errors import SourceError
 from entrodrop_prep.scoring.files import DataFile
-from entrodrop_prep.scoring.left_out import LeftOut
+from entrodrop_prep.scoring.unread import Unread
 
 log = logging.getLogger(__name__)
 
 
-def pick_split(files: Sequence[DataFile], split: str, where: str, left_out: LeftOut) -> list[DataFile]:
+def pick_split(files: Sequence[DataFile], split: str, where: str, left_out: Unread) -> list[DataFile]:
     """The files of ``split``, in the order given; all of them where no name carries a split and ``train`` is asked for.
 
     Where some names carry splits, files that carry none belong to no split, as in ``datasets``; they are noted in

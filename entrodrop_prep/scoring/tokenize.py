@@ -63,7 +63,9 @@ class RowFormat:
         """Columns that would change what a row is, or what of it is trained on, if it had them."""
         if self.kind == "input_ids":
             return ("labels", "completion_mask", "assistant_masks", "attention_mask")
-        return () if self.kind == "text" else (*_CHAT_EXTRAS, "system")
+        if self.kind == "alpaca":
+            return _ALPACA_EXTRAS
+        return () if self.kind == "text" else ("system", *_CHAT_EXTRAS)
 
     def describe(self) -> str:
         """One line for people."""

@@ -7,7 +7,7 @@ from entrodrop_prep.scoring.formats import why_passed_over
 SHOWN = 3
 
 
-class LeftOut:
+class Unread:
     """Names of files that are not read, by reason."""
 
     def __init__(self) -> None:
