@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from entrodrop_prep import digest
+from entrodrop_prep.disk import TMP, write_bytes, writing
 from entrodrop_prep.errors import IntegrityError, MismatchError, OutputError
+from entrodrop_prep.locks import LOCK
 from entrodrop_prep.schema import MASKED, SCORED, SCORED_BOUNDS, family
-from entrodrop_prep.shards import LOCK, TMP, read_footer, write_bytes, writing
+from entrodrop_prep.shards import read_footer, shard_names
 
 NAME = "manifest.json"
 STATE = ".state.json"
 _NOTED: dict[str, type] = {
     **{"schema": str, "identity": dict, "source": dict, "model": dict},
-    **{"environments": list, "layouts": list, "parts": list},
+    **{"environments": list, "layouts": list, "parts": list, "files": list},
 }
 """What ``.state.json`` may hold; a user may have written to it."""
 _ZERO = "0" * 64
@@ -180,20 +182,20 @@ def check_usable(directory: Path, kind: str) -> None:
         )
 
 
-def identity_of_shards(directory: Path, pattern: str) -> dict[str, Any] | None:
+def identity_of_shards(directory: Path, kind: str) -> dict[str, Any] | None:
     """The identity of an unfinished run, as its first shard tells it; None where it left none: any settings will do.
 
     Raises IntegrityError for a shard that cannot be read.
     """
-    first = min(directory.glob(pattern), default=None)
-    return None if first is None else read_footer(first).info.get("identity")
+    first = next(iter(shard_names(directory, kind)), None)
+    return None if first is None else read_footer(directory / first).info.get("identity")
 
 
 def _footer_of_a_shard(directory: Path) -> dict[str, Any] | None:
     """What a shard says of an unfinished directory whose private note was not copied along; None if none is ours."""
-    for path in (*sorted(directory.glob("shard-*.parquet")), *sorted(directory.glob("epoch_*/*.parquet"))):
+    for name in (*shard_names(directory, "scored"), *shard_names(directory, "masked")):
         try:
-            return read_footer(path).info
+            return read_footer(directory / name).info
         except IntegrityError:
             return None
     return None

@@ -1,17 +1,15 @@
-"""Files that are complete when they have their name: directories, locks, atomic Parquet shards and their footers.
+"""Parquet shards: written whole or not at all, and their footers, which say whose they are.
 
-A shard is written under ``.tmp-*``, flushed to disk, renamed, and its folder flushed. So a file under its final name is
-whole, whatever kills the process; leftovers are removed by the next run.
+A shard is written under ``.tmp-*``, flushed to disk, renamed, and its folder flushed (``disk.renamed_file``). So a file
+under its final name is whole, whatever kills the process; leftovers are removed by the next run.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
-import shutil
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +19,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from entrodrop_prep.digest import ContentDigest
-from entrodrop_prep.errors import DiskSpaceError, EntrodropError, IntegrityError, OutputError
+from entrodrop_prep.disk import renamed_file, write_bytes, writing
+from entrodrop_prep.errors import IntegrityError, OutputError
 from entrodrop_prep.schema import META_KEY
 
-_REFUSED = (
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR),
-    *(errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP),
-)
+__all__ = [
+    "Footer",
+    "local_directory",
+    "read_batches",
+    "read_footer",
+    "reading",
+    "shard_names",
+    "user_path",
+    "write_bytes",
+    "write_shard",
+    "writing",
+]
 
-TMP = ".tmp-"
-LOCK = ".lock"
+SHARD_FOLDER = re.compile(r"epoch_\d{3,}|plain|validation")
+SHARD_NAMES = {
+    "scored": re.compile(r"shard-\d{5,}\.parquet"),
+    "masked": re.compile(
+        r"(epoch_\d{3,}|plain)/train-\d{5,}-of-\d{5,}\.parquet|validation/validation-\d{5,}-of-\d{5,}\.parquet"
+    ),
+}
+"""Names that this program gives to shards, from the directory on, by the directory's kind."""
 
 
 @dataclass(frozen=True)
@@ -68,117 +81,20 @@ def user_path(name: str) -> Path:
     return Path(os.path.expanduser(name))
 
 
-@contextlib.contextmanager
-def locked(directory: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold the directory for one writer. An OS lock: a killed process leaves none.
+def shard_names(directory: Path, kind: str) -> list[str]:
+    """Names of all that is named as a shard of a ``scored`` or ``masked`` directory, in order, whatever it is.
 
-    Raises OutputError where another holds it, unless it is to ``wait`` for that one.
+    Links to folders are not followed.
     """
-    with writing(directory):
-        made = not directory.exists()
-        directory.mkdir(parents=True, exist_ok=True)
-        handle = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise OutputError(
-                "another run is writing here", where=str(directory), fix="wait for it, or choose another --out"
-            ) from None
-        yield
-    except EntrodropError:
-        if made and [p.name for p in directory.iterdir()] == [LOCK]:  # nothing came of it: leave nothing
-            (directory / LOCK).unlink()
-            directory.rmdir()
-        raise
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def writing(where: Path) -> Iterator[None]:
-    """Turn the system's refusals to write into errors of ours."""
-    try:
-        yield
-    except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise DiskSpaceError(
-                f"no space left ({os.strerror(e.errno)})",
-                where=str(where),
-                fix="make room and run the same command again: finished files are kept",
-            ) from e
-        if e.errno in _REFUSED:
-            raise OutputError(
-                f"cannot write here: {os.strerror(e.errno)}", where=str(where), fix="choose another --out"
-            ) from e
-        raise
-
-
-def remove_leftovers(directory: Path, *folders: str) -> None:
-    """Remove what a killed run left under temporary names in a directory and in its ``folders`` of shards (patterns).
-
-    Folders of the user's are not looked into: a temporary name there is another program's.
-    """
-    for pattern in (f"{TMP}*", *(f"{folder}/{TMP}*.part" for folder in folders)):
-        for path in sorted(directory.glob(pattern)):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a small file atomically."""
-    with writing(path), _renamed(path) as tmp, tmp.open("wb") as f:
-        f.write(data)
-
-
-@contextlib.contextmanager
-def _renamed(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes ``path`` when the block ends well, and vanishes when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f"{TMP}{path.name}.part")
-    try:
-        yield tmp
-        _flush(tmp)
-        os.rename(tmp, path)
-    except BaseException:
-        tmp.unlink(missing_ok=True)
-        raise
-    _flush(path.parent)
-
-
-@contextlib.contextmanager
-def renamed_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of ``path`` when the block ends well, and vanishes when it does not.
-
-    What stood at ``path`` is removed just before; a process killed in between leaves nothing there.
-    """
-    tmp = path.with_name(f"{TMP}{path.name}")
-    with writing(path):
-        shutil.rmtree(tmp, ignore_errors=True)
-        tmp.mkdir(parents=True)
-        try:
-            yield tmp
-            for folder, _, files in os.walk(tmp):
-                for name in [*files, ""]:
-                    _flush(Path(folder, name))
-            if path.exists():
-                shutil.rmtree(path)
-            os.rename(tmp, path)
-        except BaseException:
-            shutil.rmtree(tmp, ignore_errors=True)
-            raise
-        _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    """A file, or the names in a folder, to the disk."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    found = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if SHARD_NAMES[kind].fullmatch(entry.name):
+                found.append(entry.name)
+            elif kind == "masked" and SHARD_FOLDER.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                inside = [f"{entry.name}/{name}" for name in os.listdir(entry.path)]
+                found += [name for name in inside if SHARD_NAMES[kind].fullmatch(name)]
+    return sorted(found, key=lambda name: (len(name), name))
 
 
 def write_shard(
@@ -191,10 +107,9 @@ def write_shard(
     """
     digest, rows = ContentDigest(schema), 0
     with (
-        writing(path),
-        _renamed(path) as tmp,
+        renamed_file(path) as file,
         pq.ParquetWriter(
-            tmp,
+            file,
             schema,
             compression=compression,
             use_dictionary=["input_ids.list.element", "labels.list.element"],
@@ -213,11 +128,14 @@ def write_shard(
 def read_footer(path: Path) -> Footer:
     """A shard's footer. Raises IntegrityError for a file that is no shard of ours."""
     with reading(path):
-        metadata = pq.read_metadata(path)
+        return _footer(path, pq.read_metadata(path))
+
+
+def _footer(path: Path, metadata: pq.FileMetaData) -> Footer:
     try:
         info = json.loads((metadata.metadata or {})[META_KEY])
         return Footer(metadata.num_rows, info["content_digest"], info)
-    except (KeyError, ValueError, UnicodeDecodeError) as e:
+    except (KeyError, ValueError, TypeError, UnicodeDecodeError) as e:
         raise IntegrityError(
             "it carries no footer of this program",
             where=str(path),
@@ -225,9 +143,27 @@ def read_footer(path: Path) -> Footer:
         ) from e
 
 
-def read_batches(path: Path, columns: list[str] | None = None, rows: int = 512) -> Iterator[pa.RecordBatch]:
-    """The rows of a shard, at most ``rows`` at a time, page checksums verified. Raises IntegrityError."""
+def read_batches(
+    path: Path, columns: list[str] | None = None, rows: int = 512, *, content_digest: str | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a shard, at most ``rows`` at a time, page checksums verified.
+
+    Args:
+        path: the shard.
+        columns: those to read; all by default.
+        rows: the most of a batch.
+        content_digest: the shard's in its manifest. The file that was opened must carry it, so that no other run's
+            rows are taken for these, whatever was renamed meanwhile.
+
+    Raises IntegrityError.
+    """
     with reading(path), pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as f:
+        if content_digest is not None and _footer(path, f.metadata).content_digest != content_digest:
+            raise IntegrityError(
+                "it is not the shard that the manifest lists: another run wrote it",
+                where=str(path),
+                fix="run again once the directory is finished",
+            )
         yield from f.iter_batches(batch_size=rows, columns=columns, use_threads=False)
 
 
@@ -239,8 +175,10 @@ def reading(path: Path) -> Iterator[None]:
     except FileNotFoundError as e:
         raise IntegrityError("the file is missing", where=str(path), fix="run the command that made it again") from e
     except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
-        if isinstance(e, OSError) and e.errno in (errno.EACCES, errno.EISDIR):
-            raise IntegrityError(f"cannot be read: {os.strerror(e.errno)}", where=str(path)) from e
+        if isinstance(e, OSError) and e.errno:  # the system's trouble, which says nothing of the file
+            raise IntegrityError(
+                f"cannot be read: {os.strerror(e.errno)}", where=str(path), fix="check its permissions and the disk"
+            ) from e
         raise IntegrityError(
             f"the file is damaged: {e}", where=str(path), fix="remove it and run the command that made it again"
         ) from e

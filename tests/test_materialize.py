@@ -29,9 +29,9 @@ from entrodrop_prep.errors import ConfigError, DiskSpaceError, IntegrityError, M
 from entrodrop_prep.export import epoch as epoch_module
 from entrodrop_prep.export import order
 from entrodrop_prep.export.materialize import MaterializeSummary, materialize
+from entrodrop_prep.locks import locked
 from entrodrop_prep.sample.counter import DROP, REPLACE, order_keys, stream_key, token_words, token_words64
 from entrodrop_prep.sample.mask import Rows
-from entrodrop_prep.shards import locked
 from entrodrop_prep.verification import verify
 
 SOURCE = "source"

@@ -45,11 +45,12 @@ from entrodrop_prep.errors import (
     RowError,
     SourceError,
 )
+from entrodrop_prep.locks import locked
 from entrodrop_prep.schema import SCORED
 from entrodrop_prep.scoring import plan as plan_module
 from entrodrop_prep.scoring import run as run_module
 from entrodrop_prep.scoring.kept import misfits
-from entrodrop_prep.shards import locked, read_footer, write_shard
+from entrodrop_prep.shards import read_footer, write_shard
 from entrodrop_prep.verification import verify
 
 V = 61
@@ -675,9 +676,10 @@ def test_what_is_no_leftover_stays(tmp_path: Path, source: Path, model: Path) ->
         (folder / ".tmp-notes").write_text("mine")
     (out / ".tmp-link").symlink_to(mine)
     (out / ".tmp-gone").symlink_to(tmp_path / "gone")
+    (out / ".tmp-notes").write_text("mine")
     assert run_score(source, model, out).already_complete
-    assert not list(out.glob(".tmp-*"))
-    for folder in (mine, out / "mine"):
+    assert {p.name for p in out.glob(".tmp-*")} == {".tmp-link", ".tmp-gone", ".tmp-notes"}
+    for folder in (mine, out / "mine", out):
         assert (folder / ".tmp-notes").read_text() == "mine"
 
 

@@ -6,13 +6,13 @@ any time, are made anew when epochs are added, and are listed apart in the manif
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
 import os
-import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,23 +21,30 @@ import pyarrow as pa
 
 from entrodrop_prep import digest, manifest
 from entrodrop_prep.digest import ContentDigest
+from entrodrop_prep.disk import TMP, check_held, create, writing
 from entrodrop_prep.errors import ConfigError, IntegrityError, OutputError
-from entrodrop_prep.export.epoch import VALIDATION
+from entrodrop_prep.export.card import NAME as CARD
+from entrodrop_prep.export.card import PICTURE
+from entrodrop_prep.export.epoch import VALIDATION, misplaced
+from entrodrop_prep.ownership import Contents, Owned
 from entrodrop_prep.schema import MASKED, masked_schema
-from entrodrop_prep.shards import TMP, read_batches, reading, renamed_folder, writing
+from entrodrop_prep.shards import read_batches, reading
 
 log = logging.getLogger(__name__)
 
 CONCATENATED, JSONL = "concatenated", "jsonl"
 ALL, SAVED = "all", "all_hf"
 FOLDERS = {CONCATENATED: (ALL, SAVED), JSONL: (JSONL,)}
-_OURS = {
-    ALL: re.compile(r"train-\d{5,}-of-\d{5,}\.parquet"),
-    SAVED: re.compile(
-        r"dataset_dict\.json|(train|validation)(/(data-\d{5,}-of-\d{5,}\.arrow|state\.json|dataset_info\.json))?"
-    ),
-    JSONL: re.compile(r"(epoch_\d{3,}|validation)\.jsonl"),
-}
+CONTENTS = Contents(
+    MASKED,
+    files=(PICTURE,),
+    folders=(ALL, SAVED, JSONL),
+    misplaced=misplaced,
+    drawn=(PICTURE,),
+    edited=(CARD,),
+    temporary=(f"{TMP}order", f"{TMP}cache", f"{TMP}link", f"{TMP}linked"),
+)
+"""What a masked directory holds beside its shards."""
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EACCES)
 
 
@@ -50,9 +57,10 @@ def known(out: Path) -> list[str]:
 
 
 def check(out: Path, layouts: list[str], before: list[str], there: set[int], epochs: int) -> None:
-    """Before any work: every epoch will be ``there``, and no folder to be written holds anything of the user's.
+    """Before any work: every epoch will be ``there``, and no folder to be written is the user's.
 
-    ``before`` are the layouts whose folders are known to be this program's. Raises ConfigError and OutputError.
+    ``before`` are the layouts whose folders are known to be this program's; ``Owned.check`` looks into them. Raises
+    ConfigError and OutputError.
     """
     gaps = [e for e in range(epochs) if e not in there]
     if layouts and gaps:
@@ -61,23 +69,20 @@ def check(out: Path, layouts: list[str], before: list[str], there: set[int], epo
             where=str(out),
             fix="leave out --only-epochs, or derive once the other epochs are there",
         )
-    for layout in [*layouts, *(name for name in before if name not in layouts)]:
-        for folder in FOLDERS[layout]:
-            check_folder(out / folder, ours=layout in before)
+    for folder in folders(name for name in layouts if name not in before):
+        path = out / folder
+        if os.path.lexists(path):
+            inside = sorted(p.name for p in path.iterdir()) if path.is_dir() and not path.is_symlink() else []
+            raise OutputError(
+                "this is in the way of what --layout writes, and is not this program's",
+                where=str(path / inside[0]) if inside else str(path),
+                fix="move it out of the directory",
+            )
 
 
-def check_folder(path: Path, *, ours: bool) -> None:
-    """Raises OutputError where a folder is in the way, or holds what this program never writes there."""
-    if not os.path.lexists(path):
-        return
-    names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*")) if path.is_dir() else [""]
-    strange = [name for name in names if not _OURS[path.name].fullmatch(name)] if ours else names[:1] or [""]
-    if strange or path.is_symlink():
-        raise OutputError(
-            "this is in the way of what --layout writes, and is not this program's",
-            where=str(path / strange[0]) if strange else str(path),
-            fix="move it out of the directory",
-        )
+def folders(layouts: Iterable[str]) -> list[str]:
+    """The folders of some layouts."""
+    return [folder for layout in layouts for folder in FOLDERS[layout]]
 
 
 def holds(out: Path, finished: dict[str, Any], layouts: list[str]) -> bool:
@@ -96,32 +101,26 @@ def make(out: Path, described: dict[str, Any], layouts: list[str]) -> list[dict[
     if layouts:
         for entry in described["files"]:
             manifest.check_file(out, entry)
-    entries = []
+    owned, entries = Owned(out, CONTENTS), []
     for layout in layouts:
         log.info("deriving %s", " and ".join(f"{folder}/" for folder in FOLDERS[layout]))
+        made: dict[str, str] = {}
         if layout == CONCATENATED:
-            _concatenate(out, described)
-            _save(out, described)
+            _concatenate(out, described, owned, made)
+            _save(out, described, owned, made)
         else:
-            _write_lines(out, described)
-        for folder in FOLDERS[layout]:
-            files = sorted(p for p in (out / folder).rglob("*") if p.is_file())
-            entries += [manifest.file_entry(out, p, layout=layout) for p in files]
+            _write_lines(out, described, owned, made)
+        for name, sha256 in made.items():
+            size = (out / name).stat().st_size
+            entries.append({"file": name, "bytes": size, "sha256": sha256, "layout": layout})
     return entries
-
-
-def remove(out: Path, layouts: list[str]) -> None:
-    """Take away the folders of ``layouts``."""
-    for folder in (f for layout in layouts for f in FOLDERS[layout]):
-        if (out / folder).exists():
-            shutil.rmtree(out / folder)
 
 
 def can_link(out: Path) -> bool:
     """Whether the file system of a directory gives a file two names."""
     one, two = out / f"{TMP}link", out / f"{TMP}linked"
     with writing(out):
-        one.touch()
+        create(one).close()
         try:
             os.link(one, two)
             two.unlink()
@@ -150,10 +149,10 @@ def parts(described: dict[str, Any]) -> dict[str, list[str]]:
     return {**found, VALIDATION: validation} if validation else found
 
 
-def _concatenate(out: Path, described: dict[str, Any]) -> None:
+def _concatenate(out: Path, described: dict[str, Any], owned: Owned, made: dict[str, str]) -> None:
     """The files of all epochs under new names: hard links, else copies."""
     files = parts(described)["train"]
-    with renamed_folder(out / ALL) as tmp:
+    with owned.writing_folder(ALL, made) as tmp:
         for number, name in enumerate(files):
             target = tmp / f"train-{number:05d}-of-{len(files):05d}.parquet"
             try:
@@ -164,7 +163,7 @@ def _concatenate(out: Path, described: dict[str, Any]) -> None:
                 shutil.copyfile(out / name, target)
 
 
-def _save(out: Path, described: dict[str, Any]) -> None:
+def _save(out: Path, described: dict[str, Any], owned: Owned, made: dict[str, str]) -> None:
     """A ``DatasetDict`` as ``save_to_disk`` writes it. Nothing in it tells of the time, the machine or the cache."""
     import datasets
     from datasets import utils as bars
@@ -175,9 +174,10 @@ def _save(out: Path, described: dict[str, Any]) -> None:
     silent = bars.are_progress_bars_disabled()
     bars.disable_progress_bars()
     try:
-        with renamed_folder(out / SAVED) as tmp:
+        with owned.writing_folder(SAVED, made) as tmp, _generation_errors():
             found = datasets.DatasetDict()
             for split, files in parts(described).items():
+                check_held(out)
                 read = datasets.Dataset.from_parquet(
                     [str(out / name) for name in files], cache_dir=str(cache), features=features, columns=schema.names
                 )
@@ -185,11 +185,28 @@ def _save(out: Path, described: dict[str, Any]) -> None:
                 info = datasets.DatasetInfo(features=features)
                 named = datasets.NamedSplit(split)
                 found[split] = datasets.Dataset(read.data, info=info, split=named, fingerprint=told[:16])
+            check_held(out)
             found.save_to_disk(str(tmp))
     finally:
         shutil.rmtree(cache, ignore_errors=True)
         if not silent:
             bars.enable_progress_bars()
+
+
+@contextlib.contextmanager
+def _generation_errors() -> Iterator[None]:
+    """Of a full disk ``datasets`` says no more than that it failed: raise the cause."""
+    from datasets.exceptions import DatasetGenerationError
+
+    try:
+        yield
+    except DatasetGenerationError as e:
+        cause: BaseException | None = e
+        while cause is not None and not (isinstance(cause, OSError) and cause.errno):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise cause from e
 
 
 def lines(described: dict[str, Any]) -> dict[str, list[str]]:
@@ -200,9 +217,9 @@ def lines(described: dict[str, Any]) -> dict[str, list[str]]:
     return {**named, f"{VALIDATION}.jsonl": validation} if validation else named
 
 
-def _write_lines(out: Path, described: dict[str, Any]) -> None:
+def _write_lines(out: Path, described: dict[str, Any], owned: Owned, made: dict[str, str]) -> None:
     """One JSON object a row, in the columns of the files."""
-    with renamed_folder(out / JSONL) as tmp:
+    with owned.writing_folder(JSONL, made) as tmp:
         for name, files in lines(described).items():
             with (tmp / name).open("w", encoding="ascii", newline="\n") as f:
                 for file in files:

@@ -12,6 +12,7 @@ from entrodrop_prep.export.epoch import VALIDATION, Part, add_counts
 from entrodrop_prep.export.job import Job
 from entrodrop_prep.export.plan import recipe_values
 from entrodrop_prep.export.provenance import told_of, told_of_source
+from entrodrop_prep.ownership import Owned
 from entrodrop_prep.schema import MASKED
 from entrodrop_prep.shards import read_footer
 
@@ -65,6 +66,7 @@ def publish(out: Path, described: dict[str, Any]) -> dict[str, Any]:
     files = [e for e in described["files"] if e["file"] != PICTURE]
     if "entropy_histogram" in described:  # what it is drawn from, which earlier versions did not count
         files.append(manifest.file_entry(out, out / PICTURE))
+    Owned(out, derived.CONTENTS).settle({**described, "files": files})
     return manifest.write(out, {**described, "files": files})
 
 

@@ -11,19 +11,11 @@ import pyarrow as pa
 
 from entrodrop_prep import digest, manifest
 from entrodrop_prep.config import MaterializeConfig, PushConfig
+from entrodrop_prep.disk import check_folder, check_regular, writing
 from entrodrop_prep.errors import ConfigError, IntegrityError, OutputError, SourceError
 from entrodrop_prep.export import derived
 from entrodrop_prep.export.card import NAME as CARD
-from entrodrop_prep.export.epoch import (
-    EPOCHS,
-    OTHER_FILES,
-    PLAIN,
-    SHARD_FILES,
-    VALIDATION,
-    Part,
-    check_content,
-    misplaced,
-)
+from entrodrop_prep.export.epoch import VALIDATION, Part, check_content, misplaced
 from entrodrop_prep.export.finish import finish, publish
 from entrodrop_prep.export.job import Job, Single
 from entrodrop_prep.export.mixture import Mixture
@@ -31,10 +23,12 @@ from entrodrop_prep.export.plan import warn_if_flat
 from entrodrop_prep.export.provenance import environments, stamp, written_with
 from entrodrop_prep.export.sources import open_eval, open_sources
 from entrodrop_prep.export.space import check_space
+from entrodrop_prep.locks import locked
+from entrodrop_prep.ownership import Owned, remove_files, remove_leftovers
 from entrodrop_prep.progress import Progress
 from entrodrop_prep.sample.curriculum import horizon
 from entrodrop_prep.schema import MASKED
-from entrodrop_prep.shards import local_directory, locked, read_footer, remove_leftovers, write_shard, writing
+from entrodrop_prep.shards import local_directory, read_footer, shard_names, write_shard
 
 if TYPE_CHECKING:
     from entrodrop_prep.hub.push import PushSummary
@@ -88,8 +82,7 @@ def _materialize(config: MaterializeConfig) -> MaterializeSummary:
     manifest.check_usable(out, "masked")
     with locked(out):
         manifest.check_usable(out, "masked")
-        with writing(out):
-            remove_leftovers(out, EPOCHS, *OTHER_FILES)
+        remove_leftovers(out, derived.CONTENTS)
         if manifest.being_cleaned(out):
             config = replace(config, overwrite=True)
         identity = job.identity
@@ -102,6 +95,8 @@ def _materialize(config: MaterializeConfig) -> MaterializeSummary:
         derived.check(out, layouts, before, wanted, config.epochs)
         if finished and _holds(out, finished, wanted):
             return _derive(out, finished, layouts, config)
+        owned = Owned(out, derived.CONTENTS)
+        ours = owned.check(shards=config.overwrite, folders=derived.folders(before))
         for scored in job.directories:
             scored.check()
         job.survey(wanted)
@@ -118,14 +113,17 @@ def _materialize(config: MaterializeConfig) -> MaterializeSummary:
             missing = {part: list(range(part.layout.shards)) for part in parts}
         else:
             missing = {part: _missing(out, part, job.schema, identity, finished) for part in parts}
-        check_space(out, missing, job.sorting_bytes, config, sum(p.layout.tokens for p in parts), layouts)
+        freed = sum((out / name).stat().st_size for name in ours) if config.overwrite else 0
+        check_space(out, missing, job.sorting_bytes, config, sum(p.layout.tokens for p in parts), layouts, freed)
+        for part in parts:
+            check_folder(out / part.folder)
         if config.overwrite:
-            _remove_earlier(out, before)
+            owned.remove(ours, {"schema": MASKED, "layouts": before})
         used = environments(None if config.overwrite else manifest.read_state(out), finished)
         state = {"schema": MASKED, "identity": identity, "layouts": layouts, "environments": used}
-        manifest.write_state(out, state)
+        manifest.write_state(out, {**state, **_noted(owned)})
         with writing(out):
-            (out / manifest.NAME).unlink(missing_ok=True)
+            remove_files(out, [manifest.NAME])
         seconds, tokens = _write(out, job, missing, identity)
         described = finish(out, job, parts, identity, undecided, layouts, used)
         return MaterializeSummary(out, described["epochs"], seconds, tokens, already_complete=False)
@@ -231,11 +229,13 @@ def _earlier(out: Path, identity: dict[str, Any]) -> tuple[dict[str, Any] | None
     finished = manifest.read(out, MASKED) if (out / manifest.NAME).exists() else None
     before = finished["identity"] if finished else (manifest.read_state(out) or {}).get("identity")
     if before is None:
-        before = manifest.identity_of_shards(out, SHARD_FILES)
+        before = manifest.identity_of_shards(out, "masked")
     if before is not None:
         manifest.check_identity(out, before, identity)
-    numbers = (path.parent.name.removeprefix("epoch_") for path in out.glob(SHARD_FILES))
-    return finished, {int(number) for number in numbers if number.isdecimal()}
+    begun = {name.split("/")[0]: out / name for name in shard_names(out, "masked") if name.startswith("epoch_")}
+    for path in begun.values():
+        read_footer(path)
+    return finished, {int(folder.removeprefix("epoch_")) for folder in begun}
 
 
 def _missing(
@@ -250,7 +250,7 @@ def _missing(
     missing = []
     for shard in range(part.layout.shards):
         path = out / part.name(shard)
-        if not path.exists():
+        if not check_regular(path):
             missing.append(shard)
             continue
         info = read_footer(path).info
@@ -283,7 +283,9 @@ def _derive(out: Path, finished: dict[str, Any], layouts: list[str], config: Mat
     if not complete:
         check_space(out, {}, 0, config, sum(e.get("tokens", 0) for e in finished["files"]), layouts)
         known = {name: finished[name] for name in ("identity", "environments")}
-        manifest.write_state(out, {"schema": MASKED, **known, "layouts": layouts})
+        owned = Owned(out, derived.CONTENTS)
+        owned.check(shards=False, folders=derived.folders(derived.known(out)))
+        manifest.write_state(out, {"schema": MASKED, **known, "layouts": layouts, **_noted(owned)})
         finished = {**finished, "derived": derived.make(out, finished, layouts)}
         finished = publish(out, finished)
     elif not (out / CARD).exists():
@@ -291,26 +293,6 @@ def _derive(out: Path, finished: dict[str, Any], layouts: list[str], config: Mat
     return MaterializeSummary(out, finished["epochs"], 0.0, 0, already_complete=complete)
 
 
-def _other_parts(out: Path) -> list[str]:
-    """Which folders beside the epochs an earlier run wrote."""
-    state = manifest.read_state(out) or {}
-    identity = state.get("identity")
-    if (out / manifest.NAME).exists():
-        identity = manifest.read(out, MASKED)["identity"]
-    known = {PLAIN: "plain_config", VALIDATION: VALIDATION}
-    return sorted({*state.get("parts", []), *(part for part, key in known.items() if (identity or {}).get(key))})
-
-
-def _remove_earlier(out: Path, layouts: list[str]) -> None:
-    """Remove what an earlier run wrote, but not README.md, which is the user's. The directory stays known as ours."""
-    listed = _other_parts(out)
-    manifest.write_state(out, {"schema": MASKED, "parts": listed, "layouts": layouts})
-    with writing(out):
-        (out / manifest.NAME).unlink(missing_ok=True)
-        derived.remove(out, layouts)
-        for pattern in (SHARD_FILES, *(OTHER_FILES[name] for name in listed)):
-            for path in out.glob(pattern):
-                path.unlink()
-        for path in sorted([*out.glob(EPOCHS), *(out / name for name in listed)]):
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
+def _noted(owned: Owned) -> dict[str, Any]:
+    """What the private note says of files beside the shards."""
+    return {} if owned.unsure else {"files": owned.noted}

@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from entrodrop_prep.disk import check_held, writing
 from entrodrop_prep.sample.counter import order_keys
 from entrodrop_prep.scored import ScoredDataset
-from entrodrop_prep.shards import writing
 
 BUCKET_BYTES = 32 << 20
 """Of a bucket: it is loaded, and copied once while it is sorted."""
@@ -181,6 +181,7 @@ class Order:
         schema = self.schema().append(pa.field(_KEY, pa.uint64()))
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         with writing(folder), ExitStack() as stack:
+            check_held(folder)
             folder.mkdir(parents=True)
             files = [stack.enter_context(pa.OSFile(str(_file(folder, first)), "wb")) for first in firsts]
             writers = [stack.enter_context(pa.ipc.new_stream(f, schema, options=options)) for f in files]

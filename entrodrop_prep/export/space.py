@@ -9,7 +9,7 @@ from pathlib import Path
 from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.errors import DiskSpaceError
 from entrodrop_prep.export import derived
-from entrodrop_prep.export.epoch import SHARD_FILES, Part
+from entrodrop_prep.export.epoch import Part
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +29,12 @@ def check_space(
     config: MaterializeConfig,
     all_tokens: int,
     layouts: list[str],
+    freed: int = 0,
 ) -> None:
     """Say what is about to be written; raises DiskSpaceError where the disk cannot hold it.
 
     ``missing`` are the shards to write of each part, ``sorting_bytes`` what an epoch's rows take while they are sorted,
-    ``layouts`` what is derived from all the ``all_tokens`` in the end.
+    ``layouts`` what is derived from all the ``all_tokens`` in the end, ``freed`` the bytes that are removed first.
     """
     tokens = 0.0
     for part, shards in missing.items():
@@ -44,9 +45,7 @@ def check_space(
     need += FILE_BYTES * sum(map(len, missing.values())) + DIRECTORY_BYTES
     need += int(all_tokens * _derived_bytes(out, layouts, plain * STORED_SHARE[config.compression], plain))
     spill = sorting_bytes if config.shuffle != "none" and tokens else 0
-    free = shutil.disk_usage(out).free
-    if config.overwrite:
-        free += sum(path.stat().st_size for path in out.glob(SHARD_FILES))
+    free = shutil.disk_usage(out).free + freed
     log.info("about %s to write, and %s for sorting while it runs", _size(need), _size(spill))
     if need + spill > free:
         raise DiskSpaceError(

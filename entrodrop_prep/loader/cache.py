@@ -7,11 +7,13 @@ import logging
 from pathlib import Path
 
 from entrodrop_prep import __version__, digest
+from entrodrop_prep.disk import write_bytes
 from entrodrop_prep.errors import OutputError
 from entrodrop_prep.export.job import Job
 from entrodrop_prep.loader.columns import NAME as FINISHED
 from entrodrop_prep.loader.columns import Columns, write_columns
-from entrodrop_prep.shards import locked, user_path, write_bytes
+from entrodrop_prep.locks import locked
+from entrodrop_prep.shards import user_path
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,13 @@ import pyarrow.compute as pc
 from entrodrop_prep import __version__, digest, manifest
 from entrodrop_prep.digest import ContentDigest
 from entrodrop_prep.errors import IntegrityError, SourceError
+from entrodrop_prep.ownership import Contents, Owned
+from entrodrop_prep.schema import SCORED
 from entrodrop_prep.scoring.notes import note_counts, say
 from entrodrop_prep.scoring.plan import Plan
 from entrodrop_prep.scoring.span import COUNTS
 from entrodrop_prep.scoring.tokenizer import template_digest, vocabulary_digest
-from entrodrop_prep.shards import Footer, read_batches, write_bytes, writing
+from entrodrop_prep.shards import Footer, read_batches
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,14 @@ MANY = 0.05
 UNIGRAM = "unigram.npy"
 REJECTED = "rejected.jsonl"
 TOKENIZER = "tokenizer"
+
+
+def _misplaced(name: str, info: dict[str, Any]) -> str | None:
+    index = int(name.removeprefix("shard-").removesuffix(".parquet"))
+    return None if info.get("shard") == index else f"it holds shard {info.get('shard')}"
+
+
+CONTENTS = Contents(SCORED, (UNIGRAM, REJECTED), (TOKENIZER,), _misplaced)
 
 
 def finish(plan: Plan, out: Path, shards: list[tuple[Path, Footer]]) -> dict[str, Any]:
@@ -64,13 +73,14 @@ def finish(plan: Plan, out: Path, shards: list[tuple[Path, Footer]]) -> dict[str
             where=plan.source.name,
             fix="check the column and the limits",
         )
+    owned = Owned(out, CONTENTS)
     buffer = io.BytesIO()
     np.save(buffer, unigram)
-    write_bytes(out / UNIGRAM, buffer.getvalue())
+    owned.write(UNIGRAM, buffer.getvalue())
     lines = [json.dumps(entry, sort_keys=True, ensure_ascii=False) + "\n" for entry in rejected]
     if lines:
-        write_bytes(out / REJECTED, "".join(lines).encode("utf-8", "backslashreplace"))
-    _save_tokenizer(plan, out)
+        owned.write(REJECTED, "".join(lines).encode("utf-8", "backslashreplace"))
+    _save_tokenizer(plan, owned)
     extra = [out / UNIGRAM, *([out / REJECTED] if lines else []), *sorted((out / TOKENIZER).rglob("*"))]
     notes = note_counts(footer.info.get("notes", {}) for _, footer in shards)
     say(notes)
@@ -99,6 +109,7 @@ def finish(plan: Plan, out: Path, shards: list[tuple[Path, Footer]]) -> dict[str
         "content_digest": digest.of_json({"identity": plan.identity, "shards": [f["content_digest"] for f in files]}),
         "files": files + [manifest.file_entry(out, p) for p in extra if p.is_file()],
     }
+    owned.settle(described)
     written = manifest.write(out, described)
     _warn_of_losses(plan.source.name, counts)
     return written
@@ -135,13 +146,9 @@ def _count_tokens(path: Path, plan: Plan, footer: Footer, unigram: np.ndarray[An
         raise IntegrityError("its rows are not those that were written", where=str(path), fix="remove it and run again")
 
 
-def _save_tokenizer(plan: Plan, out: Path) -> None:
+def _save_tokenizer(plan: Plan, owned: Owned) -> None:
     """The tokenizer as later stages and trainers load it; written beside and renamed, so that it is whole."""
-    tmp = out / f".tmp-{TOKENIZER}"
-    with writing(out):
-        tmp.mkdir()
+    with owned.writing_folder(TOKENIZER, {}) as tmp:
         if plan.tokenizer.is_fast:  # of a full disk its own save says no more than a bare Exception: find out before
             (tmp / "tokenizer.json").write_text(plan.tokenizer.backend_tokenizer.to_str(pretty=True), encoding="utf-8")
         plan.tokenizer.save_pretrained(str(tmp))
-        shutil.rmtree(out / TOKENIZER, ignore_errors=True)
-        tmp.rename(out / TOKENIZER)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,33 +17,26 @@ from entrodrop_prep import manifest
 from entrodrop_prep.backends import choose, load_backend
 from entrodrop_prep.backends.feed import Feed
 from entrodrop_prep.config import ScoreConfig
+from entrodrop_prep.disk import writing
 from entrodrop_prep.environment import host_environment
 from entrodrop_prep.errors import IntegrityError, MismatchError, OutputError
+from entrodrop_prep.locks import locked
+from entrodrop_prep.ownership import Owned, remove_files, remove_leftovers
 from entrodrop_prep.progress import Progress
 from entrodrop_prep.schema import SCORED
 from entrodrop_prep.scoring.files import matches
-from entrodrop_prep.scoring.finish import REJECTED, TOKENIZER, UNIGRAM, finish
+from entrodrop_prep.scoring.finish import CONTENTS, REJECTED, TOKENIZER, finish
 from entrodrop_prep.scoring.plan import Plan, make_plan
 from entrodrop_prep.scoring.span import Span, read_span, rows_digest, span_table
 from entrodrop_prep.scoring.unique import UniqueIds
 from entrodrop_prep.scoring.writer import Writer
-from entrodrop_prep.shards import (
-    Footer,
-    local_directory,
-    locked,
-    read_footer,
-    remove_leftovers,
-    user_path,
-    write_shard,
-    writing,
-)
+from entrodrop_prep.shards import Footer, local_directory, read_footer, shard_names, user_path, write_shard
 
 if TYPE_CHECKING:
     from entrodrop_prep.backends import Scores
 
 log = logging.getLogger(__name__)
 
-SHARDS = "shard-*.parquet"
 ENVIRONMENT_KEYS = (
     *("device", "backend", "torch", "transformers", "tokenizers", "head", "entrodrop_prep"),
     *("vllm", "tensor_parallel", "engine_args"),
@@ -73,17 +65,16 @@ def score(config: ScoreConfig) -> ScoreSummary:
     manifest.check_usable(out, "scored")
     with locked(out):
         manifest.check_usable(out, "scored")
-        with writing(out):
-            remove_leftovers(out)
+        remove_leftovers(out, CONTENTS)
         state = manifest.read_state(out) or {}
         plan = make_plan(config, state.get("model"))
+        owned = Owned(out, CONTENTS)
         # Only now: settings that do not work must not cost what is there.
         if config.overwrite or manifest.being_cleaned(out):
-            with writing(out):
-                _remove_earlier(out, plan.identity["schema"])
+            owned.remove(owned.check(shards=True), {"schema": plan.identity["schema"]})
             state = {}
         finished = manifest.read(out, SCORED) if (out / manifest.NAME).exists() else None
-        before = finished["identity"] if finished else manifest.identity_of_shards(out, SHARDS)
+        before = finished["identity"] if finished else manifest.identity_of_shards(out, "scored")
         if before is not None:
             manifest.check_identity(out, before, plan.identity)
             if state.get("source") != plan.source.stat():
@@ -94,14 +85,19 @@ def score(config: ScoreConfig) -> ScoreSummary:
             "source": plan.source.stat(),
             "model": plan.weights.files,
         }
+        if not owned.unsure:
+            note["files"] = owned.noted
         if note != state:
             manifest.write_state(out, note)
         if finished and all((out / e["file"]).exists() for e in finished["files"]):
             for entry in finished["files"]:
                 manifest.check_size(out, entry)
             return ScoreSummary(out, finished["counts"], 0.0, 0, already_complete=True)
+        owned.check(shards=False)
+        for path in _shards(out):
+            _own_footer(path, plan)
         with writing(out):
-            (out / manifest.NAME).unlink(missing_ok=True)
+            remove_files(out, [manifest.NAME])
         seconds, tokens = _make_missing(plan, out)
         shards = [(path, _own_footer(path, plan)) for path in _shards(out)]
         return ScoreSummary(out, finish(plan, out, shards)["counts"], seconds, tokens, already_complete=False)
@@ -230,7 +226,7 @@ def _own_footer(path: Path, plan: Plan) -> Footer:
 
 def _shards(out: Path) -> list[Path]:
     """In order; from 100,000 on a number has more digits."""
-    return sorted(out.glob(SHARDS), key=lambda path: (len(path.name), path.name))
+    return [out / name for name in shard_names(out, "scored")]
 
 
 def _check_environment(plan: Plan, out: Path, environment: dict[str, str]) -> None:
@@ -265,12 +261,3 @@ def _check_source_unchanged(plan: Plan, out: Path) -> None:
                 fix="restore the source, choose another --out, or add --overwrite",
             )
         position, following = chunk.next, index + 1
-
-
-def _remove_earlier(out: Path, schema: str) -> None:
-    """Remove what an earlier run wrote, and nothing else. The directory stays known as ours."""
-    manifest.write_state(out, {"schema": schema})
-    (out / manifest.NAME).unlink(missing_ok=True)
-    for path in [*_shards(out), out / UNIGRAM, out / REJECTED]:
-        path.unlink(missing_ok=True)
-    shutil.rmtree(out / TOKENIZER, ignore_errors=True)
