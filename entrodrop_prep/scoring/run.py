@@ -17,7 +17,7 @@ from entrodrop_prep import manifest
 from entrodrop_prep.backends import choose, load_backend
 from entrodrop_prep.backends.feed import Feed
 from entrodrop_prep.config import ScoreConfig
-from entrodrop_prep.disk import writing
+from entrodrop_prep.disk import check_regular, writing
 from entrodrop_prep.environment import host_environment
 from entrodrop_prep.errors import IntegrityError, MismatchError, OutputError
 from entrodrop_prep.locks import locked
@@ -95,6 +95,7 @@ def score(config: ScoreConfig) -> ScoreSummary:
             return ScoreSummary(out, finished["counts"], 0.0, 0, already_complete=True)
         owned.check(shards=False)
         for path in _shards(out):
+            check_regular(path)
             _own_footer(path, plan)
         with writing(out):
             remove_files(out, [manifest.NAME])
