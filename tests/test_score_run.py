@@ -746,7 +746,7 @@ def test_an_overwriting_run_that_was_killed_while_cleaning_goes_on(
     settings: dict[str, Any] = {"rows_per_shard": 5, "on_bad_row": "skip"}
     run_score(source, model, tmp_path / "old", max_length=20, **settings)
     run_score(source, model, tmp_path / "whole", **settings)
-    unlink, rmtree = Path.unlink, shutil.rmtree
+    unlink, rmdir = os.unlink, os.rmdir
 
     class Killed(BaseException):
         """Nothing catches it."""
@@ -760,8 +760,8 @@ def test_an_overwriting_run_that_was_killed_while_cleaning_goes_on(
             call(*arguments, **options)
 
         with monkeypatch.context() as patched:
-            patched.setattr(Path, "unlink", lambda *a, **k: counted(unlink, *a, **k))
-            patched.setattr(shutil, "rmtree", lambda *a, **k: counted(rmtree, *a, **k))
+            patched.setattr(os, "unlink", lambda *a, **k: counted(unlink, *a, **k))
+            patched.setattr(os, "rmdir", lambda *a, **k: counted(rmdir, *a, **k))
             patched.setattr(run_module, "_make_missing", lambda *a: counted(lambda: pytest.fail("not killed")))
             try:
                 run_score(source, model, out, overwrite=True, **settings)
