@@ -29,6 +29,7 @@ PLUGIN = (
     *("--runner", "pooling"),
     *("--hf-overrides", json.dumps({"architectures": ["TokenEntropyLlamaForCausalLM"]})),
     "--no-enable-prefix-caching",
+    *("--middleware", "entrodrop_prep.engine.guard.Guard"),
 )
 SMALL = (
     *("--dtype", "float32"),

@@ -125,7 +125,7 @@ def test_the_hub_is_behind_export_and_knows_no_scoring() -> None:
 
 
 def test_recipes_stand_at_the_end() -> None:
-    allowed = ("trainers", "manifest", "schema", "shards", "errors", "export.card", "export.derived", "losses")
+    allowed = ("trainers", "manifest", "schema", "shards", "errors", "text", "export.card", "export.derived", "losses")
     for module in in_package("trainers"):
         also = ("scoring.tokenizer", "backends.model") if module.endswith(".trainers.model") else ()
         for name in ours(module):

@@ -401,7 +401,9 @@ def test_a_batch_that_is_always_too_slow(servers: Servers, connect: Connect, pro
     between = proxy(servers.plain)
     backend = connect(between, timeout=0.3, patience=1.0)
     between.plan = lambda method, path, n: "stall" if method == "POST" else None
-    with pytest.raises(ScoreError, match=r"shard 7, its sequences 0 to 4: no answer within 4\.8 s; raise --timeout"):
+    with pytest.raises(
+        ScoreError, match=r"shard 7, its sequences 0 to 4: no whole answer within 4\.8 s; raise --timeout"
+    ):
         run(backend, [Job(7, ragged(5))])
     assert len(between.posts()) == 1 + 5
 
@@ -509,7 +511,7 @@ def test_servers_that_cannot_be_reached(
             connect(closed, other)
     assert time.monotonic() - start < 15
     assert re.fullmatch(
-        rf"no server can be reached: {closed}: no connection: .*refused; {other}: no answer within 10 s; "
+        rf"no server can be reached: {closed}: no connection: .*refused; {other}: no whole answer within 10 s; "
         "`entrodrop serve MODEL` starts one",
         str(caught.value),
     )

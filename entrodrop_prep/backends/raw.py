@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 LOWEST = -1e30
 """Below it a log-probability stands for minus infinity."""
+ROUNDING = 1e-3
+"""Nats by which float32 arithmetic may put a score outside its range."""
 
 
 def problem_of(raw: np.ndarray[Any, Any], lengths: Sequence[int], vocab_size: int) -> str | None:
@@ -33,10 +36,13 @@ def problem_of(raw: np.ndarray[Any, Any], lengths: Sequence[int], vocab_size: in
         return "it is not from the plugin"
     scored = np.ones(len(raw), bool)
     scored[last] = False
-    if (raw[scored, 0] < 0).any():
+    entropy, logprob = raw[scored].T
+    if not (entropy >= 0).all():
         return "a position was not computed, or its logits are not finite"
-    if (raw[scored, 1] > 1e-3).any():
-        return "a log-probability is above zero"
+    if not (entropy <= (most := math.log(vocab_size)) + ROUNDING).all():
+        return f"an entropy is {entropy.max():.4g} nats, where the vocabulary has room for {most:.4g}"
+    if not (logprob <= ROUNDING).all():
+        return "a log-probability is above zero, or is no number"
     return None
 
 

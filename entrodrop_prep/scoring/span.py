@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from entrodrop_prep.backends.bounds import rounded
+from entrodrop_prep.backends.raw import ROUNDING
 from entrodrop_prep.errors import OutputError, RowError, ScoreError
 from entrodrop_prep.scoring.kept import misfits
 from entrodrop_prep.scoring.plan import Plan
@@ -178,7 +180,7 @@ def _entry(plan: Plan, row: SourceRow, kind: str, reason: str) -> dict[str, Any]
 
 
 def span_table(plan: Plan, span: Span, scores: Sequence[Scores]) -> pa.Table:
-    """The shard's rows in schema order. Raises ScoreError for a score that is not finite."""
+    """The shard's rows in schema order. Raises ScoreError for a score that is not finite, or cannot be one."""
     windows = span.windows
     lengths = np.array([len(w.input_ids) for w in windows], np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -202,7 +204,7 @@ def span_table(plan: Plan, span: Span, scores: Sequence[Scores]) -> pa.Table:
     for i, name in enumerate(plan.score_columns):
         flat = np.zeros(int(offsets[-1]), np.float32)
         flat[~first] = _flat([s[i] for s in scores], np.float32)
-        _check_finite(span, flat, offsets, name)
+        _check_scores(span, flat, offsets, name, plan.info.vocab_size)
         if plan.config.score_dtype == "float16":
             flat = _half(flat, name)
         columns[name] = _lists(plan.schema, name, offsets, pa.array(flat, mask=first | context))
@@ -231,13 +233,19 @@ def _half(flat: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
     return flat.astype(np.float16)
 
 
-def _check_finite(span: Span, flat: np.ndarray[Any, Any], offsets: np.ndarray[Any, Any], name: str) -> None:
-    bad = np.flatnonzero(~np.isfinite(flat))
+def _check_scores(
+    span: Span, flat: np.ndarray[Any, Any], offsets: np.ndarray[Any, Any], name: str, vocab_size: int
+) -> None:
+    """Whatever engine gave them: an entropy is 0 to the logarithm of the vocabulary, a log-probability at most 0."""
+    low, high = (-math.inf, 0.0) if name == "logprob" else (0.0, math.log(vocab_size))
+    bad = np.flatnonzero(~(np.isfinite(flat) & (flat >= low - ROUNDING) & (flat <= high + ROUNDING)))
     if len(bad):
         i = int(np.searchsorted(offsets, bad[0], side="right")) - 1
         w = span.windows[i]
+        value = flat[bad[0]]
+        outside = f", outside {low:.4g} to {high:.4g}" if np.isfinite(value) else ""
         raise ScoreError(
-            f"row {w.row_id}: the {name} of token {bad[0] - offsets[i]} of window {w.number} is {flat[bad[0]]}",
+            f"row {w.row_id}: the {name} of token {bad[0] - offsets[i]} of window {w.number} is {value}{outside}",
             where=span.wheres[w.row_id],
-            fix="try --dtype float32; if it stays, the model's weights are broken",
+            fix="try --dtype float32; if it stays, the model's weights or the engine are broken",
         )

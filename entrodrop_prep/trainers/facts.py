@@ -95,7 +95,11 @@ class Facts:
         """Folder of the trained model. A trainer goes on from what lies there, so other rows or another model have
         another one.
         """
-        return f"trained-{self.short_digest}-{self.model.replace('/', '-')}"
+        return self.out_of(self.model)
+
+    def out_of(self, model: str) -> str:
+        """As ``out``, of another model."""
+        return f"trained-{self.short_digest}-{model.replace('/', '-')}"
 
     @property
     def drops_labels(self) -> bool:

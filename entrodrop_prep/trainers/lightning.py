@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq
 from entrodrop_prep import check_batches
 
 MASKED, MODEL = $masked, $model
-OUT = "trained-$digest-" + MODEL.replace("/", "-")  # of these rows and this model: a run goes on from what is there
+OUT = $trained + MODEL.replace("/", "-")  # of these rows and this model: a run goes on from what is there
 
 
 class Training(lightning.LightningModule):

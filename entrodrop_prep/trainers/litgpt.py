@@ -23,7 +23,7 @@ from litgpt.prompts import Default
 from torch.utils.data import DataLoader, Dataset
 
 MASKED, MODEL = $masked, $model
-OUT = "trained-$digest-" + MODEL.replace("/", "-")  # of these rows and this model: a run goes on from what is there
+OUT = $trained + MODEL.replace("/", "-")  # of these rows and this model: a run goes on from what is there
 
 
 class Rows(Dataset):

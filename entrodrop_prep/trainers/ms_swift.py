@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
-
 from entrodrop_prep.trainers.facts import Facts
 from entrodrop_prep.trainers.switches import saved_rows, settings
+from entrodrop_prep.trainers.template import word
 
 BATCH, ACCUMULATE = 4, 4
 WHAT = (
@@ -43,6 +42,6 @@ swift pt "$${settings[@]}" "$$@"
 def recipe(facts: Facts) -> str:
     """A script for Bash. Raises ConfigError where ``all_hf``, which ms-swift reads, is missing."""
     saved = saved_rows(facts, "ms-swift")
-    rows, held_out = (shlex.quote(f"{saved}/{split}") for split in ("train", "validation"))
-    model, out = shlex.quote(facts.model), shlex.quote(facts.out)
+    rows, held_out = (word(f"{saved}/{split}") for split in ("train", "validation"))
+    model, out = word(facts.model), word(facts.out)
     return settings(facts, WHAT, COMMAND, BATCH, ACCUMULATE, model=model, out=out, rows=rows, held_out=held_out)

@@ -6,13 +6,17 @@ import textwrap
 
 from entrodrop_prep.export.card import aligned
 from entrodrop_prep.losses import COLUMN
+from entrodrop_prep.text import printable
 from entrodrop_prep.trainers.facts import PLACEHOLDER, Facts
 
 
 def comment(*paragraphs: str) -> str:
-    """Paragraphs as comment lines of at most 118 characters. A paragraph that begins with two spaces is kept."""
+    """Paragraphs as comment lines of at most 118 characters. A paragraph that begins with two spaces is kept.
+
+    A name in one may hold line ends, those of YAML too: nothing behind them gets out of the comment.
+    """
     lines = []
-    for paragraph in paragraphs:
+    for paragraph in map(printable, paragraphs):
         kept = not paragraph or paragraph.startswith("  ")
         lines += [paragraph] if kept else textwrap.wrap(paragraph, 116, break_long_words=False, break_on_hyphens=False)
     return "".join(f"# {line}".rstrip() + "\n" for line in lines)

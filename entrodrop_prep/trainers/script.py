@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 from entrodrop_prep.losses import COLUMN
 from entrodrop_prep.schema import masked_schema
 from entrodrop_prep.trainers import notes
 from entrodrop_prep.trainers.facts import Facts
-from entrodrop_prep.trainers.template import fill, text
+from entrodrop_prep.trainers.template import fill, names, text
 
 CHECKED = 100  # batches that are compared with the files before training
 POSITIONS = "position_ids"
@@ -53,14 +51,14 @@ def script(
     values: dict[str, str | int] = {
         "masked": text(facts.directory),
         "model": text(facts.model),
-        "digest": facts.short_digest,
+        "trained": text(facts.out_of("")),
         "batch": batch,
         "accumulate": accumulate,
         "save_steps": max(1, steps // (10 * epochs)),
         "eval_steps": max(1, steps // epochs),
         "checked": CHECKED,
-        "columns": f".select_columns({json.dumps(columns)})" if facts.columns else "",
-        "held_out_columns": f".select_columns({json.dumps(usual)})" if facts.columns else "",
+        "columns": f".select_columns({names(columns)})" if facts.columns else "",
+        "held_out_columns": f".select_columns({names(usual)})" if facts.columns else "",
     }
     holds = {"divides": divides, "validates": facts.validation_rows is not None, "apart": apart}
     holds |= {"selects": divides or apart, "pads": divides and not apart}

@@ -10,7 +10,7 @@ from entrodrop_prep.trainers.template import fill, text
 
 
 def settings(facts: Facts, what: str, template: str, batch: int, accumulate: int = 1, **values: str | int) -> str:
-    """Notes and a template with the dataset's values in it: ``$masked``, ``$model``, ``$digest``, ``$out``,
+    """Notes and a template with the dataset's values in it: ``$masked``, ``$model``, ``$trained``, ``$out``,
     ``$longest``, ``$batch``, ``$accumulate``, ``$save_steps`` (about ten checkpoints in all), and ``values``.
 
     Lines of the template may depend on ``validates``: there is a split ``validation``.
@@ -18,7 +18,7 @@ def settings(facts: Facts, what: str, template: str, batch: int, accumulate: int
     common: dict[str, str | int] = {
         "masked": text(facts.directory),
         "model": text(facts.model),
-        "digest": facts.short_digest,
+        "trained": text(facts.out_of("")),
         "out": text(facts.out),
         "longest": 1 << 17 if facts.longest is None else facts.longest,  # a limit that cuts no row
         "batch": batch,

@@ -24,7 +24,7 @@ from entrodrop_prep import check_batches
 from entrodrop_prep.losses import TrainableTokenLoss  #? divides
 
 MASKED, MODEL = $masked, $model
-OUT = "trained-$digest-" + MODEL.replace("/", "-")  # of these rows and this model: a run goes on from what is there
+OUT = $trained + MODEL.replace("/", "-")  # of these rows and this model: a run goes on from what is there
 
 #? divides
 class Training(TrainableTokenLoss, SFTTrainer):  #? divides

@@ -24,7 +24,7 @@ from trl import SFTConfig, SFTTrainer
 from entrodrop_prep import check_batches
 
 MASKED, MODEL = $masked, $model
-OUT = "trained-$digest-" + MODEL.replace("/", "-")  # of these rows and this model: a run goes on from what is there
+OUT = $trained + MODEL.replace("/", "-")  # of these rows and this model: a run goes on from what is there
 
 model, tokenizer = FastLanguageModel.from_pretrained(
     MODEL,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -79,7 +80,7 @@ def connect(server: Server, checks: Checks) -> Served:
     """
     deadline = time.monotonic() + CONNECT_DEADLINE
     try:
-        _steady(lambda: server.get("/health"), deadline)
+        _get(server, "/health", deadline)
         card, dtype = _card(_json(server, "/v1/models", deadline), checks)
         version = _version(server, deadline)
         model = str(card["id"])
@@ -179,12 +180,17 @@ def _steady(ask: Callable[[], T], deadline: float) -> T:
             time.sleep(wait)
 
 
+def _get(server: Server, path: str, deadline: float) -> bytes:
+    """A small answer, which may take what is left until the deadline, but a second at least."""
+    return _steady(lambda: server.get(path, max(1.0, deadline - time.monotonic())), deadline)
+
+
 def _json(server: Server, path: str, deadline: float) -> Any:
     """A JSON answer. Raises ConfigError where it is something else."""
-    answer = _steady(lambda: server.get(path), deadline)
+    answer = _get(server, path, deadline)
     try:
         return json.loads(answer)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise ConfigError(f"GET {path} does not answer with JSON", fix="check the URL: this is no vLLM server") from e
 
 
@@ -194,7 +200,9 @@ def _version(server: Server, deadline: float) -> str:
         found = _json(server, "/version", deadline)
     except (Denied, ConfigError):
         return "unknown"
-    return str(found.get("version", "unknown")) if isinstance(found, dict) else "unknown"
+    version = found.get("version") if isinstance(found, dict) else None
+    # It is recorded, so that nothing but a version is taken for one.
+    return version if isinstance(version, str) and re.fullmatch(r"[\w.+-]{1,80}", version, re.ASCII) else "unknown"
 
 
 def _card(listing: Any, checks: Checks) -> tuple[dict[str, Any], str]:
@@ -244,12 +252,12 @@ def _dtype(served: list[str], checks: Checks) -> str:
             f"it runs in {named[0]}, this run is to be in {checks.info.dtype}",
             fix=f"give --dtype {named[0]}, or serve it with --dtype {checks.info.dtype}",
         )
-    return named[0] if named else "unknown"
+    return checks.info.dtype if named else "unknown"
 
 
 def _check_length(most: Any, checks: Checks) -> None:
     needed = checks.longest + checks.query.room
-    if isinstance(most, int) and most < needed:
+    if isinstance(most, int) and not isinstance(most, bool) and most < needed:
         extra = f" and {checks.query.room} more" if checks.query.room else ""
         raise ConfigError(
             f"it takes at most {most} tokens, rows may have {checks.longest}{extra}",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
-import time
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 import httpx
 
+from entrodrop_prep.backends.server.deadline import bounded, within
 from entrodrop_prep.errors import ConfigError
+from entrodrop_prep.text import shown_url
 
 KEY_VARIABLE = "ENTRODROP_API_KEY"
 CONNECT_SECONDS = 5.0
@@ -71,8 +72,8 @@ def server_urls(given: Sequence[str]) -> list[str]:
         try:
             parts = urlsplit(text.strip())
             port = parts.port
-        except ValueError as e:
-            raise ConfigError(f"--server: this is no URL: {e}", fix="write http://HOST:PORT") from e
+        except ValueError as e:  # what it says may hold a part of a password
+            raise ConfigError(f"--server {shown_url(text)!r} is no URL", fix="write http://HOST:PORT") from e
         if parts.username is not None or parts.password is not None:
             raise ConfigError(
                 "--server: a URL must not carry a user or a password",
@@ -80,7 +81,7 @@ def server_urls(given: Sequence[str]) -> list[str]:
                 fix=f"put the key into the environment variable {KEY_VARIABLE}",
             )
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ConfigError(f"--server {text!r} is not the URL of a server", fix="write http://HOST:PORT")
+            raise ConfigError(f"--server {shown_url(text)!r} is not the URL of a server", fix="write http://HOST:PORT")
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
         found[f"{parts.scheme}://{host}{f':{port}' if port is not None else ''}{path}"] = None
@@ -106,14 +107,18 @@ class Server:
         headers = {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {key}"} if key else {})}
         limits = httpx.Limits(keepalive_expiry=KEPT_ALIVE_SECONDS)
         try:
-            self._client = httpx.Client(headers=headers, limits=limits, trust_env=not _is_this_machine(url))
-            self._client.build_request("GET", url)
-        except (httpx.InvalidURL, ValueError) as e:
-            raise ConfigError(f"--server {url!r} cannot be used: {e}", fix="write http://HOST:PORT") from e
+            client = httpx.Client(headers=headers, limits=limits, trust_env=not _is_this_machine(url))
+            client.build_request("GET", url)
+        except (httpx.InvalidURL, ValueError, ImportError) as e:  # the proxy's URL, too, which may have a password
+            raise ConfigError(
+                f"--server {url!r} cannot be used, or not through the proxy of the environment: {type(e).__name__}",
+                fix="write http://HOST:PORT, and check HTTP_PROXY, HTTPS_PROXY and ALL_PROXY",
+            ) from e
+        self._client = bounded(client)
 
-    def get(self, path: str) -> bytes:
-        """The body of a small answer. Raises Trouble or Denied."""
-        return self._fetch("GET", path, None, HEALTH_SECONDS, MOST_BYTES)
+    def get(self, path: str, timeout: float = HEALTH_SECONDS) -> bytes:
+        """The body of a small answer, all of it within ``timeout`` seconds. Raises Trouble or Denied."""
+        return self._fetch("GET", path, None, timeout, MOST_BYTES)
 
     def post(self, path: str, body: bytes, timeout: float, most: int) -> bytes:
         """The answer to a JSON body, all of it within ``timeout`` seconds. Raises Trouble or Denied.
@@ -135,24 +140,24 @@ class Server:
         self._client.close()
 
     def _fetch(self, method: str, path: str, body: bytes | None, timeout: float, most: int) -> bytes:
-        deadline = time.monotonic() + timeout
         limits = httpx.Timeout(timeout, connect=min(timeout, CONNECT_SECONDS))
         headers = {} if body is None else {"Content-Type": "application/json"}
         answer = bytearray()
         try:
-            with self._client.stream(
-                method, self.url + path, content=body, headers=headers, timeout=limits
-            ) as response:
-                for piece in response.iter_bytes():
+            with (
+                within(timeout),
+                self._client.stream(
+                    method, self.url + path, content=body, headers=headers, timeout=limits, follow_redirects=False
+                ) as response,
+            ):
+                for piece in response.iter_raw():  # not unpacked: a few bytes may stand for gigabytes
                     answer += piece
                     if len(answer) > most:
                         raise Unusable(f"it answers with more than {most:,} bytes")
-                    if time.monotonic() > deadline:
-                        raise Slow(f"no whole answer within {timeout:g} s")
         except (httpx.ConnectError, httpx.ConnectTimeout) as e:
             raise Gone(f"no connection: {self._shown(str(e) or 'timed out')}") from e
         except httpx.TimeoutException as e:
-            raise Slow(f"no answer within {timeout:g} s") from e
+            raise Slow(f"no whole answer within {timeout:.3g} s") from e
         except httpx.RequestError as e:
             raise Cut(f"the connection ended: {self._shown(str(e) or type(e).__name__)}") from e
         if response.status_code != 200:
@@ -181,7 +186,7 @@ def _message(answer: bytes) -> str:
     text = answer[:4000].decode(errors="replace")
     try:
         found = json.loads(answer)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     if isinstance(found, dict):
         found = found.get("error", found.get("detail", found.get("message", text)))

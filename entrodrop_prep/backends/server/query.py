@@ -146,14 +146,14 @@ class TopKQuery:
             ]
             actual = np.concatenate([s[1:] for s in sequences]).tolist()
             logprob = np.array([tokens[token] for tokens, token in zip(known, actual, strict=True)])
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as e:
             raise Unusable(f"its answer is not what vLLM's completions give: {type(e).__name__}: {e}") from e
         table = np.full((len(known), self.k + 1), -np.inf)
         for row, tokens in zip(table, known, strict=True):
-            if not 0 < len(tokens) <= self.k + 1 or max(tokens) >= self.info.vocab_size:
+            if not 0 < len(tokens) <= self.k + 1 or not 0 <= min(tokens) <= max(tokens) < self.info.vocab_size:
                 raise Unusable(f"its answer has other tokens than the top {self.k} of {self.info.vocab_size}")
             row[: len(tokens)] = list(tokens.values())
-        if not np.isfinite(logprob).all():
+        if not np.isfinite(logprob).all() or np.isnan(table).any():
             raise Unusable("its answer has log-probabilities that are not finite")
         low, high = entropy_bounds(table, self.k, self.info.vocab_size)
         logprob = np.where(logprob <= NO_CHANCE, -np.inf, logprob).astype(np.float32)
