@@ -12,8 +12,10 @@ import io
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
+from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
@@ -44,6 +46,12 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _say(line: str) -> None:
+    """Print a line that may hold names: nothing in it acts on the terminal."""
+    print(printable(without_secrets(line)), flush=True)
+
 
 Directory = Annotated[str, typer.Argument(metavar="DIR", help="Scored or masked directory.")]
 
@@ -131,7 +139,7 @@ def score_command(**values: Any) -> None:
     summary = score(config)
     c = summary.counts
     if summary.already_complete:
-        print(f"already complete: {summary.directory}")
+        _say(f"already complete: {summary.directory}")
     left_out = [
         (c["short_rows"], "with fewer than two tokens"),
         (c["dropped_long_rows"], "over --max-length"),
@@ -150,7 +158,7 @@ def score_command(**values: Any) -> None:
     if c["rows_without_loss"]:
         print(f"warning: {c['rows_without_loss']:,} rows have nothing to train on", file=sys.stderr)
     if summary.scored_tokens:
-        print(
+        _say(
             f"scored {summary.scored_tokens:,} tokens in {summary.seconds:.1f} s "
             f"({summary.scored_tokens / summary.seconds:,.0f} tokens/s) into {summary.directory}"
         )
@@ -166,7 +174,7 @@ def serve_command(**values: Any) -> None:
     config = build(ServeConfig, values)
     from entrodrop_prep.serving import serve
 
-    serve(config, lambda line: print(line, flush=True))
+    serve(config, _say)
 
 
 @app.command("materialize")
@@ -183,12 +191,12 @@ def materialize_command(**values: Any) -> None:
 
     summary = materialize(config)
     if summary.already_complete:
-        print(f"already complete: {summary.directory}")
+        _say(f"already complete: {summary.directory}")
     print("\n".join([*aligned(epoch_table(summary.epochs)), *left_out(summary.epochs)]))
     if any("sources" in e for e in summary.epochs):
         print("\n".join(aligned(source_table(summary.epochs))))
     if summary.written_tokens:
-        print(
+        _say(
             f"wrote {summary.written_tokens:,} tokens in {summary.seconds:.1f} s "
             f"({summary.written_tokens / max(summary.seconds, 1e-9):,.0f} tokens/s) into {summary.directory}"
         )
@@ -212,14 +220,13 @@ def push_command(**values: Any) -> None:
 
 def _say_pushed(summary: PushSummary) -> None:
     if summary.already_there:
-        print(f"already there: {summary.repo} at {summary.commit}")
+        _say(f"already there: {summary.repo} at {summary.commit}")
     else:
-        print(
-            f"{summary.files:,} files, {summary.uploaded_bytes:,} bytes, in commit {summary.commit} of {summary.repo}"
-        )
+        _say(f"{summary.files:,} files, {summary.uploaded_bytes:,} bytes, in commit {summary.commit} of {summary.repo}")
     if summary.tag:
-        print(f"tag {summary.tag}")
-    print(f"loaded back and compared; load it with\n  {summary.load}")
+        _say(f"tag {summary.tag}")
+    print("loaded back and compared; load it with")
+    _say(f"  {summary.load}")
 
 
 @app.command("verify")
@@ -254,7 +261,7 @@ def verify_command(
 
     report = verify(directory, against or None, revision)
     for line in report.notes:
-        print(printable(line))
+        _say(line)
     for finding in report.findings:
         print(f"error: {printable(without_secrets(finding))}", file=sys.stderr)
     if report.findings:
@@ -279,7 +286,7 @@ def inspect_command(
     from entrodrop_prep.show import show
 
     for line in show(directory, row):
-        print(line)
+        _say(line)
 
 
 @app.command("recipe")
@@ -319,7 +326,7 @@ def schema_command(
     from entrodrop_prep.json_schemas import write_schemas
 
     for path in write_schemas(write):
-        print(path)
+        _say(str(path))
 
 
 @app.command("demo")
@@ -375,8 +382,16 @@ def _set_up_output() -> None:
         os.environ.setdefault(name, value)
 
 
+def _show_bug(kind: type[BaseException], error: BaseException, tb: TracebackType | None) -> None:
+    """A traceback, whose message may hold what a file, a template or a server says."""
+    for part in traceback.format_exception(kind, error, tb):
+        for line in part.splitlines():
+            print(printable(without_secrets(line)), file=sys.stderr)
+
+
 def main() -> None:
     """Entry point of the ``entrodrop`` command."""
+    sys.excepthook = _show_bug
     try:
         code = run(sys.argv[1:])
     except OSError as e:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from entrodrop_prep.errors import ConfigError
+from entrodrop_prep.expansion import bounded
 from entrodrop_prep.settings import Setting, build, flag, validate
 
 EXTRA_COLUMNS = ("n_trainable", "position_ids", "seq_lengths")
@@ -346,7 +347,7 @@ def _parsed(text: str) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(text)
+        return bounded(yaml.safe_load(text))
     except yaml.YAMLError:
         try:
             return json.loads(text)

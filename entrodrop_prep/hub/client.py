@@ -165,7 +165,7 @@ class Client:
         def ask() -> str | None:
             try:
                 DatasetCard(text).validate(repo_type="dataset")
-            except (ValueError, TypeError, yaml.YAMLError) as e:
+            except (ValueError, TypeError, RecursionError, yaml.YAMLError) as e:
                 return str(e)
             return None
 

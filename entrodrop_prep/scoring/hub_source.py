@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from entrodrop_prep.errors import ConfigError, SourceError
+from entrodrop_prep.expansion import bounded
 from entrodrop_prep.hub.reading import LOG_IN, refusal, unreachable_errors
 from entrodrop_prep.scoring.hub_stream import StreamSource
 from entrodrop_prep.scoring.lines import MAX_ROW_BYTES
@@ -236,18 +237,25 @@ def _card(source: str, commit: str) -> dict[str, Any]:
         EntryNotFoundError,
         OSError,
         ValueError,
+        RecursionError,
         yaml.YAMLError,
     )
     try:
         path = hf_hub_download(source, "README.md", repo_type="dataset", revision=commit)
-        told = DatasetCard.load(path).data.to_dict()
+        told = bounded(DatasetCard.load(path).data.to_dict())
     except errors:
         return {}
     language = told.get("language")
     codes = language if isinstance(language, list) else [language]
-    languages = ["no" if code is False else str(code) for code in codes if code or code is False]  # YAML's `no`
-    kept = {key: told[key] for key in ("license", "license_name", "license_link") if told.get(key)}
+    texts = [code for code in codes if code is False or (code and isinstance(code, str))]
+    languages = ["no" if code is False else code for code in texts]  # YAML's `no`
+    found = {key: told.get(key) for key in ("license", "license_name", "license_link")}
+    kept = {key: value for key, value in found.items() if value and _is_text(value)}
     return {**kept, **({"language": languages} if languages else {})}
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
 
 
 def _refused(source: str, config: str | None, revision: str | None, error: Exception) -> SourceError:

@@ -13,6 +13,7 @@ from typing import Any
 
 from entrodrop_prep import digest
 from entrodrop_prep.errors import OutputError
+from entrodrop_prep.export.card.escape import words
 from entrodrop_prep.export.card.front import (
     Front,
     clashing,
@@ -96,7 +97,7 @@ def scored_card(before: str, scored: ScoredDataset, *, title: str, repo: str, wi
 def _renewed_card(before: str, ours: Front, block: str, title: str) -> str:
     front, text = split_card(before.replace("\r\n", "\n"))
     front, noted = renewed(front, ours, _noted(text))
-    text = text if text.strip() else f"# {title}\n"
+    text = text if text.strip() else f"# {words(title)}\n"
     return _card(front, _with_block(text, _block(block, noted, _around(text))))
 
 

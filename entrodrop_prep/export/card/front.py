@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from entrodrop_prep.expansion import bounded
 from entrodrop_prep.export.epoch import OTHER_FILES, PLAIN, VALIDATION
 
 CONFIGS, INFO = "configs", "dataset_info"
@@ -145,13 +146,13 @@ def with_value(front: str, key: str, value: Any) -> str:
 
 
 def _load(front: str) -> dict[str, Any] | None:
-    """The keys; None for what is no YAML table."""
+    """The keys; None for what is no YAML table, or one that grows beyond bounds."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, which many epochs need
     try:
-        meta = yaml.load(front, loader)
-    except (yaml.YAMLError, ValueError):
+        meta = bounded(yaml.load(front, loader))
+    except (yaml.YAMLError, ValueError, RecursionError):
         return None
     return None if not isinstance(meta, dict) and meta is not None else dict(meta or {})
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+
+from entrodrop_prep.export.card.escape import code, words
 from entrodrop_prep.export.card.front import Front, scored_configs
 from entrodrop_prep.export.card.picture import NAME as PICTURE
 from entrodrop_prep.export.card.text import origin
@@ -29,11 +33,11 @@ def scored_text(scored: ScoredDataset, repo: str, *, with_recipe: bool) -> str:
     logprob = " and log-probability" if scored.has_logprob else ""
     picture = ["![Entropy of the trainable tokens](" + PICTURE + ")", ""] if "entropy_histogram" in described else []
     settings = "" if with_recipe else ", epochs=4"
-    columns = ", ".join(f"`{name}`" for name in scored.schema.names)
+    columns = ", ".join(code(name) for name in scored.schema.names)
     return "\n".join(
         [
             f"The tokens of a corpus with {what}{logprob} under a reference model, in nats, made by "
-            f"{described['generator']}: {counts['rows']:,} rows, {counts['tokens']:,} tokens, "
+            f"{words(described['generator'])}: {counts['rows']:,} rows, {counts['tokens']:,} tokens, "
             f"{counts['trainable_tokens']:,} of them trainable. Masked datasets with entropy-guided token dropout are "
             f"made from it. Columns are {columns}; value t of each list belongs to token t, and its scores to the "
             "prediction of token t from the tokens before it.",
@@ -50,7 +54,7 @@ def scored_text(scored: ScoredDataset, repo: str, *, with_recipe: bool) -> str:
             "```python",
             "from entrodrop_prep import MaskedRows",
             "",
-            f'rows = MaskedRows.from_hub("{repo}"{settings})',
+            f"rows = MaskedRows.from_hub({json.dumps(repo)}{settings})",
             "```",
             "",
             "Or as files, once: `entrodrop materialize DIR --out masked --epochs 4`, where DIR is a copy of this "
@@ -62,10 +66,10 @@ def scored_text(scored: ScoredDataset, repo: str, *, with_recipe: bool) -> str:
             "## How to verify it",
             "",
             "```bash",
-            f"entrodrop verify {repo}   # the files are those of manifest.json",
+            f"entrodrop verify {shlex.quote(repo)}   # the files are those of manifest.json",
             "```",
             "",
-            f"The content digest is `{scored.content_digest}`.",
+            f"The content digest is {code(scored.content_digest)}.",
             "",
             "## What it is not",
             "",

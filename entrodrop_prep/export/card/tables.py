@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from entrodrop_prep.export.card.escape import words
+from entrodrop_prep.text import printable
+
 
 def epoch_table(epochs: list[dict[str, Any]]) -> list[list[str]]:
     """The per-epoch figures as text, header first."""
@@ -47,12 +50,13 @@ def source_table(epochs: list[dict[str, Any]]) -> list[list[str]]:
 
 def aligned(rows: list[list[str]]) -> list[str]:
     """A table as lines, cells set right in columns."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
 
 
 def markdown(table: list[list[str]]) -> list[str]:
     """A table as lines of Markdown."""
-    lines = [f"| {' | '.join(row)} |" for row in table]
+    lines = [f"| {' | '.join(map(words, row))} |" for row in table]
     lines.insert(1, "|" + " ---: |" * len(table[0]))
     return lines

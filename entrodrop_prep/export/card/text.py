@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 from typing import Any
 
 from entrodrop_prep import digest
 from entrodrop_prep.config import RECIPE_FIELDS
+from entrodrop_prep.export.card.escape import code, words
 from entrodrop_prep.export.card.picture import NAME as PICTURE
 from entrodrop_prep.export.card.tables import epoch_table, left_out, markdown, source_table
 from entrodrop_prep.export.card.values import is_hub
 from entrodrop_prep.export.epoch import PLAIN, VALIDATION
 
 NO_REPO = "path/or/repo"
+REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 PROGRAM, TITLE = "entrodrop_prep", "entrodrop-prep"
 
 
@@ -19,14 +24,14 @@ def block_text(manifest: dict[str, Any], repo: str = NO_REPO) -> str:
     """What the block says; ``repo`` is what its commands and code load."""
     scored = manifest["scored"]
     several = isinstance(scored, list)
-    extra = [f"`{name}`" for name in manifest["identity"].get("add_columns", [])]
+    extra = [code(name) for name in manifest["identity"].get("add_columns", [])]
     more = f", with {', '.join(extra)}" if extra else ""
     return "\n".join(
         [
             "Training data with entropy-guided token dropout applied in the data: one masked copy of the corpus for "
-            f"each epoch, made by {manifest['generator']}. Tokens that a reference model finds easy to predict are "
-            "dropped from training, more of them in later epochs. Rows are `input_ids`, `attention_mask` and `labels` "
-            f"(unshifted, -100 = no loss){more}.",
+            f"each epoch, made by {words(manifest['generator'])}. Tokens that a reference model finds easy to predict "
+            "are dropped from training, more of them in later epochs. Rows are `input_ids`, `attention_mask` and "
+            f"`labels` (unshifted, -100 = no loss){more}.",
             "",
             *(_picture() if "entropy_histogram" in manifest else []),
             *markdown(epoch_table(manifest["epochs"])),
@@ -69,15 +74,15 @@ def _picture() -> list[str]:
 
 def _training(manifest: dict[str, Any], repo: str) -> list[str]:
     """How to train with it."""
-    first = manifest["epochs"][0]["folder"]
+    first, quoted = manifest["epochs"][0]["folder"], json.dumps(repo)
     return [
         "## How to train with it",
         "",
         "```python",
         "from datasets import load_dataset",
         "",
-        f'epoch = load_dataset("{repo}", "{first}", split="train")   # one epoch',
-        f'every = load_dataset("{repo}", split="train")              # all epochs, one after the other',
+        f'epoch = load_dataset({quoted}, {json.dumps(first)}, split="train")   # one epoch',
+        f'every = load_dataset({quoted}, split="train")              # all epochs, one after the other',
         "```",
         "",
         "The rows stand in the order to train on. Read them in order, once (`num_train_epochs=1` and "
@@ -89,13 +94,13 @@ def _training(manifest: dict[str, Any], repo: str) -> list[str]:
 
 def _verifying(manifest: dict[str, Any], repo: str) -> list[str]:
     """How to prove it."""
-    digests = f"The content digest is `{manifest['content_digest']}`."
+    digests, quoted = f"The content digest is {code(manifest['content_digest'])}.", shlex.quote(repo)
     return [
         "## How to verify it",
         "",
         "```bash",
-        f"entrodrop verify {repo}                    # the files are those of manifest.json",
-        f"entrodrop verify {repo} --against SCORED   # and the masks follow from the scores",
+        f"entrodrop verify {quoted}                    # the files are those of manifest.json",
+        f"entrodrop verify {quoted} --against SCORED   # and the masks follow from the scores",
         "```",
         "",
         f"{digests} `manifest.json` holds the digest of every file, the recipe, and where everything came from.",
@@ -105,14 +110,14 @@ def _verifying(manifest: dict[str, Any], repo: str) -> list[str]:
 def origin(scored: dict[str, Any]) -> list[str]:
     """Where the rows come from, and with what they were scored."""
     tokenizer = scored["tokenizer"]
-    commit = f"commit {tokenizer['commit']}, " if "commit" in tokenizer else ""
+    commit = f"commit {words(tokenizer['commit'])}, " if "commit" in tokenizer else ""
     licence = scored["source"].get("card", {}).get("license")
-    dtype = f", {scored['identity']['dtype']}" if "dtype" in scored.get("identity", {}) else ""
+    dtype = f", {words(scored['identity']['dtype'])}" if "dtype" in scored.get("identity", {}) else ""
     return [
-        f"- source: {_source(scored)}" + (f", licence {_plain(licence)}" if licence else ""),
-        f"- reference model: {scored['model']['name']} ({_identity(scored['model_identity'])})",
-        f"- tokenizer: {tokenizer.get('name', 'of the model')} ({commit}digest `{tokenizer['digest']}`)",
-        f"- scores: content digest `{scored['content_digest']}`{dtype}",
+        f"- source: {_source(scored)}" + (f", licence {words(_plain(licence))}" if licence else ""),
+        f"- reference model: {words(scored['model']['name'])} ({_identity(scored['model_identity'])})",
+        f"- tokenizer: {words(tokenizer.get('name', 'of the model'))} ({commit}digest {code(tokenizer['digest'])})",
+        f"- scores: content digest {code(scored['content_digest'])}{dtype}",
         *versions("scored with", scored.get("environments", [])),
     ]
 
@@ -120,22 +125,23 @@ def origin(scored: dict[str, Any]) -> list[str]:
 def versions(what: str, environments: list[dict[str, str]]) -> list[str]:
     """A line for each set of versions, this program's first."""
     told = [sorted(e.items(), key=lambda item: (item[0] != PROGRAM, item[0])) for e in environments]
-    return [f"- {what} {', '.join(f'{name} {value}'.replace(PROGRAM, TITLE, 1) for name, value in e)}" for e in told]
+    return [f"- {what} {words(', '.join(f'{n} {v}'.replace(PROGRAM, TITLE, 1) for n, v in e))}" for e in told]
 
 
 def _source(scored: dict[str, Any]) -> str:
     """A source by its name and what it is known by."""
     name, told = scored["source"]["name"], scored.get("identity", {}).get("source", {})
     if is_hub(scored):
-        revision = f" at commit {told['revision']}" if told.get("revision") else ""
-        return f"[{name}](https://huggingface.co/datasets/{name}){revision}, {told['config']}, split {told['split']}"
-    return f"{name} (digest of its rows `{scored['source']['digest']}`)"
+        revision = f" at commit {words(told['revision'])}" if told.get("revision") else ""
+        linked = f"[{name}](https://huggingface.co/datasets/{name})" if REPO_ID.fullmatch(name) else words(name)
+        return f"{linked}{revision}, {words(told['config'])}, split {words(told['split'])}"
+    return f"{words(name)} (digest of its rows {code(scored['source']['digest'])})"
 
 
 def _recipe(manifest: dict[str, Any]) -> list[str]:
     """The settings, the seed among them, and what the run is known by."""
     recipe = manifest["recipe"]
-    settings = ", ".join(f"{k} {recipe[k]}" for k in RECIPE_FIELDS if recipe.get(k) is not None)
+    settings = ", ".join(f"{k} {words(recipe[k])}" for k in RECIPE_FIELDS if recipe.get(k) is not None)
     return [f"- recipe: {settings}", f"- fingerprint: `{digest.of_json(manifest['identity'])}`"]
 
 
@@ -148,7 +154,7 @@ def _sources(scored: list[dict[str, Any]]) -> list[str]:
     lines = []
     for s in scored:
         often = f"weight {s['weight']:g}{', never masked' if s['plain'] else ''}"
-        lines += [f"- source `{s['name']}`, {often}:", *(f"  {line}" for line in origin(s))]
+        lines += [f"- source {code(s['name'])}, {often}:", *(f"  {line}" for line in origin(s))]
     return lines
 
 
@@ -158,7 +164,7 @@ def _packing(manifest: dict[str, Any]) -> list[str]:
     if not limit:
         return []
     apart = [c for c in ("position_ids", "seq_lengths") if c in manifest["identity"].get("add_columns", [])]
-    told = f"`{'` and `'.join(apart)}` say where each begins" if apart else "nothing tells where each begins"
+    told = f"{' and '.join(map(code, apart))} say where each begins" if apart else "nothing tells where each begins"
     return [
         f"- packed: rows hold several documents, {limit:,} tokens at most; {told}; *filled* is the share of a row's "
         "tokens that are used"
@@ -175,8 +181,8 @@ def _others(manifest: dict[str, Any]) -> list[str]:
     if VALIDATION in manifest:
         told = manifest[VALIDATION]
         lines.append(
-            f"- split `validation`: {told['rows']:,} rows of {told['source']['name']} with all their labels; scores: "
-            f"content digest `{told['scored']}`"
+            f"- split `validation`: {told['rows']:,} rows of {words(told['source']['name'])} with all their labels; "
+            f"scores: content digest {code(told['scored'])}"
         )
     layouts = {entry["layout"] for entry in manifest.get("derived", [])}
     if "concatenated" in layouts:
@@ -199,4 +205,4 @@ def _bounds(manifest: dict[str, Any]) -> str:
 
 
 def _identity(identity: dict[str, str]) -> str:
-    return f"commit {identity['commit']}" if "commit" in identity else f"digest `{identity['digest']}`"
+    return f"commit {words(identity['commit'])}" if "commit" in identity else f"digest {code(identity['digest'])}"
