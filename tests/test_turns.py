@@ -20,6 +20,7 @@ from entrodrop_prep.errors import RowError
 from entrodrop_prep.export.materialize import materialize
 from entrodrop_prep.scoring.chat import render
 from entrodrop_prep.scoring.messages import Chat
+from entrodrop_prep.scoring.tokenize import Encoded, Encoder, RowFormat
 from entrodrop_prep.scoring.turns import TurnFinder, Turns
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
@@ -137,6 +138,8 @@ def test_real_templates(name: str) -> None:
     """No chat that the template renders is refused; each turn is its training variant's, and ends with an end token."""
     tokenizer = byte_bpe(bos=True, eos="<|return|>" if name == "gptoss" else "</s>", template=template_of(name))
     finder, seen, different = TurnFinder(tokenizer), 0, False
+    form = RowFormat("messages", ("messages",), ("tools",))
+    encoder = Encoder(tokenizer, form, append_eos=True, chat_template_kwargs=None)
     for messages, tools in CHATS.values():
         chat = Chat(messages, [m["role"] == "assistant" for m in messages], {"tools": tools})
         try:
@@ -146,6 +149,11 @@ def test_real_templates(name: str) -> None:
                 finder.find(chat)
             continue
         turns = finder.find(chat)
+        (encoded,) = encoder.encode([{"messages": messages, "tools": tools}])
+        assert isinstance(encoded, Encoded), encoded
+        spoken = tokenizer.decode(encoded.input_ids[encoded.loss_mask])
+        # a token may hold the last blank of a header and the first of a turn
+        assert spoken.replace("\n", "") == "".join(texts(turns)).replace("\n", "")
         seen += 1
         assert len(turns.spans) == sum(chat.trained)
         ends = finder.format_of(chat.variables).end_tokens

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from entrodrop_prep.errors import RowError
 from entrodrop_prep.scoring.messages import THOUGHTS, Chat, Message
 
 _THINK = re.compile(r"</?[|｜]?think\w*[|｜]?>|\[/?THINK\]")
@@ -36,10 +35,7 @@ class _Rendering:
 
 
 def left_out(chat: Chat, text: str) -> set[str]:
-    """What of a chat is not in ``text``, its rendering, as keys of ``notes.NOTES``.
-
-    Raises RowError where nothing of a message to be trained on is in it.
-    """
+    """What of a chat is not in ``text``, its rendering, as keys of ``notes.NOTES``."""
     rendering, notes = _Rendering(text), set()
     last_asked = max((i for i, m in enumerate(chat.messages) if m["role"] == "user"), default=-1)
     for i, message in enumerate(chat.messages):
@@ -48,11 +44,6 @@ def left_out(chat: Chat, text: str) -> set[str]:
         answer, thoughts = _answer(message, rendering)
         called = list(_called(message))
         missing = {piece for piece in (*answer, *thoughts, *called) if piece not in rendering}
-        if chat.trained[i] and missing and missing.issuperset((*answer, *thoughts, *called)):
-            raise RowError(
-                f"message {i} (assistant): the chat template prints nothing of it",
-                fix="check its content and tool calls against --chat-template",
-            )
         if missing.intersection(answer):
             notes.add("left_out:assistant")
         if missing.intersection(thoughts):

@@ -2,7 +2,8 @@
 
 Most templates take arguments as an object and write it as JSON. DeepSeek's take JSON text, and print calls only beside
 a content that is null. Llama's and Qwen 2.5's write JSON text as a string, quoted and escaped. So a probe call is
-rendered in every form, and the first that the template prints whole, and not quoted again, is the form.
+rendered in every form, and the first that the template prints whole, not quoted again and with the end of the turn, is
+the form.
 """
 
 from __future__ import annotations
@@ -42,13 +43,27 @@ def call_form(tokenizer: PreTrainedTokenizerBase, common: Mapping[str, Any], *, 
         The first form that prints the probe; the usual one where none does: the template has no tool calls.
     """
     variables = {"tools": [_TOOL] if tools else None, **common}
+    end = ""
     for form in _FORMS:
+        if form.content and not end:
+            end = _end(tokenizer, variables)
         chat = with_calls(Chat(_MESSAGES, [False, True]), form)
         try:
             text = render(tokenizer, chat.messages, variables)
         except RowError:
             continue
         quoted = f"'{_KEY}'" in text or f'\\"{_KEY}' in text
-        if _NAME in text and _KEY in text and _VALUE in text and not quoted:
+        # DeepSeek R1's template prints a call beside null content, and then does not end the turn.
+        closed = not form.content or text.rstrip().endswith(end)
+        if _NAME in text and _KEY in text and _VALUE in text and not quoted and closed:
             return form
     return CallForm()
+
+
+def _end(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]) -> str:
+    """What follows a final answer, without white space around it; "" where the template refuses one."""
+    answer: Message = {"role": "assistant", "content": _VALUE}
+    try:
+        return render(tokenizer, [_MESSAGES[0], answer], variables).partition(_VALUE)[2].strip()
+    except RowError:
+        return ""
