@@ -19,7 +19,8 @@ from typing import Any
 from entrodrop_prep.backends.architectures import installed_vllm, is_proven, plugin_is_installed
 from entrodrop_prep.backends.engine_args import engine_options
 from entrodrop_prep.backends.engines import engine_environment
-from entrodrop_prep.backends.model import DTYPE, identify_weights, identity_name, inspect_model
+from entrodrop_prep.backends.identity import identify_weights, identity_name
+from entrodrop_prep.backends.model import DTYPE, inspect_model
 from entrodrop_prep.backends.server.http import api_key
 from entrodrop_prep.config import ServeConfig
 from entrodrop_prep.errors import ConfigError, ModelError

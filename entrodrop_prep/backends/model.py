@@ -9,9 +9,9 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
-from entrodrop_prep import digest
+from entrodrop_prep.backends.weight_files import weight_files
 from entrodrop_prep.errors import ModelError
 from entrodrop_prep.hub.reading import refusal
 from entrodrop_prep.shards import user_path
@@ -20,7 +20,6 @@ DEFAULT_CONTEXT = 4096
 _CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length")
 IDENTITY, DTYPE = "entrodrop:", "entrodrop-dtype:"
 """Names under which a server that `entrodrop serve` started serves its model too: its weights', its number format."""
-_PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
 class ModelSettings(Protocol):
@@ -93,9 +92,9 @@ def inspect_model(config: ModelSettings) -> ModelInfo:
     local = os.path.isdir(path)
     if not local and looks_like_path(config.model):
         raise ModelError("no such directory", where=config.model, fix="give a model directory or a Hub id")
-    if local:
-        _check_local(path, config.allow_pickle)
     with loading(config.model, "model"):
+        if local:
+            _check_local(config, path)
         commit = None if local else commit_of(config.model, "config.json", config.revision)
         hf = AutoConfig.from_pretrained(
             str(path) if local else config.model,
@@ -158,34 +157,6 @@ def find_file(name: str, file: str, revision: str | None) -> Path | None:
     return None if found is None else Path(found)
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Which weights exactly.
-
-    Attributes:
-        identity: a digest of a local model's files, or a Hub id with the commit.
-        files: private note of the files' sizes, times and digests, so that a rerun need not hash them again.
-    """
-
-    identity: dict[str, str]
-    files: dict[str, list[Any]]
-
-
-def identify_weights(config: ModelSettings, info: ModelInfo, known_files: dict[str, list[Any]] | None) -> Weights:
-    """Hash a local model's files, but those unchanged since ``known_files`` was noted; a Hub model has its commit."""
-    if info.commit is not None:
-        return Weights({"hub_id": config.model, "commit": info.commit}, {})
-    path = user_path(config.model)
-    files = _hash_files(path, config.allow_pickle, known_files or {})
-    content = {"config": _plain_config(path), **{name: entry[2] for name, entry in files.items()}}
-    return Weights({"digest": digest.of_json(content)}, files)
-
-
-def identity_name(identity: dict[str, str]) -> str:
-    """The name under which a server also serves weights, so that a client can tell them: ``entrodrop:<digest>``."""
-    return f"{IDENTITY}{identity.get('commit') or identity['digest']}"
-
-
 def looks_like_path(name: str) -> bool:
     """Whether a name can only be a path: it is no ``name`` or ``owner/name``."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
@@ -237,45 +208,11 @@ class _TokenizersErrors(AbstractContextManager[None]):
             raise ValueError(str(error)) from error
 
 
-def _check_local(path: Path, allow_pickle: bool) -> None:
+def _check_local(config: ModelSettings, path: Path) -> None:
     if not (path / "config.json").is_file():
         raise ModelError(
             "the directory has no config.json, so it is no model",
             where=str(path),
             fix="give a directory made by save_pretrained, or a Hub id",
         )
-    if _files(path, "*.safetensors"):
-        return
-    if _files(path, *_PICKLES):
-        if not allow_pickle:
-            raise ModelError(
-                "its weights are pickles, which can run code when loaded",
-                where=str(path),
-                fix="convert them to safetensors, or add --allow-pickle",
-            )
-        return
-    raise ModelError("the directory has no weights", where=str(path), fix="it needs *.safetensors files")
-
-
-def _files(path: Path, *patterns: str) -> list[Path]:
-    return sorted({f for p in patterns for f in path.glob(p) if f.is_file()})
-
-
-def _hash_files(path: Path, allow_pickle: bool, known: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """``name -> [bytes, mtime_ns, sha256]`` of the weights."""
-    patterns = ("*.safetensors", "*.py", *(_PICKLES if allow_pickle else ()))
-    found: dict[str, list[Any]] = {}
-    for file in _files(path, *patterns):
-        stat = file.stat()
-        before = known.get(file.name)
-        if isinstance(before, list) and len(before) == 3 and before[:2] == [stat.st_size, stat.st_mtime_ns]:
-            found[file.name] = before
-        else:
-            found[file.name] = [stat.st_size, stat.st_mtime_ns, digest.of_file(file)]
-    return found
-
-
-def _plain_config(path: Path) -> dict[str, Any]:
-    """config.json without what says nothing of the model."""
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    return {k: v for k, v in config.items() if k not in ("_name_or_path", "transformers_version")}
+    weight_files(config, path)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from entrodrop_prep import digest
-from entrodrop_prep.backends.model import ModelInfo, Weights, identify_weights, identity_name, inspect_model
+from entrodrop_prep.backends.identity import Weights, identify_weights, identity_name
+from entrodrop_prep.backends.model import ModelInfo, inspect_model
 from entrodrop_prep.config import ScoreConfig
 from entrodrop_prep.config import identity as setting_identity
 from entrodrop_prep.errors import ConfigError

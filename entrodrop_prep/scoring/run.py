@@ -100,6 +100,7 @@ def score(config: ScoreConfig) -> ScoreSummary:
         with writing(out):
             remove_files(out, [manifest.NAME])
         seconds, tokens = _make_missing(plan, out)
+        plan.weights.check_unchanged()
         shards = [(path, _own_footer(path, plan)) for path in _shards(out)]
         return ScoreSummary(out, finish(plan, out, shards)["counts"], seconds, tokens, already_complete=False)
 
@@ -199,7 +200,8 @@ def _score(plan: Plan, out: Path, feed: Feed, progress: Progress) -> tuple[float
 
 
 def _write_span(plan: Plan, span: Span, scores: list[Scores], path: Path, environment: dict[str, str]) -> None:
-    """Write one shard."""
+    """Write one shard, of the model's weights as they were when the run began."""
+    plan.weights.check_unchanged()
     info = {
         "schema": plan.schema.metadata[b"schema"].decode(),
         "shard": span.index,
