@@ -11,7 +11,6 @@ from entrodrop_prep.schema import MASKED, SCORED, SCORED_BOUNDS, Estimator, json
 from entrodrop_prep.shards import local_directory, write_bytes
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-_SHA = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 
 
 def schemas() -> dict[str, dict[str, Any]]:
@@ -59,115 +58,22 @@ def _recipe() -> dict[str, Any]:
 
 def _manifest() -> dict[str, Any]:
     """manifest.json of both kinds of directory."""
-    common = {
-        "schema": {"enum": [SCORED, SCORED_BOUNDS, MASKED]},
-        "generator": {"type": "string"},
-        "identity": {"type": "object", "description": "What the content depends on; must match to continue a run."},
-        "content_digest": {**_SHA, "description": "What the dataset is known by, whatever files hold it."},
-        "manifest_digest": {**_SHA, "description": "SHA-256 of this file's bytes with these 64 digits zeroed."},
-        "files": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "file": {"type": "string", "description": "Relative path."},
-                    "bytes": {"type": "integer"},
-                    "sha256": _SHA,
-                    "rows": {"type": "integer"},
-                    "tokens": {"type": "integer"},
-                    "content_digest": _SHA,
-                    "epoch": {"type": "integer"},
-                    "part": {"enum": ["plain", "validation"], "description": "In place of the epoch."},
-                    "trainable_tokens": {"type": "integer"},
-                },
-                "required": ["file", "bytes", "sha256"],
-                "additionalProperties": False,
-            },
-        },
-    }
-    scored = {
-        "environments": "array",
-        "source": "object",
-        "model": "object",
-        "tokenizer": "object",
-        "counts": "object",
-    }
-    only: dict[str, dict[str, Any]] = {
-        SCORED: scored,
-        SCORED_BOUNDS: scored,
-        MASKED: {"recipe": "object", "scored": ["object", "array"], "epochs": "array", "rows_without_loss": "integer"},
-    }
-    open_share = {
-        "type": "number",
-        "description": "Experimental. Share of the trainable tokens of which bounds leave open whether they may be "
-        "dropped; only where masks were made from bounds and look at them.",
-    }
-    others = {
-        "plain": {"type": "object", "description": "Figures of the configuration `plain`, if it was asked for."},
-        "validation": {
-            "type": "object",
-            "description": "Figures and origin of the split `validation`, if there is one.",
-        },
-    }
-    derived = {
-        "type": "array",
-        "description": "Files that --layout derived from the epochs, if any.",
-        "items": {
-            "type": "object",
-            "properties": {
-                "layout": {"enum": ["concatenated", "jsonl"]},
-                "file": {"type": "string", "description": "Relative path."},
-                "bytes": {"type": "integer"},
-                "sha256": _SHA,
-            },
-            "required": ["layout", "file", "bytes", "sha256"],
-            "additionalProperties": False,
-        },
-    }
-    told = {
-        "entropy_histogram": {
-            "type": "object",
-            "description": "Trainable tokens by entropy: bin i counts those from i / bins_per_nat nats on, below the "
-            "next bin; the 128th takes all above. Each row of a masked source counts once.",
-            "properties": {
-                "bins_per_nat": {"type": "integer"},
-                "counts": {"type": "array", "items": {"type": "integer"}},
-            },
-            "required": ["bins_per_nat", "counts"],
-        },
-        "environments": {
-            "type": "array",
-            "description": "Versions that the files were written with, each set of them once.",
-            "items": {"type": "object"},
-        },
-    }
-    notes: dict[str, Any] = {
-        "notes": {
-            "type": "object",
-            "description": "What was warned of, and of how many rows; only where there was anything.",
-            "additionalProperties": {"type": "integer"},
-        },
-    }
-    optional: dict[str, dict[str, Any]] = {
-        SCORED: notes,
-        SCORED_BOUNDS: notes,
-        MASKED: {"open_share": open_share, **others, "derived": derived, **told},
-    }
-    return {
-        "$schema": DIALECT,
-        "title": "manifest/1",
-        "type": "object",
-        "properties": common,
-        "required": list(common),
-        "oneOf": [
-            {
-                "properties": {
-                    "schema": {"const": kind},
-                    **{n: {"type": t} for n, t in fields.items()},
-                    **optional.get(kind, {}),
-                },
-                "required": list(fields),
-            }
-            for kind, fields in only.items()
-        ],
-    }
+    from pydantic.json_schema import models_json_schema
+
+    from entrodrop_prep.manifest_schema import MaskedManifest, ScoredManifest
+
+    _, found = models_json_schema([(ScoredManifest, "validation"), (MaskedManifest, "validation")])
+    kinds = [{"$ref": f"#/$defs/{model.__name__}"} for model in (ScoredManifest, MaskedManifest)]
+    return {"$schema": DIALECT, "title": "manifest/1", "type": "object", "oneOf": kinds, "$defs": _bare(found["$defs"])}
+
+
+def _bare(schema: Any) -> Any:
+    """Without the titles and defaults that pydantic adds: what may be left out is not to be null."""
+    if isinstance(schema, list):
+        return [_bare(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    bare = {k: _bare(v) for k, v in schema.items() if k not in ("title", "default", "properties")}
+    if "properties" in schema:  # whose keys are names
+        bare["properties"] = {name: _bare(v) for name, v in schema["properties"].items()}
+    return bare

@@ -9,27 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from entrodrop_prep import digest
+from entrodrop_prep import inside, strict_json
 from entrodrop_prep.disk import TMP, write_bytes, writing
 from entrodrop_prep.errors import IntegrityError, MismatchError, OutputError
 from entrodrop_prep.locks import LOCK
+from entrodrop_prep.manifest_schema import State, problem
+from entrodrop_prep.manifest_types import problem_of
 from entrodrop_prep.schema import MASKED, SCORED, SCORED_BOUNDS, family
-from entrodrop_prep.shards import read_footer, shard_names
+from entrodrop_prep.shards import DAMAGED_FOOTER, read_footer, shard_names
 
 NAME = "manifest.json"
 STATE = ".state.json"
-_NOTED: dict[str, type] = {
-    **{"schema": str, "identity": dict, "source": dict, "model": dict},
-    **{"environments": list, "layouts": list, "parts": list, "files": list},
-}
-"""What ``.state.json`` may hold; a user may have written to it."""
 _ZERO = "0" * 64
 _MEND = "remove it and run the command that made it again, or restore it"
+_RESTORE = "restore it, or make the directory again"
+_EPOCH = re.compile(r"epoch_\d+")
 _FIELD = re.compile(rb'("manifest_digest": ")([0-9a-f]{64})(")')
 
 
@@ -44,36 +44,21 @@ def write(directory: Path, manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def read(directory: Path, schema: str) -> dict[str, Any]:
-    """The manifest of a finished directory, its own digest checked.
+    """The manifest of a finished directory, checked before it is believed: its own digest, the types and ranges of what
+    it says, and that each file it lists is a plain file in the directory, if it is there at all.
 
-    Raises IntegrityError if there is none, it was changed, or it describes something else than ``schema``: a
-    ``masked/1`` directory, or a ``scored/1`` one, for which ``scored-bounds/1`` will do.
+    Args:
+        directory: of a finished dataset.
+        schema: ``masked/1``, or ``scored/1``, for which ``scored-bounds/1`` will do.
+
+    Raises IntegrityError if there is none, it was changed, it says what it cannot say, or it describes something else.
     """
     path = directory / NAME
     kind = family(schema)
-    try:
-        data = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        if not directory.is_dir():
-            raise IntegrityError("no such directory", where=str(directory), fix=f"give a {kind} directory") from None
-        if (directory / STATE).exists():
-            command = {"scored": "score", "masked": "materialize"}[kind]
-            raise IntegrityError(
-                f"the {kind} directory is not finished",
-                where=str(directory),
-                fix=f"run the same `entrodrop {command}` command again to finish it",
-            ) from None
-        raise IntegrityError(
-            f"it has no {NAME}, so it is no {kind} directory", where=str(directory), fix=f"give a {kind} directory"
-        ) from None
-    except OSError as e:
-        raise IntegrityError(f"cannot be read: {e.strerror}", where=str(path)) from e
-    try:
-        manifest = json.loads(data)
-        claimed = manifest["manifest_digest"]
-        found = manifest["schema"]
-    except (ValueError, KeyError, TypeError) as e:
-        raise IntegrityError("the manifest is damaged", where=str(path), fix="make the directory again") from e
+    if not inside.exists(path):
+        raise _absent(directory, kind)
+    manifest, data = _read_json(path)
+    claimed, found = manifest.get("manifest_digest"), manifest.get("schema")
     zeroed, fields = _FIELD.subn(rb"\g<1>" + _ZERO.encode() + rb"\g<3>", data)
     if fields != 1 or hashlib.sha256(zeroed).hexdigest() != claimed:
         raise IntegrityError(
@@ -87,15 +72,46 @@ def read(directory: Path, schema: str) -> dict[str, Any]:
             where=str(directory),
             fix=f"give a {kind} directory made by this version",
         )
-    return dict(manifest)
+    wrong = problem(manifest)
+    if wrong:
+        raise IntegrityError(f"the manifest cannot be right: {wrong}", where=str(path), fix=_RESTORE)
+    for entry in (*manifest["files"], *manifest.get("derived", [])):
+        inside.check_place(directory, entry["file"])
+    return manifest
 
 
-def changed_files(directory: Path, manifest: dict[str, Any], *patterns: str) -> Iterator[IntegrityError]:
-    """Files that match a pattern and are not listed, then listed ones that are missing or not the bytes they were."""
-    listed = {entry["file"] for entry in manifest["files"]}
-    for path in sorted(path for pattern in patterns for path in directory.glob(pattern)):
-        if path.relative_to(directory).as_posix() not in listed and not path.name.startswith("."):
-            yield IntegrityError("the manifest does not list this file", where=str(path), fix="remove it")
+def _absent(directory: Path, kind: str) -> IntegrityError:
+    """Why there is no manifest."""
+    if not os.path.isdir(directory):
+        return IntegrityError("no such directory", where=str(directory), fix=f"give a {kind} directory")
+    if os.path.lexists(directory / STATE):
+        command = {"scored": "score", "masked": "materialize"}[kind]
+        return IntegrityError(
+            f"the {kind} directory is not finished",
+            where=str(directory),
+            fix=f"run the same `entrodrop {command}` command again to finish it",
+        )
+    return IntegrityError(
+        f"it has no {NAME}, so it is no {kind} directory", where=str(directory), fix=f"give a {kind} directory"
+    )
+
+
+def _read_json(path: Path) -> tuple[dict[str, Any], bytes]:
+    """A manifest that is a JSON object, unchecked, and its bytes. Raises IntegrityError."""
+    with inside.opened(path) as f:
+        data = f.read()
+    try:
+        found = strict_json.loads(data)
+        if not isinstance(found, dict):
+            raise ValueError("it is no JSON object")
+    except ValueError as e:
+        raise IntegrityError(f"the manifest is damaged: {e}", where=str(path), fix=_RESTORE) from e
+    return found, data
+
+
+def changed_files(directory: Path, manifest: dict[str, Any]) -> Iterator[IntegrityError]:
+    """Files that lie where a manifest's do and are not listed, then listed ones that are missing or were changed."""
+    yield from unlisted_files(directory, manifest)
     for entry in manifest["files"]:
         try:
             check_file(directory, entry)
@@ -103,39 +119,64 @@ def changed_files(directory: Path, manifest: dict[str, Any], *patterns: str) -> 
             yield e
 
 
+def look(directory: Path, manifest: dict[str, Any]) -> None:
+    """A quick look, by names and sizes: what is listed is there, and nothing else that would be taken for it.
+
+    Raises IntegrityError.
+    """
+    for found in unlisted_files(directory, manifest):
+        raise found
+    for entry in manifest["files"]:
+        check_size(directory, entry)
+
+
+def unlisted_files(directory: Path, manifest: dict[str, Any]) -> Iterator[IntegrityError]:
+    """What lies where files of this program do, and a reader would take for one of them. Quick: nothing is read."""
+    listed = {entry["file"] for entry in manifest["files"]}
+    if family(manifest["schema"]) == "scored":
+        patterns = ["shard-*.parquet", "tokenizer/**/*", "unigram.npy", "rejected.jsonl"]
+    else:
+        others = {"plain": "plain/train-*.parquet", "validation": "validation/validation-*.parquet"}
+        patterns = ["epoch_*/*.parquet", *(pattern for name, pattern in others.items() if name in manifest)]
+        known = {e["folder"] for e in manifest["epochs"]}
+        for path in sorted(directory.glob("epoch_*")):
+            if _EPOCH.fullmatch(path.name) and path.name not in known:
+                yield IntegrityError("the manifest does not list this epoch", where=str(path), fix="remove it")
+    for path in sorted(path for pattern in patterns for path in directory.glob(pattern)):
+        name = path.relative_to(directory).as_posix()
+        if name not in listed and not path.name.startswith(".") and (os.path.islink(path) or not os.path.isdir(path)):
+            yield IntegrityError("the manifest does not list this file", where=str(path), fix="remove it")
+
+
 def check_file(directory: Path, entry: dict[str, Any]) -> None:
     """One listed file has the size and SHA-256 it should. Raises IntegrityError."""
     check_size(directory, entry)
     path = directory / entry["file"]
-    if digest.of_file(path) != entry["sha256"]:
+    if inside.sha256_of(path) != entry["sha256"]:
         raise IntegrityError("its bytes are not those the manifest was written for", where=str(path), fix=_MEND)
 
 
 def check_size(directory: Path, entry: dict[str, Any]) -> None:
     """One listed file is there with the size it should have: a quick look. Raises IntegrityError."""
-    path = directory / entry["file"]
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError as e:
-        raise IntegrityError("the file is missing", where=str(path), fix="run the command that made it again") from e
+    size = inside.status_below(directory, entry["file"]).st_size
     if size != entry["bytes"]:
+        path = directory / entry["file"]
         raise IntegrityError(f"it has {size} bytes, the manifest says {entry['bytes']}", where=str(path), fix=_MEND)
 
 
 def file_entry(directory: Path, path: Path, **more: Any) -> dict[str, Any]:
     """The manifest's entry for one file."""
     name = path.relative_to(directory).as_posix()
-    return {"file": name, "bytes": path.stat().st_size, "sha256": digest.of_file(path), **more}
+    return {"file": name, "bytes": path.stat().st_size, "sha256": inside.sha256_of(path), **more}
 
 
 def read_state(directory: Path) -> dict[str, Any] | None:
     """What a run noted for its own continuation; None where it is not there or of no use. Never part of the result."""
     try:
-        state = dict(json.loads((directory / STATE).read_bytes()))
-    except (OSError, ValueError, TypeError):
+        state = inside.read_json(directory / STATE)
+    except (IntegrityError, ValueError):
         return None
-    sound = all(isinstance(state.get(name, kind()), kind) for name, kind in _NOTED.items())
-    return state if sound and "schema" in state else None
+    return state if problem_of(State, state) is None else None
 
 
 def being_cleaned(directory: Path) -> bool:
@@ -167,12 +208,7 @@ def check_usable(directory: Path, kind: str) -> None:
             fix="choose an empty or a new directory for --out",
         )
     if state is None:
-        try:
-            state = dict(json.loads((directory / NAME).read_bytes()))
-        except (OSError, ValueError, TypeError) as e:
-            raise IntegrityError(
-                "the manifest is damaged", where=str(directory / NAME), fix="restore it, or choose another --out"
-            ) from e
+        state, _ = _read_json(directory / NAME)
     found = family(str(state.get("schema")))
     if found != kind:
         raise OutputError(
@@ -192,11 +228,16 @@ def identity_of_shards(directory: Path, kind: str) -> dict[str, Any] | None:
 
 
 def _footer_of_a_shard(directory: Path) -> dict[str, Any] | None:
-    """What a shard says of an unfinished directory whose private note was not copied along; None if none is ours."""
+    """What a shard says of an unfinished directory whose private note was not copied along; None if none is ours.
+
+    Raises IntegrityError for one of ours that is damaged.
+    """
     for name in (*shard_names(directory, "scored"), *shard_names(directory, "masked")):
         try:
             return read_footer(directory / name).info
-        except IntegrityError:
+        except IntegrityError as e:
+            if e.what.startswith(DAMAGED_FOOTER):
+                raise
             return None
     return None
 
@@ -230,9 +271,6 @@ def _short(value: Any) -> str:
 
 
 def peek_schema(directory: Path) -> str | None:
-    """What a manifest says it describes, unchecked; None without a manifest. Raises ValueError if it is not JSON."""
+    """What a manifest says it describes, unchecked; None without one. Raises IntegrityError for a damaged one."""
     path = directory / NAME
-    if not path.exists():
-        return None
-    described = json.loads(path.read_bytes())
-    return str(described.get("schema")) if isinstance(described, dict) else None
+    return str(_read_json(path)[0].get("schema")) if inside.exists(path) else None

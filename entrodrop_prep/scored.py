@@ -13,16 +13,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from entrodrop_prep import manifest
-from entrodrop_prep.errors import ConfigError, IntegrityError
+from entrodrop_prep.errors import ConfigError, IntegrityError, ModelError
 from entrodrop_prep.sample.mask import Rows
 from entrodrop_prep.schema import SCORED, SCORED_BOUNDS, Estimator, check_schema, score_columns, scored_schema
-from entrodrop_prep.shards import read_batches, reading
+from entrodrop_prep.shards import check_file_schema, read_batches, reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BATCH_TOKENS = 1 << 18
 SHARD_FILES = "shard-*.parquet"
+TOKENIZER = "tokenizer"
 
 
 class ScoredDataset:
@@ -103,18 +104,32 @@ class ScoredDataset:
     @cached_property
     def unigram(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """[V] int64: how often each id stands in the corpus, every token of a document counted once."""
-        with reading(self.directory / "unigram.npy"):
-            counts: np.ndarray[Any, np.dtype[np.int64]] = np.load(self.directory / "unigram.npy", allow_pickle=False)
-        return counts
+        path = self.directory / "unigram.npy"
+        try:
+            with reading(path):
+                counts: np.ndarray[Any, np.dtype[np.int64]] = np.load(path, allow_pickle=False, mmap_mode="r")
+        except ValueError as e:
+            raise IntegrityError(f"the file is damaged: {e}", where=str(path), fix="score again") from e
+        if counts.dtype != np.int64 or counts.shape != (self.vocab_size,):
+            raise IntegrityError(
+                f"it holds {counts.dtype} of shape {counts.shape}, not the counts of {self.vocab_size} ids",
+                where=str(path),
+                fix="score again",
+            )
+        return np.array(counts)
 
     def check(self) -> None:
         """Every file has the bytes it was finished with, and no shard is there beside them. Raises IntegrityError."""
-        for problem in manifest.changed_files(self.directory, self.manifest, SHARD_FILES):
+        for problem in manifest.changed_files(self.directory, self.manifest):
             raise problem
         for entry in self.files:
-            path = self.directory / entry["file"]
-            with reading(path):
-                check_schema(pq.read_schema(path), self.schema, str(path))
+            check_file_schema(self.directory / entry["file"], self.schema)
+
+    def look(self) -> None:
+        """As ``check``, by sizes and schemas only: no row is read. Raises IntegrityError."""
+        manifest.look(self.directory, self.manifest)
+        for entry in self.files:
+            check_file_schema(self.directory / entry["file"], self.schema)
 
     def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         """All rows in order of (row_id, window), about 260,000 tokens at a time."""
@@ -122,10 +137,27 @@ class ScoredDataset:
             yield from read_batches(self.directory / entry["file"], columns, self.rows_per_batch)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer stored beside the shards. Its code, if it came with any, is not run."""
+        """The tokenizer stored beside the shards, its files checked. Its code, if it came with any, is not run.
+
+        Raises IntegrityError for files that were changed or are missing, ModelError where it cannot be loaded.
+        """
         from transformers import AutoTokenizer
 
-        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(self.directory / "tokenizer"))
+        from entrodrop_prep.backends.model import loading
+
+        place = self.directory / TOKENIZER
+        listed = [e for e in self.manifest["files"] if e["file"].startswith(f"{TOKENIZER}/")]
+        if not listed:
+            raise IntegrityError("the manifest lists no tokenizer", where=str(self.directory), fix="score again")
+        for entry in listed:
+            manifest.check_file(self.directory, entry)
+        try:
+            with loading(str(place), "tokenizer"):
+                loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(place))
+        except BaseException as e:
+            if type(e) is not Exception:  # which is all that the library in Rust raises
+                raise
+            raise ModelError(f"cannot load the tokenizer: {e}", where=str(place), fix="score again") from e
         return loaded
 
     def _schema(self) -> pa.Schema:

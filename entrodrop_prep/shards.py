@@ -18,10 +18,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from entrodrop_prep.digest import ContentDigest
+from entrodrop_prep import inside, strict_json
+from entrodrop_prep.digest import ContentDigest, of_json
 from entrodrop_prep.disk import renamed_file, write_bytes, writing
 from entrodrop_prep.errors import IntegrityError, OutputError
-from entrodrop_prep.schema import META_KEY
+from entrodrop_prep.manifest_schema import FooterInfo
+from entrodrop_prep.manifest_types import PART, SHARD, problem_of
+from entrodrop_prep.schema import META_KEY, check_schema
 
 __all__ = [
     "Footer",
@@ -37,13 +40,18 @@ __all__ = [
 ]
 
 SHARD_FOLDER = re.compile(r"epoch_\d{3,}|plain|validation")
-SHARD_NAMES = {
-    "scored": re.compile(r"shard-\d{5,}\.parquet"),
-    "masked": re.compile(
-        r"(epoch_\d{3,}|plain)/train-\d{5,}-of-\d{5,}\.parquet|validation/validation-\d{5,}-of-\d{5,}\.parquet"
-    ),
-}
+SHARD_NAMES = {"scored": re.compile(SHARD), "masked": re.compile(PART)}
 """Names that this program gives to shards, from the directory on, by the directory's kind."""
+_AGAIN = "remove it and run the command that made it again"
+
+DAMAGED_FOOTER = "its footer is damaged"
+FOOTER_DIGEST = "footer_digest"
+"""In a footer, the digest of all else that it says."""
+_WITHOUT_DIGEST = {
+    *("schema", "rows", "content_digest", "shard", "fingerprint", "identity", "environment", "counts", "rejected"),
+    *("notes", "source", "epoch", "part", "provenance", "rates", "sources"),
+}
+"""What earlier versions wrote, which gave their footers no digest."""
 
 
 @dataclass(frozen=True)
@@ -120,27 +128,41 @@ def write_shard(
             digest.update(table)
             rows += table.num_rows
             writer.write_table(table, row_group_size=max(1, table.num_rows))
-        footer = {**info, "rows": rows, "content_digest": digest.hexdigest()}
-        writer.add_key_value_metadata({META_KEY.decode(): _json(footer)})
+        footer = json.loads(_json({**info, "rows": rows, "content_digest": digest.hexdigest()}))
+        writer.add_key_value_metadata({META_KEY.decode(): _json({**footer, FOOTER_DIGEST: of_json(footer)})})
     return Footer(rows, footer["content_digest"], footer)
 
 
 def read_footer(path: Path) -> Footer:
-    """A shard's footer. Raises IntegrityError for a file that is no shard of ours."""
+    """A shard's footer, checked before it is believed: its own digest, if it has one, and the types of what it says.
+
+    Raises IntegrityError for a file that is no shard of ours.
+    """
     with reading(path):
         return _footer(path, pq.read_metadata(path))
 
 
 def _footer(path: Path, metadata: pq.FileMetaData) -> Footer:
     try:
-        info = json.loads((metadata.metadata or {})[META_KEY])
-        return Footer(metadata.num_rows, info["content_digest"], info)
-    except (KeyError, ValueError, TypeError, UnicodeDecodeError) as e:
-        raise IntegrityError(
-            "it carries no footer of this program",
-            where=str(path),
-            fix="remove it and run the command that made it again",
-        ) from e
+        info = strict_json.loads((metadata.metadata or {})[META_KEY])
+        wrong = None if isinstance(info, dict) else "it is no JSON object"
+        claimed = info.pop(FOOTER_DIGEST, None) if wrong is None else None
+        if claimed != of_json(info) if claimed is not None else wrong is None and info.keys() - _WITHOUT_DIGEST:
+            wrong = "it is not what was written"
+    except KeyError as e:
+        raise IntegrityError("it carries no footer of this program", where=str(path), fix=_AGAIN) from e
+    except ValueError as e:
+        wrong = str(e)
+    wrong = wrong or problem_of(FooterInfo, info)
+    if wrong:
+        raise IntegrityError(f"{DAMAGED_FOOTER}: {wrong}", where=str(path), fix=_AGAIN)
+    return Footer(metadata.num_rows, info["content_digest"], info)
+
+
+def check_file_schema(path: Path, schema: pa.Schema) -> None:
+    """A file has the columns, types and schema version that it should. Raises IntegrityError."""
+    with reading(path):
+        check_schema(pq.read_schema(path), schema, str(path))
 
 
 def read_batches(
@@ -169,19 +191,16 @@ def read_batches(
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn what a damaged or missing file causes into an IntegrityError."""
+    """Turn what a damaged or missing file causes into an IntegrityError; what is no plain file is not opened."""
+    inside.status(path)
     try:
         yield
     except FileNotFoundError as e:
         raise IntegrityError("the file is missing", where=str(path), fix="run the command that made it again") from e
     except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
         if isinstance(e, OSError) and e.errno:  # the system's trouble, which says nothing of the file
-            raise IntegrityError(
-                f"cannot be read: {os.strerror(e.errno)}", where=str(path), fix="check its permissions and the disk"
-            ) from e
-        raise IntegrityError(
-            f"the file is damaged: {e}", where=str(path), fix="remove it and run the command that made it again"
-        ) from e
+            raise inside.unreadable(path, e) from e
+        raise IntegrityError(f"the file is damaged: {e}", where=str(path), fix=_AGAIN) from e
 
 
 def _json(value: Any) -> str:

@@ -13,9 +13,9 @@ from entrodrop_prep import manifest
 from entrodrop_prep.errors import ConfigError
 from entrodrop_prep.export.card import aligned, epoch_table, left_out, source_table
 from entrodrop_prep.sample.mask import IGNORE
-from entrodrop_prep.schema import MASKED, family
+from entrodrop_prep.schema import MASKED, family, masked_schema
 from entrodrop_prep.scored import ScoredDataset, stored_scores, to_rows
-from entrodrop_prep.shards import local_directory, read_batches
+from entrodrop_prep.shards import check_file_schema, local_directory, read_batches
 from entrodrop_prep.verification import kind_of
 
 SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -30,8 +30,10 @@ def show(directory: str, row: int | None = None) -> Iterator[str]:
     path = local_directory(directory)
     if family(kind_of(path)) == "scored":
         scored = ScoredDataset(path)
+        scored.look()
         return _scored(scored) if row is None else _scored_row(scored, row)
     described = manifest.read(path, MASKED)
+    manifest.look(path, described)
     return _masked(described) if row is None else _masked_row(path, described, row)
 
 
@@ -138,6 +140,8 @@ def _masked_row(path: Path, described: dict[str, Any], row: int) -> Iterator[str
         for entry in (e for e in described["files"] if e.get("epoch") == epoch["epoch"]):
             if place < entry["rows"]:
                 yield f"epoch {epoch['epoch']}, row {row}: input id -> label (- = no loss)"
+                schema = masked_schema(described["identity"].get("add_columns", ()))
+                check_file_schema(path / entry["file"], schema)
                 yield _masked_tokens(path / entry["file"], place)
                 break
             place -= entry["rows"]

@@ -9,22 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from entrodrop_prep import digest, manifest
+from entrodrop_prep import manifest
 from entrodrop_prep.config import MaterializeConfig, build
 from entrodrop_prep.digest import ContentDigest
 from entrodrop_prep.errors import EntrodropError, IntegrityError
-from entrodrop_prep.export import derived
-from entrodrop_prep.export.columns import check_rows
-from entrodrop_prep.export.epoch import OTHER_FILES, SHARD_FILES, VALIDATION, Part, folder, misplaced
+from entrodrop_prep.export.epoch import OTHER_FILES, VALIDATION, Part
 from entrodrop_prep.export.job import Job
 from entrodrop_prep.export.materialize import open_job
 from entrodrop_prep.export.order import Order
 from entrodrop_prep.export.plan import SOURCE
+from entrodrop_prep.export.provenance import told_of, told_of_source
 from entrodrop_prep.export.sources import EVAL, arguments, named_path
-from entrodrop_prep.schema import MASKED, family, masked_schema
+from entrodrop_prep.schema import MASKED, family
 from entrodrop_prep.scored import ScoredDataset
-from entrodrop_prep.shards import local_directory, read_batches, read_footer
-from entrodrop_prep.verification_scored import scored_findings, shard_findings
+from entrodrop_prep.shards import local_directory, read_footer
+from entrodrop_prep.verification_masked import masked_findings, title
+from entrodrop_prep.verification_scored import scored_findings
 
 
 @dataclass
@@ -40,14 +40,7 @@ def kind_of(directory: Path) -> str:
     if not os.path.isdir(directory):
         raise IntegrityError("no such directory", where=str(directory), fix="give a scored or a masked directory")
     state = manifest.read_state(directory) or {}
-    try:
-        schema = manifest.peek_schema(directory) or state.get("schema")
-    except (ValueError, IsADirectoryError) as e:
-        raise IntegrityError(
-            "the manifest is damaged",
-            where=str(directory / manifest.NAME),
-            fix="restore it, or make the directory again",
-        ) from e
+    schema = manifest.peek_schema(directory) or state.get("schema")
     if schema is None:
         raise IntegrityError(
             f"it has no {manifest.NAME}", where=str(directory), fix="give a scored or a masked directory"
@@ -75,9 +68,11 @@ def verify(directory: str, against: str | Sequence[str] | None = None, revision:
             raise IntegrityError("a scored directory has no masks to check", where=str(path), fix="leave out --against")
         _collect(report, scored_findings(path, report.notes))
     else:
-        _collect(report, _masked(path, report))
+        _collect(report, masked_findings(path, report.notes))
         if against is None:
-            report.notes.append("masks not checked: add --against SCORED to prove them")
+            report.notes.append(
+                "masks not checked: add --against SCORED to prove them, the thresholds and the entropies"
+            )
         elif not report.findings:
             _collect(report, _masks(path, against, report))
     report.notes.append("it does not hold" if report.findings else "it holds")
@@ -121,63 +116,6 @@ def _collect(report: Report, findings: Iterator[str]) -> None:
         report.findings.append(str(e))
 
 
-def _masked(path: Path, report: Report) -> Iterator[str]:
-    described = manifest.read(path, MASKED)
-    others = [pattern for name, pattern in OTHER_FILES.items() if name in described]
-    broken = [str(e) for e in manifest.changed_files(path, described, SHARD_FILES, *others)]
-    yield from broken
-    if broken:
-        return
-    tokens, schema = 0, masked_schema(described["identity"].get("add_columns", ()))
-    rows: dict[str, int] = {}
-    labels_left: dict[str, int] = {}
-    scored = described["scored"][0] if isinstance(described["scored"], list) else described["scored"]
-    vocab_size = scored["model"]["vocab_size"]
-    files = [e for e in described["files"] if "rows" in e]
-    for entry in files:
-        file, part = path / entry["file"], Path(entry["file"]).parent.name
-        yield from shard_findings(file, entry, schema)
-        info = read_footer(file).info
-        wrong = misplaced(entry["file"], info)
-        if wrong:
-            yield f"{file}: {wrong}"
-        label = [info.get("epoch"), info.get("part"), info["counts"]["tokens"]]
-        if [entry.get(name) for name in ("epoch", "part", "tokens")] != label:
-            yield f"{file}: the manifest's epoch and tokens of it are not those of its footer"
-        rows[part] = rows.get(part, 0) + entry["rows"]
-        for batch in read_batches(file):
-            target = "labels" if part in OTHER_FILES else described["recipe"]["target"]
-            limit = None if part == VALIDATION else described["identity"].get("pack")
-            problem, kept = check_rows(batch, vocab_size, target, limit)
-            if problem:
-                yield f"{file}: {problem}"
-                break
-            labels_left[part] = labels_left.get(part, 0) + kept
-        tokens += entry["tokens"] if "epoch" in entry else 0
-    told = {e["folder"]: e for e in described["epochs"]} | {n: described[n] for n in OTHER_FILES if n in described}
-    for part, figures in told.items():
-        by_source = figures.get("sources")
-        unequal = by_source and any(
-            sum(s[n] for s in by_source.values()) != figures[n]
-            for n in ("documents" if "documents" in figures else "rows", "tokens", "labels_left")
-        )
-        named = "epoch" not in figures or folder(figures["epoch"]) == part
-        if unequal or not named or rows.get(part) != figures["rows"] or labels_left.get(part) != figures["labels_left"]:
-            yield f"{path}: the manifest's figures of {_title(part)} are not those of its files"
-    if digest.of_json([e["content_digest"] for e in files]) != described["content_digest"]:
-        yield f"{path}: the content digest is not that of the files"
-    yield from derived.findings(path, described, schema)
-    for layout in derived.absent(path, described):
-        report.notes.append(f"layout {layout} is not here: `materialize --layout {layout}` derives it from the epochs")
-    report.notes.append(f"masked dataset: {len(described['epochs'])} epochs, {tokens:,} tokens")
-
-
-def _title(part: str) -> str:
-    """``epoch 3`` for the folder ``epoch_003``."""
-    number = part.removeprefix("epoch_")
-    return f"epoch {int(number)}" if number.isdecimal() else part
-
-
 def _masks(path: Path, against: list[str], report: Report) -> Iterator[str]:
     """Make every shard again from the scores and compare what it holds."""
     described = manifest.read(path, MASKED)
@@ -216,6 +154,13 @@ def _masks(path: Path, against: list[str], report: Report) -> Iterator[str]:
         yield f"{path}: its open_share is not that of the bounds"
     if described.get("entropy_histogram", told := job.spread.told()) != told:
         yield f"{path}: its entropy_histogram is not that of the scores"
+    yield from _origins(path, described, job)
+    if described["tau_nats"] != job.told_tau:
+        yield f"{path}: its threshold (tau_nats) is not that of the scores"
+    if described["rows_without_loss"] != job.rows_without_loss:
+        yield f"{path}: its rows_without_loss are not those of the scores"
+    if job.validation_count and described[VALIDATION]["rows_without_loss"] != job.validation_count.rows_without_loss:
+        yield f"{path}: its rows_without_loss of the validation rows are not those of their scores"
     told_of = {e["folder"]: e for e in described["epochs"]} | {n: described[n] for n in OTHER_FILES if n in described}
     with tempfile.TemporaryDirectory(prefix="entrodrop-") as tmp:
         order = job.order(Path(tmp) / "order")
@@ -223,6 +168,28 @@ def _masks(path: Path, against: list[str], report: Report) -> Iterator[str]:
             yield from _part(path, described, job, part, order, told_of.get(part.folder, {}))
         order.close()
     report.notes.append(f"masks made again from {', '.join(given.values())} and compared")
+
+
+def _origins(path: Path, described: dict[str, Any], job: Job) -> Iterator[str]:
+    """What the manifest says of the scores is what they say of themselves, where its files do not prove it.
+
+    Scores of the same content may have been made again, by another version of a library.
+    """
+    named = isinstance(described["scored"], list)
+    told = {s["name"] if named else SOURCE: s for s in (described["scored"] if named else [described["scored"]])}
+    now = {s.name: told_of_source(s, named=named) for s in job.sources.all}
+    if job.validation:
+        now[VALIDATION] = told_of(job.validation)
+        told[VALIDATION] = {**described[VALIDATION], "content_digest": described[VALIDATION]["scored"]}
+        told[VALIDATION] = {k: v for k, v in told[VALIDATION].items() if k in now[VALIDATION]}
+    if told == now:
+        return
+    infos = [read_footer(path / e["file"]).info for e in described["files"] if "rows" in e]
+    known = {s["name"] for info in infos for s in info.get("provenance", []) if "described" in s}
+    for name in now:
+        if name not in known and told[name] != now[name]:
+            lines = manifest.differences(told[name], now[name]) or ["it leaves something out"]
+            yield f"{path}: the manifest is not what the scores of {name} say: {'; '.join(lines)}"
 
 
 def _part(
@@ -250,7 +217,7 @@ def _part(
     figures |= job.beside(part, counts.rows, counts.values["tokens"])
     wrong = ", ".join(name for name, value in figures.items() if told.get(name) != value)
     if wrong:
-        yield f"{path}: the manifest's figures of {_title(part.folder)} are not those of the masks ({wrong})"
+        yield f"{path}: the manifest's figures of {title(part.folder)} are not those of the masks ({wrong})"
 
 
 def _given(path: Path, described: dict[str, Any], against: list[str]) -> tuple[dict[str, str], str | None]:

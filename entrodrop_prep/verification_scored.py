@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,27 +12,30 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from entrodrop_prep import digest, manifest
 from entrodrop_prep.digest import ContentDigest
-from entrodrop_prep.schema import SCORED, check_schema
-from entrodrop_prep.scored import SHARD_FILES, ScoredDataset, stored_scores, to_rows
-from entrodrop_prep.shards import Footer, read_batches, read_footer, reading
+from entrodrop_prep.errors import ModelError
+from entrodrop_prep.schema import SCORED
+from entrodrop_prep.scored import TOKENIZER, ScoredDataset, stored_scores, to_rows
+from entrodrop_prep.shards import Footer, check_file_schema, read_batches, read_footer
 
+_IN_FILES = ("tokens", "trainable_tokens")
 _COUNTED = ("rows", "windows", "tokens", "trainable_tokens")
 _TOLD = ("rows_read", "rows_without_loss", "short_rows", "truncated_rows", "dropped_long_rows", "bad_rows")
 """Counts that no row shows, but each shard's footer tells."""
+REJECTED = "rejected.jsonl"
 
 
 def scored_findings(path: Path, notes: list[str]) -> Iterator[str]:
     """What does not hold of a scored directory; a line of what was looked at is added to ``notes``."""
     described = manifest.read(path, SCORED)
-    broken = [str(e) for e in manifest.changed_files(path, described, SHARD_FILES)]
+    broken = [str(e) for e in manifest.changed_files(path, described)]
     yield from broken
     if broken:
         return
     scored = ScoredDataset(path)
+    stored = scored.unigram
     unigram = np.zeros(scored.vocab_size, np.int64)
     size = described["identity"]["rows_per_shard"]
     totals = dict.fromkeys(_COUNTED, 0)
@@ -55,27 +60,39 @@ def scored_findings(path: Path, notes: list[str]) -> Iterator[str]:
                 yield f"{file}: it holds {counts[name]} {name}, the manifest says {entry.get(name)}"
         for name in _COUNTED:
             totals[name] += counts[name]
-    if not np.array_equal(unigram, scored.unigram):
+    if not np.array_equal(unigram, stored):
         yield f"{path / 'unigram.npy'}: it does not count the shards' tokens"
     yield from _wrong_counts(path, described, totals)
     content = {"identity": described["identity"], "shards": [e["content_digest"] for e in scored.files]}
     if digest.of_json(content) != described["content_digest"]:
         yield f"{path}: the content digest is not that of the shards"
-    yield from _footers(path, described, [read_footer(path / e["file"]) for e in scored.files])
+    footers = [read_footer(path / e["file"]) for e in scored.files]
+    yield from _footers(path, described, scored.files, footers)
+    yield from _described(path, described, footers, notes)
+    yield from tokenizer_findings(scored, notes, known=any("described" in f.info for f in footers))
     notes.append(f"scored dataset: {len(scored.files)} shards, {totals['tokens']:,} tokens")
 
 
-def _footers(path: Path, described: dict[str, Any], footers: list[Footer]) -> Iterator[str]:
+def _footers(
+    path: Path, described: dict[str, Any], files: list[dict[str, Any]], footers: list[Footer]
+) -> Iterator[str]:
     """What the manifest says and no row shows, against the footers, as far as these tell of it."""
     infos = [footer.info for footer in footers]
     for index, info in enumerate(infos):
+        file = path / files[index]["file"]
         if info.get("shard", index) != index:
-            yield f"{path}: in the place of shard {index} stands shard {info['shard']}"
+            yield f"{file}: by its footer it is shard {info['shard']}"
         if info.get("identity", described["identity"]) != described["identity"]:
             yield f"{path}: the identity is not that of shard {index}"
+        if info.get("fingerprint", wanted := digest.of_json(described["identity"])) != wanted:
+            yield f"{file}: the fingerprint in its footer is not that of the identity"
     if not all({"counts", "source", "environment"} <= info.keys() for info in infos):
         return
-    yield from _wrong_counts(path, described, {n: sum(info["counts"][n] for info in infos) for n in _TOLD})
+    for entry, info in zip(files, infos, strict=True):
+        wrong = [n for n in _IN_FILES if info["counts"].get(n) != entry[n]]
+        if wrong:
+            yield f"{path / entry['file']}: the manifest's {' and '.join(wrong)} are not those of its footer"
+    yield from _wrong_counts(path, described, {n: sum(info["counts"].get(n, 0) for info in infos) for n in _TOLD})
     if described["source"]["digest"] != digest.of_json([info["source"]["digest"] for info in infos]):
         yield f"{path}: the source's digest is not that of the shards"
     notes: Counter[str] = Counter()
@@ -83,9 +100,85 @@ def _footers(path: Path, described: dict[str, Any], footers: list[Footer]) -> It
         notes.update(info.get("notes", {}))
     if described.get("notes", {}) != notes:
         yield f"{path}: the notes are not those of the shards"
-    told = {i: entry["environment"] for entry in described["environments"] for i in entry["shards"]}
-    if told != dict(enumerate(info["environment"] for info in infos)):
+    told = [(i, entry["environment"]) for entry in described.get("environments", []) for i in entry["shards"]]
+    if sorted(told, key=lambda one: one[0]) != list(enumerate(info["environment"] for info in infos)):
         yield f"{path}: the environments are not those of the shards"
+    lines = [json.dumps(e, sort_keys=True, ensure_ascii=False) + "\n" for info in infos for e in info["rejected"]]
+    listed = {e["file"]: e["sha256"] for e in described["files"]}.get(REJECTED)
+    if listed != (hashlib.sha256("".join(lines).encode("utf-8", "backslashreplace")).hexdigest() if lines else None):
+        yield f"{path / REJECTED}: its rows are not those that the shards say were left out"
+
+
+def _described(path: Path, described: dict[str, Any], footers: list[Footer], notes: list[str]) -> Iterator[str]:
+    """Names, licences and special tokens, against the first footer that tells of them."""
+    identity = described["identity"]
+    for what, one, other in (
+        ("model's vocabulary", described["model"]["vocab_size"], identity.get("vocab_size")),
+        ("tokenizer's digest", described["tokenizer"]["digest"], identity.get("tokenizer")),
+    ):
+        if other is not None and one != other:
+            yield f"{path}: the {what} is not that of the identity"
+    told = next((f.info["described"] for f in footers if "described" in f.info), None)
+    if told is None:
+        versions = {
+            f"entrodrop-prep {e['environment'].get('entrodrop_prep')}" for e in described.get("environments", [])
+        }
+        lacking = {"name", "vocabulary", "chat_template"} - described["tokenizer"].keys()
+        if lacking and any("fingerprint" in f.info for f in footers):
+            yield f"{path}: the manifest does not say the tokenizer's {' and '.join(sorted(lacking))}"
+        if versions and described["generator"] not in versions:
+            yield f"{path}: no shard was made by its generator, {described['generator']}"
+        notes.append("not checked: names of source and model, which shards of this version do not tell")
+        return
+    source = {k: v for k, v in described["source"].items() if k != "digest"}
+    tokenizer = {k: v for k, v in described["tokenizer"].items() if k != "stored"}
+    now = {"generator": described["generator"], "source": source, "model": described["model"], "tokenizer": tokenizer}
+    if now != told:
+        lines = manifest.differences(told, now) or ["it leaves something out"]
+        yield f"{path}: the manifest is not what the shards say: {'; '.join(lines)}"
+
+
+def tokenizer_findings(scored: ScoredDataset, notes: list[str], *, known: bool) -> Iterator[str]:
+    """What the manifest says of the tokenizer, against the one that is stored; ``known``: by this version or later."""
+    from entrodrop_prep.scoring.tokenizer import special_ids, template_digest, tokenizer_digest, vocabulary_digest
+
+    told, path = scored.manifest["tokenizer"], scored.directory / TOKENIZER
+    if not any(e["file"].startswith(f"{TOKENIZER}/") for e in scored.manifest["files"]):
+        yield f"{path}: the manifest lists no tokenizer"
+        return
+    code = "stored" in told and told["stored"] is None
+    try:
+        found = scored.tokenizer()
+    except ModelError as e:
+        if known and not code:
+            yield str(e)
+        else:
+            notes.append(f"the tokenizer was not checked: {e.what}")
+        return
+    if code:
+        yield f"{path}: the manifest says that it cannot be loaded, and it can"
+    values = {"eos_id": found.eos_token_id, "pad_id": found.pad_token_id}
+    if "vocabulary" in told:
+        values |= {"vocabulary": vocabulary_digest(found), "chat_template": template_digest(found)}
+    for name, value in values.items():
+        if told.get(name, value) != value or name not in told:
+            yield f"{path}: its {name} is {value}, the manifest says {told.get(name)}"
+    missing = set(special_ids(found)) - set(told["special_ids"])
+    if missing:
+        yield f"{path}: the manifest leaves out its special tokens {sorted(missing)[:5]}"
+    if "vocabulary" in told and not code and tokenizer_digest(found) != told.get("stored", told["digest"]):
+        if known and _same_versions(scored.manifest):
+            yield f"{path}: it is not the tokenizer that the manifest was written for"
+        else:
+            notes.append("the tokenizer's digest was not checked: it was saved by other versions of its libraries")
+
+
+def _same_versions(described: dict[str, Any]) -> bool:
+    """Whether the libraries here, on which a tokenizer's digest depends, are those that the shards were made with."""
+    from importlib.metadata import version
+
+    told = [e["environment"] for e in described.get("environments", [])]
+    return all(e.get(name) == version(name) for e in told for name in ("tokenizers", "transformers"))
 
 
 def _wrong_counts(path: Path, described: dict[str, Any], found: dict[str, int]) -> Iterator[str]:
@@ -97,8 +190,7 @@ def _wrong_counts(path: Path, described: dict[str, Any], found: dict[str, int]) 
 
 def shard_findings(file: Path, entry: dict[str, Any], schema: pa.Schema) -> Iterator[str]:
     """Schema, footer and content digest of one file."""
-    with reading(file):
-        check_schema(pq.read_schema(file), schema, str(file))
+    check_file_schema(file, schema)
     footer = read_footer(file)
     content = ContentDigest(schema)
     for batch in read_batches(file):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from tokenizers_for_tests import byte_bpe
 
 from entrodrop_prep import digest, manifest
@@ -229,3 +230,28 @@ def copy(source: Path, target: Path) -> Path:
     """A copy of a directory."""
     shutil.copytree(source, target)
     return target
+
+
+def without_digests(source: Path, target: Path) -> Path:
+    """A copy of a scored directory as 0.1.0 wrote it: footers without a digest of theirs and without names."""
+    copy(source, target)
+    described = json.loads((target / "manifest.json").read_bytes())
+    for entry in described["files"]:
+        if "rows" in entry:
+            rewrite_footer(target / entry["file"], lambda info: None)
+            entry |= manifest.file_entry(target, target / entry["file"])
+    manifest.write(target, described)
+    return target
+
+
+def rewrite_footer(
+    path: Path, change: Callable[[dict[str, Any]], object], keep: Sequence[str] = ("described",)
+) -> None:
+    """The same rows with a footer that was changed and has no digest; of what 0.1.0 did not write, ``keep`` stays."""
+    table, metadata = pq.read_table(path), pq.read_metadata(path).metadata
+    info = json.loads(metadata[b"entrodrop"])
+    info = {k: v for k, v in info.items() if k not in ("footer_digest", "described") or k in keep}
+    change(info)
+    with pq.ParquetWriter(path, table.schema, write_page_checksum=True) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({"entrodrop": json.dumps(info)})

@@ -26,6 +26,7 @@ from entrodrop_prep.errors import ConfigError, IntegrityError, OutputError
 from entrodrop_prep.export.card import NAME as CARD
 from entrodrop_prep.export.card import PICTURE
 from entrodrop_prep.export.epoch import VALIDATION, misplaced
+from entrodrop_prep.manifest_types import DERIVED, is_written
 from entrodrop_prep.ownership import Contents, Owned
 from entrodrop_prep.schema import MASKED, masked_schema
 from entrodrop_prep.shards import read_batches, reading
@@ -238,6 +239,7 @@ def findings(out: Path, described: dict[str, Any], schema: pa.Schema) -> Iterato
 
     A layout of which nothing is there is left out: it follows from the epochs, and a push leaves it behind.
     """
+    yield from _unlisted(out, described)
     gone = absent(out, described)
     entries = [e for e in described.get("derived", []) if e["layout"] not in gone]
     listed = {e["file"]: e for e in entries}
@@ -263,6 +265,15 @@ def findings(out: Path, described: dict[str, Any], schema: pa.Schema) -> Iterato
                 yield f"{out / JSONL / name}: the file is missing"
             elif _digest_of_lines(out / JSONL / name, schema) != _digest_of(out, files, schema):
                 yield f"{out / JSONL / name}: its rows are not those of {files[0].split('/')[0]}"
+
+
+def _unlisted(out: Path, described: dict[str, Any]) -> Iterator[str]:
+    """Folders with a layout's name and a layout's files, of a layout that the manifest does not list."""
+    listed = {e["layout"] for e in described.get("derived", [])}
+    for folder, layout in ((f, layout) for layout, folders in FOLDERS.items() for f in folders):
+        names = [p.relative_to(out).as_posix() for p in (out / folder).rglob("*") if not p.is_dir()]
+        if layout not in listed and names and all(is_written(name, DERIVED[layout]) for name in names):
+            yield f"{out / folder}: the manifest does not list these files; remove them, or add --layout and run again"
 
 
 def _other_copies(out: Path, described: dict[str, Any], listed: dict[str, Any]) -> Iterator[str]:

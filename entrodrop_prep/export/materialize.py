@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from entrodrop_prep import digest, manifest
+from entrodrop_prep import digest, inside, manifest
 from entrodrop_prep.config import MaterializeConfig, PushConfig
 from entrodrop_prep.disk import check_folder, check_regular, writing
 from entrodrop_prep.errors import ConfigError, IntegrityError, OutputError, SourceError
@@ -227,6 +227,8 @@ def _earlier(out: Path, identity: dict[str, Any]) -> tuple[dict[str, Any] | None
     Raises MismatchError if it was a run of other settings.
     """
     finished = manifest.read(out, MASKED) if (out / manifest.NAME).exists() else None
+    for found in manifest.unlisted_files(out, finished) if finished else ():
+        raise found
     before = finished["identity"] if finished else (manifest.read_state(out) or {}).get("identity")
     if before is None:
         before = manifest.identity_of_shards(out, "masked")
@@ -272,9 +274,8 @@ def _holds(out: Path, finished: dict[str, Any], wanted: set[int]) -> bool:
     """Whether a finished directory has all that is wanted (sizes only: ``verify`` reads the bytes)."""
     if not wanted <= {e["epoch"] for e in finished["epochs"]}:
         return False
-    return all(
-        (out / e["file"]).is_file() and (out / e["file"]).stat().st_size == e["bytes"] for e in finished["files"]
-    )
+    there = [inside.status_below(out, e["file"]).st_size for e in finished["files"] if inside.exists(out / e["file"])]
+    return there == [e["bytes"] for e in finished["files"]]
 
 
 def _derive(out: Path, finished: dict[str, Any], layouts: list[str], config: MaterializeConfig) -> MaterializeSummary:

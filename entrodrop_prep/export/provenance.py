@@ -38,20 +38,22 @@ def told_of_source(source: Source, *, named: bool) -> dict[str, Any]:
 
 def stamp(sources: Iterable[Source], validation: ScoredDataset | None) -> list[dict[str, Any]]:
     """What each Parquet footer says of the scores. Nothing in it depends on names of directories."""
-    told = [{"name": s.name, **_stamped(s.scored)} for s in sources]
-    return [*told, *([{"name": "validation", **_stamped(validation)}] if validation else [])]
+    told = [stamped(s.name, told_of(s.scored)) for s in sources]
+    return [*told, *([stamped("validation", told_of(validation))] if validation else [])]
 
 
-def _stamped(scored: ScoredDataset) -> dict[str, Any]:
-    told = told_of(scored)
+def stamped(name: str, told: dict[str, Any]) -> dict[str, Any]:
+    """What a footer says of one scored directory, from what the manifest says of it (``told_of``), and its digest."""
     identity = told["identity"]
     return {
-        "scores": scored.content_digest,
+        "name": name,
+        "scores": told["content_digest"],
         "source": short_source(identity.get("source", {})),
         "source_digest": told["source"]["digest"],
         **{name: identity[name] for name in ("model", "tokenizer", "dtype", "row_format") if name in identity},
         "generator": told["generator"],
         "environments": told.get("environments", []),
+        "described": digest.of_json(told),
     }
 
 

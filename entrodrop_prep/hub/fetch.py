@@ -64,7 +64,7 @@ def fetch(repo: str, revision: str | None = None, *, with_scored: bool = True) -
 def _wanted(directory: Path) -> list[str]:
     """The files that a manifest lists, and the patterns of those that it would."""
     kind = family(manifest.peek_schema(directory) or "")
-    described = manifest.read(directory, {"scored": SCORED, "masked": MASKED}[kind])
+    described = manifest.read(directory, MASKED if kind == "masked" else SCORED)
     listed = [e["file"] for e in described["files"]]
     others = [pattern for name, pattern in OTHER_FILES.items() if name in described]
     return [*listed, *([SHARD_FILES, *others] if kind == "masked" else [SCORED_FILES])]

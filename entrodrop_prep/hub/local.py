@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from entrodrop_prep import manifest
+from entrodrop_prep import inside, manifest
 from entrodrop_prep.config import PushConfig, read_recipe
-from entrodrop_prep.errors import ConfigError
+from entrodrop_prep.errors import ConfigError, IntegrityError
 from entrodrop_prep.export.card import PICTURE, masked_card, read_card, scored_card
 from entrodrop_prep.export.card.picture import picture
-from entrodrop_prep.export.epoch import SHARD_FILES
 from entrodrop_prep.hub.plan import LocalFile
 from entrodrop_prep.schema import MASKED, family
 from entrodrop_prep.scored import ScoredDataset
@@ -71,7 +70,7 @@ def _masked(directory: Path, config: PushConfig) -> Local:
     if config.recipe:
         raise ConfigError("--recipe goes with a scored directory", fix="leave it out: the manifest has the recipe")
     described = manifest.read(directory, MASKED)
-    for problem in manifest.changed_files(directory, described, SHARD_FILES):
+    for problem in manifest.changed_files(directory, described):
         raise problem
     card = masked_card(read_card(directory), described, title=directory.resolve().name, repo=config.repo)
     files = _pictures(directory, described, card) | _listed(directory, described)
@@ -113,11 +112,17 @@ def _scored(directory: Path, config: PushConfig) -> Local:
 
 def _pictures(directory: Path, described: dict[str, Any], card: str) -> dict[str, LocalFile]:
     """Ours, drawn from the manifest as the card is written from it, and those of the user that the card shows."""
-    found, inside = {}, directory.resolve()
+    found = {}
     for name in map(posixpath.normpath, _PICTURE.findall(card)):
         path = directory / name
-        if not name.startswith("../") and path.is_file() and inside in path.resolve().parents:
-            found[name] = LocalFile.of(path)
+        if name.startswith("../") or not path.is_file():
+            continue
+        try:
+            inside.status_below(directory, name)
+        except IntegrityError as e:
+            log.warning("the picture %s is not pushed: %s", name, e.what)
+            continue
+        found[name] = LocalFile.of(path)
     drawn = picture(described)
     return found if drawn is None else {**found, PICTURE: LocalFile.of(drawn)}
 

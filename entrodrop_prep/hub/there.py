@@ -6,17 +6,17 @@ All else is somebody's, and stays.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from entrodrop_prep import manifest
+from entrodrop_prep import manifest, strict_json
 from entrodrop_prep.errors import HubError
 from entrodrop_prep.export.epoch import PLAIN, VALIDATION
 from entrodrop_prep.hub.fetch import SCORED_FOLDER
 from entrodrop_prep.hub.local import Local
 from entrodrop_prep.hub.plan import RemoteFile, same
+from entrodrop_prep.manifest_types import is_written
 from entrodrop_prep.schema import family
 
 _FOLDER = re.compile(rf"epoch_\d+|{PLAIN}|{VALIDATION}")
@@ -86,11 +86,11 @@ def _described(
     if path == manifest.NAME and same(local.files[path], remote[path]):
         return local.manifest
     try:
-        found = json.loads(read(path))
+        found = strict_json.loads(read(path))
     except ValueError:
         found = None
     files = found.get("files") if isinstance(found, dict) else None
-    ours = isinstance(files, list) and all(isinstance(e, dict) and isinstance(e.get("file"), str) for e in files)
+    ours = isinstance(files, list) and all(isinstance(e, dict) and is_written(e.get("file")) for e in files)
     if not ours or family(str(found.get("schema"))) not in ("masked", "scored"):
         raise HubError(
             f"its {path} is not one of entrodrop-prep, and would be replaced; nothing was changed there",

@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from entrodrop_prep import __version__, digest, manifest
+from entrodrop_prep import digest, manifest
 from entrodrop_prep.digest import ContentDigest
-from entrodrop_prep.errors import IntegrityError, SourceError
+from entrodrop_prep.errors import IntegrityError, ModelError, SourceError
 from entrodrop_prep.ownership import Contents, Owned
 from entrodrop_prep.schema import SCORED
+from entrodrop_prep.scoring.described import described_of
 from entrodrop_prep.scoring.notes import note_counts, say
 from entrodrop_prep.scoring.plan import Plan
 from entrodrop_prep.scoring.span import COUNTS
-from entrodrop_prep.scoring.tokenizer import template_digest, vocabulary_digest
+from entrodrop_prep.scoring.tokenizer import load_tokenizer, tokenizer_digest
 from entrodrop_prep.shards import Footer, read_batches
 
 log = logging.getLogger(__name__)
@@ -30,9 +31,14 @@ REJECTED = "rejected.jsonl"
 TOKENIZER = "tokenizer"
 
 
+def shard_name(index: int) -> str:
+    """``shard-00000.parquet`` and so on."""
+    return f"shard-{index:05d}.parquet"
+
+
 def _misplaced(name: str, info: dict[str, Any]) -> str | None:
     index = int(name.removeprefix("shard-").removesuffix(".parquet"))
-    return None if info.get("shard") == index else f"it holds shard {info.get('shard')}"
+    return None if info.get("shard") == index else f"by its footer it is {shard_name(info.get('shard', 0))}"
 
 
 CONTENTS = Contents(SCORED, (UNIGRAM, REJECTED), (TOKENIZER,), _misplaced)
@@ -45,9 +51,15 @@ def finish(plan: Plan, out: Path, shards: list[tuple[Path, Footer]]) -> dict[str
     files, rejected, sources = [], [], []
     environments: dict[str, dict[str, Any]] = {}
     for index, (path, footer) in enumerate(shards):
+        if index and shards[index - 1][1].info["source"]["next"] is None:
+            raise IntegrityError("no row of the source belongs to it", where=str(path), fix="remove it and run again")
+        if path.name != shard_name(index):
+            raise IntegrityError("the shard is missing", where=str(out / shard_name(index)), fix="run again")
         if footer.info["shard"] != index:
             raise IntegrityError(
-                f"it holds shard {footer.info['shard']}", where=str(path), fix="remove it and run again"
+                f"by its footer it is {shard_name(footer.info['shard'])}",
+                where=str(path),
+                fix="remove it and run again",
             )
         _count_tokens(path, plan, footer, unigram)
         for name in COUNTS:
@@ -84,26 +96,15 @@ def finish(plan: Plan, out: Path, shards: list[tuple[Path, Footer]]) -> dict[str
     extra = [out / UNIGRAM, *([out / REJECTED] if lines else []), *sorted((out / TOKENIZER).rglob("*"))]
     notes = note_counts(footer.info.get("notes", {}) for _, footer in shards)
     say(notes)
+    told = described_of((footer for _, footer in shards), plan)
     described = {
         "schema": plan.identity["schema"],
-        "generator": f"entrodrop-prep {__version__}",
+        "generator": told["generator"],
         "identity": plan.identity,
         "environments": list(environments.values()),
-        "source": {
-            "name": plan.source.name,
-            "digest": digest.of_json(sources),
-            **({"card": plan.source.card} if plan.source.card else {}),
-        },
-        "model": {"name": plan.info.name, "context": plan.info.context, "vocab_size": plan.info.vocab_size},
-        "tokenizer": {
-            "digest": plan.identity["tokenizer"],
-            **plan.tokenizer_origin,
-            "special_ids": plan.special_ids,
-            "eos_id": plan.tokenizer.eos_token_id,
-            "pad_id": plan.tokenizer.pad_token_id,
-            "vocabulary": vocabulary_digest(plan.tokenizer),
-            "chat_template": template_digest(plan.tokenizer),
-        },
+        "source": {**told["source"], "digest": digest.of_json(sources)},
+        "model": told["model"],
+        "tokenizer": {**told["tokenizer"], **_stored(plan, out)},
         "counts": counts,
         **({"notes": notes} if notes else {}),
         "content_digest": digest.of_json({"identity": plan.identity, "shards": [f["content_digest"] for f in files]}),
@@ -152,3 +153,13 @@ def _save_tokenizer(plan: Plan, owned: Owned) -> None:
         if plan.tokenizer.is_fast:  # of a full disk its own save says no more than a bare Exception: find out before
             (tmp / "tokenizer.json").write_text(plan.tokenizer.backend_tokenizer.to_str(pretty=True), encoding="utf-8")
         plan.tokenizer.save_pretrained(str(tmp))
+
+
+def _stored(plan: Plan, out: Path) -> dict[str, str | None]:
+    """The digest of the tokenizer as it is loaded again, where that is not the one it had; None if it is not loaded."""
+    try:
+        again = load_tokenizer(str(out / TOKENIZER), revision=None, trust_remote_code=False, chat_template_file=None)
+    except ModelError:
+        return {"stored": None}
+    found = tokenizer_digest(again)
+    return {} if found == plan.identity["tokenizer"] else {"stored": found}

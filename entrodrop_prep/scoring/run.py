@@ -24,8 +24,9 @@ from entrodrop_prep.locks import locked
 from entrodrop_prep.ownership import Owned, remove_files, remove_leftovers
 from entrodrop_prep.progress import Progress
 from entrodrop_prep.schema import SCORED
+from entrodrop_prep.scoring.described import described
 from entrodrop_prep.scoring.files import matches
-from entrodrop_prep.scoring.finish import CONTENTS, REJECTED, TOKENIZER, finish
+from entrodrop_prep.scoring.finish import CONTENTS, REJECTED, TOKENIZER, finish, shard_name
 from entrodrop_prep.scoring.plan import Plan, make_plan
 from entrodrop_prep.scoring.span import Span, read_span, rows_digest, span_table
 from entrodrop_prep.scoring.unique import UniqueIds
@@ -90,8 +91,7 @@ def score(config: ScoreConfig) -> ScoreSummary:
         if note != state:
             manifest.write_state(out, note)
         if finished and all((out / e["file"]).exists() for e in finished["files"]):
-            for entry in finished["files"]:
-                manifest.check_size(out, entry)
+            manifest.look(out, finished)
             return ScoreSummary(out, finished["counts"], 0.0, 0, already_complete=True)
         owned.check(shards=False)
         for path in _shards(out):
@@ -123,7 +123,7 @@ def _check_place(source: str, out: Path) -> None:
 
 def shard_path(out: Path, index: int) -> Path:
     """``shard-00000.parquet`` and so on."""
-    return out / f"shard-{index:05d}.parquet"
+    return out / shard_name(index)
 
 
 def _make_missing(plan: Plan, out: Path) -> tuple[float, int]:
@@ -181,6 +181,7 @@ def _score(plan: Plan, out: Path, feed: Feed, progress: Progress) -> tuple[float
         checked = {"self_check": "passed" if plan.config.self_check else "off"} if checkable else {}
         environment = {**host_environment(), **backend.environment(), **checked}
         _check_environment(plan, out, environment)
+        made = {"environment": environment, "described": described(plan)}
         log.info("scoring with %s on %s (%s)", environment["backend"], environment["device"], plan.info.dtype)
         progress.begin()
         tokens = 0
@@ -193,21 +194,24 @@ def _score(plan: Plan, out: Path, feed: Feed, progress: Progress) -> tuple[float
                 if not span.tokens:
                     progress.add(span.units, 0)
                 tokens += span.tokens
-                writer.submit(_write_span, plan, span, scores, shard_path(out, span.index), environment)
+                writer.submit(_write_span, plan, span, scores, shard_path(out, span.index), made)
         return progress.seconds, tokens
     finally:
         backend.close()
 
 
-def _write_span(plan: Plan, span: Span, scores: list[Scores], path: Path, environment: dict[str, str]) -> None:
-    """Write one shard, of the model's weights as they were when the run began."""
+def _write_span(plan: Plan, span: Span, scores: list[Scores], path: Path, made: dict[str, Any]) -> None:
+    """Write one shard, of the model's weights as they were when the run began.
+
+    ``made`` says with what, and from what, as every footer does.
+    """
     plan.weights.check_unchanged()
     info = {
         "schema": plan.schema.metadata[b"schema"].decode(),
         "shard": span.index,
         "fingerprint": plan.fingerprint,
         "identity": plan.identity,
-        "environment": environment,
+        **made,
         "counts": span.counts,
         "rejected": span.rejected,
         **({"notes": dict(sorted(span.notes.items()))} if span.notes else {}),

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from entrodrop_prep import manifest
+from entrodrop_prep.errors import IntegrityError
 from entrodrop_prep.schema import MASKED
 from entrodrop_prep.shards import local_directory, read_batches, reading
 
@@ -145,9 +146,8 @@ def read_facts(directory: str, train_model: str | None = None) -> Facts:
     """
     path = local_directory(directory)
     described = manifest.read(path, MASKED)
+    manifest.look(path, described)
     entries = [f for f in described["files"] if "epoch" in f]
-    for entry in entries:
-        manifest.check_size(path, entry)
     files = [path / entry["file"] for entry in entries]
     longest = _longest(files)
     facts = replace(facts_of(described, _as_path(directory)), longest=longest)
@@ -189,6 +189,8 @@ def _largest(files: Sequence[Path]) -> int:
             footer = pq.read_metadata(file)
         for group in range(footer.num_row_groups):
             columns = (footer.row_group(group).column(c) for c in range(footer.num_columns))
-            ids = (c for c in columns if c.path_in_schema.startswith(("input_ids.", "labels.")))
-            largest = max(largest, *(c.statistics.max for c in ids))
+            ids = [c for c in columns if c.path_in_schema.startswith(("input_ids.", "labels."))]
+            if not all(c.is_stats_set and c.statistics.has_min_max for c in ids):
+                raise IntegrityError("it does not tell its largest id", where=str(file), fix="make it again")
+            largest = max([largest, *(c.statistics.max for c in ids)])
     return largest

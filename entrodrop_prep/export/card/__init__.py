@@ -6,12 +6,13 @@ in the YAML are ours, and the digest of the text around it where that came from 
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-from entrodrop_prep import digest
+from entrodrop_prep import digest, inside
 from entrodrop_prep.errors import OutputError
 from entrodrop_prep.export.card.escape import words
 from entrodrop_prep.export.card.front import (
@@ -75,10 +76,13 @@ def write_card(directory: Path, manifest: dict[str, Any]) -> None:
 
 
 def read_card(directory: Path) -> str:
-    """README.md, empty where there is none. Raises OutputError for one that is not text."""
+    """README.md, empty where there is none. Raises OutputError for one that is not text, IntegrityError for a link."""
     path = directory / NAME
+    if not inside.exists(path):
+        return ""
     try:
-        return path.read_text(encoding="utf-8") if path.exists() else ""
+        with inside.opened(path) as f:
+            return io.TextIOWrapper(f, encoding="utf-8").read()
     except UnicodeDecodeError as e:
         raise OutputError("it is not UTF-8 text", where=str(path), fix="mend or remove it, and run again") from e
 
