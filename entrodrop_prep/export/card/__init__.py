@@ -6,7 +6,6 @@ in the YAML are ours, and the digest of the text around it where that came from 
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from pathlib import Path
@@ -82,7 +81,7 @@ def read_card(directory: Path) -> str:
         return ""
     try:
         with inside.opened(path) as f:
-            return io.TextIOWrapper(f, encoding="utf-8").read()
+            return f.read().decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as e:
         raise OutputError("it is not UTF-8 text", where=str(path), fix="mend or remove it, and run again") from e
 
