@@ -16,6 +16,7 @@ import trl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models_for_tests import run_score, save_model, shards, tiny_llama, write_rows
+from scored_for_tests import rewrite_manifest
 from tokenizers_for_tests import CHATML, CHATML_MARKED, byte_bpe
 
 from entrodrop_prep import manifest
@@ -319,7 +320,6 @@ REAL = {
     "gptoss": '{"city": "Paris"}',
     "gemma4_v5": "call:get{city:",
     "deepseekv3": 'get\n```json\n{"city": "Paris"}\n```',
-    "deepseek_r1_distill": 'get\n```json\n{"city": "Paris"}\n```',
     "lfm2_v2": "get(city=",
 }
 
@@ -339,6 +339,18 @@ def test_real_templates_get_arguments_in_the_form_they_take(name: str) -> None:
     assert rendered[0] == rendered[1]
     assert REAL[name] in rendered[0]
     assert "'city'" not in rendered[0]
+
+
+@pytest.mark.parametrize("test", ["m.content is none", "m.content is not defined"])
+def test_a_template_that_prints_calls_only_beside_no_content_gets_none(test: str) -> None:
+    printed = "{{- m.tool_calls[0].function.name + ' ' + m.tool_calls[0].function.arguments }}"
+    template = (
+        "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' }}{%- if m.tool_calls and " + test + " %}"
+        f"{printed}{{%- else %}}{{{{- m.content }}}}{{%- endif %}}{{{{- '<|im_end|>\\n' }}}}{{%- endfor %}}"
+        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+    )
+    for arguments in ({"city": "Paris"}, '{"city": "Paris"}'):
+        assert texts(arguments_row(arguments), template)[1].startswith('get {"city": "Paris"}<|im_end|>')
 
 
 # ---- roles
@@ -495,7 +507,7 @@ def test_texts_that_the_template_leaves_out_are_said_by_role() -> None:
     for thoughts in ("reasoning_content", "reasoning", "thinking"):
         assert notes(CHATML, USER, {**BOT, thoughts: "hm"}) == {"left_out_thoughts"}
         assert notes(CHATML, USER, {**BOT, thoughts: "hm"}, USER, BOT) == {"left_out_earlier_thoughts"}
-    assert all(note_text(key, 2).startswith("2 rows: ") for key in NOTES)
+    assert all("2 rows" in note_text(key, 2) for key in NOTES)
     assert "developer" in note_text("left_out:developer", 1)
 
 
@@ -542,7 +554,7 @@ def test_notes_are_counted_once_a_row_and_said_at_the_end(
         {"left_out:developer": 2},
         None,
     ]
-    verify(str(tmp_path / "out"), None)
+    assert not verify(str(tmp_path / "out"), None).findings
     shutil.copytree(tmp_path / "out", tmp_path / "again")
     shards(tmp_path / "again")[1].unlink()
     caplog.clear()
@@ -550,6 +562,9 @@ def test_notes_are_counted_once_a_row_and_said_at_the_end(
         run_score(source, model, tmp_path / "again", rows_per_shard=3)
     assert caplog.text.count(line) == 1
     assert manifest.read(tmp_path / "again", SCORED) == described
+    rewrite_manifest(tmp_path / "again", notes={"left_out:developer": 2})
+    (finding,) = verify(str(tmp_path / "again"), None).findings
+    assert "the notes are not those of the shards" in finding
     run_score(source, model, tmp_path / "last", rows_per_shard=3, train_on="last-turn")
     assert manifest.read(tmp_path / "last", SCORED)["identity"]["train_on"] == "last-turn"
 

@@ -32,7 +32,7 @@ NOTES: dict[str, str] = {
     "left_out_tools": "{rows}: the chat template does not print the tools that the row offers",
     "no_content": "{rows}: a message has neither content nor a tool call; its text is taken to be empty",
     "trained_role": (
-        "{rows}: train: true or weight: 1 stands on a message that is not the assistant's; only the assistant's "
+        "{rows}: train: true or weight: 1 is set on a message that is not the assistant's; only the assistant's "
         "messages are trained on"
     ),
     "unclosed_turns": (

@@ -65,7 +65,9 @@ class RowFormat:
             return ("labels", "completion_mask", "assistant_masks", "attention_mask")
         if self.kind == "alpaca":
             return _ALPACA_EXTRAS
-        return () if self.kind == "text" else ("system", *_CHAT_EXTRAS)
+        if self.kind == "text":
+            return ()
+        return ("system", *_CHAT_EXTRAS) if self.kind == "messages" else _CHAT_EXTRAS
 
     def describe(self) -> str:
         """One line for people."""
