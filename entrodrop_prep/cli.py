@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 import typer
 from typer.exceptions import TyperException
 
-from entrodrop_prep import __version__
+from entrodrop_prep import __version__, places
 from entrodrop_prep.config import (
     MaterializeConfig,
     PushConfig,
@@ -126,6 +126,18 @@ def _main(
         raise typer.Exit()
 
 
+def _check_score(values: dict[str, Any]) -> None:
+    """What can be told of the paths before anything heavy is imported. Raises the errors of ``places``."""
+    if "model" not in values or "out" not in values:
+        return
+    if values.get("chat_template"):
+        places.check_file(values["chat_template"], "--chat-template", "chat template")
+    places.check_source(values["source"])
+    for what in ("model", "tokenizer"):
+        if values.get(what):
+            places.check_model(values[what], what)
+
+
 @app.command("score")
 @_from_settings(ScoreConfig)
 def score_command(**values: Any) -> None:
@@ -133,6 +145,7 @@ def score_command(**values: Any) -> None:
 
     Running the same command again continues a run that was stopped, and does nothing to a finished one.
     """
+    _check_score(values)
     config = build(ScoreConfig, values)
     from entrodrop_prep.scoring.run import score
 
@@ -185,6 +198,10 @@ def materialize_command(**values: Any) -> None:
     A mask depends only on the seed, the row, the token, the epoch, the scores and the recipe. Running the same command
     again continues a run that was stopped; with the same --horizon, more --epochs add to a finished one.
     """
+    if values.get("recipe"):
+        places.check_file(values["recipe"], "--recipe", "recipe")
+    for text in (*values["scored"], *values.get("plain", ()), *([values["eval"]] if values.get("eval") else ())):
+        places.check_named(text, "scored")
     config = MaterializeConfig.load(**values)
     from entrodrop_prep.export.card import aligned, epoch_table, left_out, source_table
     from entrodrop_prep.export.materialize import materialize
@@ -212,6 +229,11 @@ def push_command(**values: Any) -> None:
     The token is that of HF_TOKEN, of `hf auth login`, or on stdin. Running the same command again sends what is
     missing, and does nothing where nothing is.
     """
+    places.check_directory(values["directory"])
+    if values.get("include_scored"):
+        places.check_directory(values["include_scored"], "scored")
+    if values.get("recipe"):
+        places.check_file(values["recipe"], "--recipe", "recipe")
     config = build(PushConfig, values)
     from entrodrop_prep.hub.push import push
 
@@ -257,6 +279,9 @@ def verify_command(
 
     Exits with 0 if it holds and with 2 if not.
     """
+    places.check_directory(directory, hub=True)
+    for text in against or ():
+        places.check_named(text, "scored", hub=True)
     from entrodrop_prep.verification import verify
 
     report = verify(directory, against or None, revision)
@@ -283,6 +308,7 @@ def inspect_command(
     ] = None,
 ) -> None:
     """Say what a scored or masked directory holds, or show one of its rows token by token."""
+    places.check_directory(directory)
     from entrodrop_prep.show import show
 
     for line in show(directory, row):
@@ -313,6 +339,7 @@ def recipe_command(
 
     Redirect it into a file and run that.
     """
+    places.check_directory(directory, "masked")
     from entrodrop_prep.trainers import recipe
 
     print(recipe(trainer, directory, train_model), end="")

@@ -20,6 +20,7 @@ from entrodrop_prep.export.order import Order
 from entrodrop_prep.export.plan import SOURCE
 from entrodrop_prep.export.provenance import told_of, told_of_source
 from entrodrop_prep.export.sources import EVAL, arguments, named_path
+from entrodrop_prep.places import is_repo_id
 from entrodrop_prep.schema import MASKED, family
 from entrodrop_prep.scored import ScoredDataset
 from entrodrop_prep.shards import local_directory, read_footer
@@ -82,11 +83,10 @@ def verify(directory: str, against: str | Sequence[str] | None = None, revision:
 def _found(name: str, revision: str | None, report: Report, *, with_scored: bool) -> tuple[Path, list[str] | None]:
     """The directory that a name means, downloaded if it is on the Hub; and the scores that were published with it."""
     from entrodrop_prep.hub import fetch
-    from entrodrop_prep.hub.reading import REPO_ID
 
     if not fetch.is_published(name, revision):
         path = local_directory(name)
-        if REPO_ID.fullmatch(name):
+        if is_repo_id(name):
             report.notes.append(f"{name}: the directory here, not a dataset on the Hub")
         return path, None
     got = fetch.fetch(name, revision, with_scored=with_scored)

@@ -79,7 +79,7 @@ BAD = os.fsdecode(b"bad\xff")
 
 
 def test_names_that_are_not_utf8(tmp_path: Path, source: Path, model: Path, capfd: Any) -> None:
-    """Parquet's libraries cannot open them: said before any work. Other formats are read."""
+    """Parquet's libraries cannot open them, and no manifest names them: said before any work."""
     arguments = ["--model", str(model), "--backend", "transformers", "--device", "cpu"]
     for out in (tmp_path / BAD, tmp_path / BAD / "out"):
         assert cli.run(["score", str(source), "--out", str(out), *arguments]) == 2
@@ -95,8 +95,11 @@ def test_names_that_are_not_utf8(tmp_path: Path, source: Path, model: Path, capf
         shutil.move(folder, tmp_path / named)
         with pytest.raises(SourceError, match="path is not UTF-8"):
             run_score(tmp_path / named, model, tmp_path / "out")
-    shutil.move(source, tmp_path / BAD / f"{BAD}.jsonl")
-    assert cli.run(["score", str(tmp_path / BAD / f"{BAD}.jsonl"), "--out", str(tmp_path / "out"), *arguments]) == 0
+    shutil.copy(source, tmp_path / BAD / f"{BAD}.jsonl")
+    assert cli.run(["score", str(tmp_path / BAD / f"{BAD}.jsonl"), "--out", str(tmp_path / "out"), *arguments]) == 2
+    assert "bad\\xff.jsonl: its name is not UTF-8" in capfd.readouterr().err
+    shutil.move(source, tmp_path / BAD / "rows.jsonl")
+    assert cli.run(["score", str(tmp_path / BAD / "rows.jsonl"), "--out", str(tmp_path / "out"), *arguments]) == 0
     assert verify(str(tmp_path / "out")).findings == []
 
 

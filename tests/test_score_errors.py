@@ -131,7 +131,7 @@ def test_a_source_that_is_not_there(place: Place, capsys: Capture) -> None:
 def test_a_source_that_cannot_be_read(place: Place, capsys: Capture) -> None:
     place.source.unlink()
     os.mkfifo(place.source)
-    assert "is not a regular file; give a file that can be read twice" in refused(place, capsys)
+    assert "is a FIFO, not a regular file; give files that can be read twice" in refused(place, capsys)
 
 
 @pytest.mark.parametrize("text", ["", "\n \n"])
@@ -235,7 +235,7 @@ MARKED = (
 )
 WILD: list[tuple[str, str, str, str]] = [
     ('{"text": "w5 w6"}', DEEP, "", "JSON nested more than 500 levels deep"),
-    ('{"text": "w5 w6"}', DEEP.replace("[" * 700, "[" * 5000), "", "JSON that cannot be read: maximum recursion depth"),
+    ('{"text": "w5 w6"}', DEEP.replace("[" * 700, "[" * 5000), "", "JSON nested more than 500 levels deep"),
     (f"{CHAT}}}", f'{CHAT}, "tools": "{"[" * 3000}"}}', MARKED, "column 'tools' is not JSON that can be read: maximum"),
     (
         f"{CHAT}}}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +13,8 @@ from typing import Protocol
 
 from entrodrop_prep.backends.weight_files import weight_files
 from entrodrop_prep.errors import ModelError
-from entrodrop_prep.hub.reading import refusal
+from entrodrop_prep.hub.reading import asking, refusal
+from entrodrop_prep.places import only_a_path
 from entrodrop_prep.shards import user_path
 
 DEFAULT_CONTEXT = 4096
@@ -90,7 +91,7 @@ def inspect_model(config: ModelSettings) -> ModelInfo:
         raise ModelError("the model's name is empty", fix="give a model directory or a Hub id")
     path = user_path(config.model)
     local = os.path.isdir(path)
-    if not local and looks_like_path(config.model):
+    if not local and only_a_path(config.model):
         raise ModelError("no such directory", where=config.model, fix="give a model directory or a Hub id")
     with loading(config.model, "model"):
         if local:
@@ -157,11 +158,6 @@ def find_file(name: str, file: str, revision: str | None) -> Path | None:
     return None if found is None else Path(found)
 
 
-def looks_like_path(name: str) -> bool:
-    """Whether a name can only be a path: it is no ``name`` or ``owner/name``."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
-
-
 @contextmanager
 def loading(name: str, what: str) -> Iterator[None]:
     """Turn the Hugging Face libraries' refusals to load into a ModelError that says what to do."""
@@ -169,7 +165,7 @@ def loading(name: str, what: str) -> Iterator[None]:
     from safetensors import SafetensorError
 
     try:
-        with _TokenizersErrors():
+        with _TokenizersErrors(), nullcontext() if os.path.isdir(user_path(name)) else asking(what, name):
             yield
     except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, StrictDataclassError) as e:
         # What the libraries raise for files that are JSON but not what a model or a tokenizer needs.

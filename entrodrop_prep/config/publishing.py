@@ -9,7 +9,6 @@ from typing import Annotated
 from entrodrop_prep.errors import ConfigError
 from entrodrop_prep.settings import Setting, validate
 
-REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 REF = re.compile(r"[A-Za-z0-9][\w./-]*", re.ASCII)
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
@@ -89,7 +88,9 @@ class PushConfig:
 
     def __post_init__(self) -> None:
         validate(self)
-        if not REPO.fullmatch(self.repo) or len(self.repo) > 96 or self.repo.endswith(".git") or ".." in self.repo:
+        from entrodrop_prep.places import is_repo_id
+
+        if not is_repo_id(self.repo):
             raise ConfigError(
                 f"{self.repo!r} is no name of a repository",
                 fix="write it USER/NAME, of letters, digits, `-`, `_` and `.`",

@@ -9,7 +9,8 @@ from pathlib import Path
 from entrodrop_prep import manifest
 from entrodrop_prep.errors import ConfigError, HubError, IntegrityError
 from entrodrop_prep.export.epoch import OTHER_FILES, SHARD_FILES
-from entrodrop_prep.hub.reading import REPO_ID, refusal, unreachable_errors
+from entrodrop_prep.hub.reading import asking, refusal, unreachable_errors
+from entrodrop_prep.places import is_repo_id
 from entrodrop_prep.schema import MASKED, SCORED, family
 from entrodrop_prep.scored import SHARD_FILES as SCORED_FILES
 from entrodrop_prep.shards import user_path
@@ -36,7 +37,7 @@ def is_published(name: str, revision: str | None) -> bool:
             f"--revision {revision}: {name} is a directory here, and has none",
             fix="leave it out, or run where no directory has the name of the dataset on the Hub",
         )
-    return not local and REPO_ID.fullmatch(name) is not None
+    return not local and is_repo_id(name)
 
 
 def fetch(repo: str, revision: str | None = None, *, with_scored: bool = True) -> Published:
@@ -76,7 +77,8 @@ def _download(repo: str, revision: str | None, patterns: list[str]) -> Path:
 
     errors: tuple[type[Exception], ...] = (*unreachable_errors(), OSError, ValueError)
     try:
-        return Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=patterns))
+        with asking("dataset", repo):
+            return Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=patterns))
     except errors as e:
         told = refusal(e, "dataset", repo, revision)
         if told is None:

@@ -12,14 +12,14 @@ from typing import Any
 
 from entrodrop_prep.errors import ConfigError, SourceError
 from entrodrop_prep.expansion import bounded
-from entrodrop_prep.hub.reading import LOG_IN, refusal, unreachable_errors
+from entrodrop_prep.hub.reading import LOG_IN, asking, refusal, unreachable_errors
+from entrodrop_prep.places import is_hub_name
 from entrodrop_prep.scoring.hub_stream import StreamSource
 from entrodrop_prep.scoring.lines import MAX_ROW_BYTES
 from entrodrop_prep.scoring.rows import Chunk, Source, SourceRow
 from entrodrop_prep.scoring.tables import Rows
 
 ROWS_AT_ONCE = 128
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 
 
 class DatasetSource(Source):
@@ -147,7 +147,7 @@ def open_hub(
 
     Raises SourceError that says what to do, before any row is read.
     """
-    if not HUB_ID.fullmatch(source):
+    if not is_hub_name(source):
         raise SourceError("no such file or directory, and no Hub dataset id", where=source, fix="check the path")
     from datasets import load_dataset, packaged_modules
     from datasets.exceptions import DatasetsError
@@ -162,8 +162,9 @@ def open_hub(
         return _refused(source, config, revision, error)
 
     try:
-        commit = _commit(source, revision)
-        dataset = load_dataset(source, config, split=split, revision=commit or revision, streaming=stream)
+        with asking("dataset", source):
+            commit = _commit(source, revision)
+            dataset = load_dataset(source, config, split=split, revision=commit or revision, streaming=stream)
     except errors as e:
         raise refused(e) from e
     identity = {"kind": "hub", "dataset": source, "config": dataset.info.config_name, "split": split}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 
 from entrodrop_prep.errors import ConfigError, SourceError
+from entrodrop_prep.places import check_source
 from entrodrop_prep.scoring.file_source import FileSource
 from entrodrop_prep.scoring.files import check_utf8, find_glob, find_local, local_path, looks_like_path
 from entrodrop_prep.scoring.hub_source import is_saved, open_hub, open_saved
@@ -46,6 +47,7 @@ def open_source(
     """
     if not source.strip():
         raise SourceError("SOURCE is empty", fix="give a path, a glob, a URL or a Hub dataset id")
+    check_source(source)
     path = local_path(source)
     is_glob = path is None and "://" not in source and glob.has_magic(source)
     if path is None and "://" not in source and not is_glob:

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from entrodrop_prep import digest
-from entrodrop_prep.backends.model import commit_of, find_file, loading, looks_like_path
+from entrodrop_prep.backends.model import commit_of, find_file, loading
 from entrodrop_prep.errors import ConfigError, ModelError, RowError
+from entrodrop_prep.places import only_a_path
 from entrodrop_prep.scoring import chat
 from entrodrop_prep.shards import user_path
 
@@ -58,7 +59,7 @@ def load_tokenizer(
     """
     path = user_path(name_or_path)
     local = os.path.isdir(path)
-    if not local and looks_like_path(name_or_path):
+    if not local and only_a_path(name_or_path):
         raise ModelError("no such directory", where=name_or_path, fix="give a tokenizer's directory or a Hub id")
     template = _read_template(chat_template_file) if chat_template_file is not None else None
     if local and not any(_is_tokenizer_file(file.name) for file in path.iterdir()):
@@ -124,7 +125,7 @@ def _missing_packages(path: Path) -> list[str]:
 def tokenizer_origin(name_or_path: str) -> dict[str, str]:
     """Name of a tokenizer, and its commit if it is on the Hub. Raises ModelError as ``load_tokenizer`` does."""
     path = user_path(name_or_path)
-    if os.path.isdir(path) or looks_like_path(name_or_path):
+    if os.path.isdir(path) or only_a_path(name_or_path):
         return {"name": path.resolve().name}
     with loading(name_or_path, "tokenizer"):
         return {"name": name_or_path, "commit": commit_of(name_or_path, "tokenizer_config.json", None)}
