@@ -126,16 +126,16 @@ def _main(
         raise typer.Exit()
 
 
-def _check_score(values: dict[str, Any]) -> None:
+def _check_score(config: ScoreConfig) -> None:
     """What can be told of the paths before anything heavy is imported. Raises the errors of ``places``."""
-    if "model" not in values or "out" not in values:
+    if "://" in config.out:
         return
-    if values.get("chat_template"):
-        places.check_file(values["chat_template"], "--chat-template", "chat template")
-    places.check_source(values["source"])
-    for what in ("model", "tokenizer"):
-        if values.get(what):
-            places.check_model(values[what], what)
+    if config.chat_template:
+        places.check_file(config.chat_template, "--chat-template", "chat template")
+    places.check_source(config.source)
+    places.check_model(config.model)
+    if config.tokenizer:
+        places.check_model(config.tokenizer, "tokenizer")
 
 
 @app.command("score")
@@ -145,8 +145,8 @@ def score_command(**values: Any) -> None:
 
     Running the same command again continues a run that was stopped, and does nothing to a finished one.
     """
-    _check_score(values)
     config = build(ScoreConfig, values)
+    _check_score(config)
     from entrodrop_prep.scoring.run import score
 
     summary = score(config)
@@ -198,11 +198,9 @@ def materialize_command(**values: Any) -> None:
     A mask depends only on the seed, the row, the token, the epoch, the scores and the recipe. Running the same command
     again continues a run that was stopped; with the same --horizon, more --epochs add to a finished one.
     """
-    if values.get("recipe"):
-        places.check_file(values["recipe"], "--recipe", "recipe")
-    for text in (*values["scored"], *values.get("plain", ()), *([values["eval"]] if values.get("eval") else ())):
-        places.check_named(text, "scored")
     config = MaterializeConfig.load(**values)
+    for text in (*config.sources, *config.plain, *([config.eval] if config.eval else [])):
+        places.check_named(text, "scored")
     from entrodrop_prep.export.card import aligned, epoch_table, left_out, source_table
     from entrodrop_prep.export.materialize import materialize
 
@@ -229,12 +227,12 @@ def push_command(**values: Any) -> None:
     The token is that of HF_TOKEN, of `hf auth login`, or on stdin. Running the same command again sends what is
     missing, and does nothing where nothing is.
     """
-    places.check_directory(values["directory"])
-    if values.get("include_scored"):
-        places.check_directory(values["include_scored"], "scored")
-    if values.get("recipe"):
-        places.check_file(values["recipe"], "--recipe", "recipe")
     config = build(PushConfig, values)
+    places.check_directory(config.directory)
+    if config.include_scored:
+        places.check_directory(config.include_scored, "scored")
+    if config.recipe:
+        places.check_file(config.recipe, "--recipe", "recipe")
     from entrodrop_prep.hub.push import push
 
     _say_pushed(push(config))

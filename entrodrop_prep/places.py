@@ -65,19 +65,19 @@ def check_source(source: str) -> None:
 
 def check_model(name: str, what: str = "model") -> None:
     """Raises ModelError for the directory of a model or a tokenizer that is not there or is one of this program."""
-    path = os.path.expanduser(name)
+    if not name.strip():
+        return
+    path, give = os.path.expanduser(name), f"give a {what} directory or a Hub id"
     if os.path.isdir(path):
         kind = kind_of(path)
         if kind is not None:
-            raise ModelError(
-                f"it is a {kind} directory, not a {what}", where=name, fix=f"give a {what} directory or a Hub id"
-            )
+            raise ModelError(f"it is a {kind} directory, not a {what}", where=name, fix=give)
     elif os.path.lexists(path):
-        raise ModelError("it is a file, not a directory", where=name, fix=f"give a {what} directory or a Hub id")
+        raise ModelError("it is a file, not a directory", where=name, fix=give)
     elif only_a_path(name):
-        raise ModelError("no such directory", where=name, fix=f"give a {what} directory or a Hub id")
+        raise ModelError("no such directory", where=name, fix=give)
     elif not is_hub_name(name):
-        raise ModelError("no such directory, and no Hub id", where=name, fix=f"give a {what} directory or a Hub id")
+        raise ModelError("no such directory, and no Hub id", where=name, fix=give)
     else:
         _check_hub("model", name, ModelError)
 

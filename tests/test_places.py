@@ -25,8 +25,8 @@ MISSING = [
     ["score", "rows.jsonl", "--model", "a--b", "--out", "o"],
     ["score", "rows.jsonl", "--model", "D", "--tokenizer", "rows.jsonl", "--out", "o"],
     ["score", "rows.jsonl", "--model", "m", "--chat-template", "nowhere.jinja", "--out", "o"],
-    ["materialize", "nowhere", "--out", "m"],
-    ["materialize", "x=nowhere:2", "--out", "m"],
+    ["materialize", "nowhere", "--out", "m", "--epochs", "1"],
+    ["materialize", "x=nowhere:2", "--out", "m", "--epochs", "1"],
     ["materialize", "S", "--recipe", "nowhere.yaml", "--out", "m"],
     ["verify", "nowhere"],
     ["verify", "a..b/c"],
@@ -85,14 +85,17 @@ def test_what_is_not_there_is_said_before_anything_heavy_is_imported(here: Path)
             ["score", "rows.jsonl", "--model", "B", "--out", "o"],
             "B: it is a scored directory, not a model",
         ),
-        (["materialize", "M", "--out", "o"], "M: it is a masked directory; give the scored directory that it was made"),
         (
-            ["materialize", "rows.jsonl", "--out", "o"],
+            ["materialize", "M", "--out", "o", "--epochs", "1"],
+            "M: it is a masked directory; give the scored directory that it was made",
+        ),
+        (
+            ["materialize", "rows.jsonl", "--out", "o", "--epochs", "1"],
             "rows.jsonl: it is a file, not a scored directory; make one",
         ),
-        (["materialize", "a=S", "b=M:0.5", "--out", "o"], "M: it is a masked directory"),
+        (["materialize", "a=S", "b=M:0.5", "--out", "o", "--epochs", "1"], "M: it is a masked directory"),
         (
-            ["materialize", "S", "--plain", "c=D", "--out", "o"],
+            ["materialize", "S", "--plain", "c=D", "--out", "o", "--epochs", "1"],
             "D: it is a directory of data (rows.jsonl), not a scored",
         ),
         (["push", "D", "a/b"], "D: it is a directory of data (rows.jsonl), not a scored or a masked directory"),
@@ -137,7 +140,8 @@ def silent_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]
         monkeypatch.setattr(constants, "ENDPOINT", endpoint)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(reading, "ANSWER_SECONDS", 0.3)
+        monkeypatch.setattr(reading, "ANSWER_SECONDS", 0.2)
+        monkeypatch.setattr(reading, "QUIET_SECONDS", 0.1)
         yield endpoint
 
 

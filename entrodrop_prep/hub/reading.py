@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 5.0
 """How long the Hub may take to say anything at all."""
+QUIET_SECONDS = 0.5
+"""After which it is said that the Hub is waited for."""
 _ANSWERS: dict[str, bool] = {}
 """Endpoint -> whether it answered when this process first asked."""
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
@@ -116,8 +118,7 @@ def answers(kind: str, name: str) -> bool:
     from huggingface_hub import constants
 
     if constants.ENDPOINT not in _ANSWERS:
-        log.info("contacting %s for the %s %s", constants.ENDPOINT, kind, name)
-        _ANSWERS[constants.ENDPOINT] = _answers(constants.ENDPOINT)
+        _ANSWERS[constants.ENDPOINT] = _answers(constants.ENDPOINT, f"the {kind} {name}")
     return _ANSWERS[constants.ENDPOINT]
 
 
@@ -136,7 +137,7 @@ def check_answers(kind: Literal["dataset", "model"], name: str) -> str | None:
     return f"the Hub at {constants.ENDPOINT} cannot be reached, and the {kind} is not in the cache"
 
 
-def _answers(endpoint: str) -> bool:
+def _answers(endpoint: str, wanted: str) -> bool:
     """Whether an HTTP server says anything; True where that is not for us to say, behind a proxy."""
     import http.client
     import ssl
@@ -165,6 +166,8 @@ def _answers(endpoint: str) -> bool:
         answered.set()
 
     threading.Thread(target=ask, daemon=True).start()  # names may take longer to look up than any timeout says
+    if not answered.wait(QUIET_SECONDS):
+        log.info("contacting %s for %s", endpoint, wanted)
     return answered.wait(ANSWER_SECONDS)
 
 
