@@ -15,9 +15,9 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
-from entrodrop_prep.errors import DiskSpaceError, EntrodropError, OutputError
+from entrodrop_prep.errors import DiskSpaceError, OutputError
 
 TMP = ".tmp-"
 PART = ".part"
@@ -232,21 +232,40 @@ def scratch(prefix: str = "entrodrop-") -> Iterator[Path]:
 
     Raises OutputError, or DiskSpaceError for a full one, that says that it is TMPDIR.
     """
-    place = os.environ.get("TMPDIR") or tempfile.gettempprefix()
+    with _in_tmpdir(), tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as tmp:
+        yield Path(tmp)
+
+
+def scratch_file() -> IO[bytes]:
+    """A temporary file without a name, in TMPDIR. Raises as ``scratch`` does."""
+    with _in_tmpdir():
+        return tempfile.TemporaryFile()
+
+
+@contextlib.contextmanager
+def _in_tmpdir() -> Iterator[None]:
     try:
-        place = tempfile.gettempdir()
-        with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as tmp, writing(Path(tmp)):
-            yield Path(tmp)
-    except OutputError as e:
-        raise _no_scratch(type(e), e.what, place) from e
-    except OSError as e:
-        if e.errno not in (*_FULL, *_REFUSED, *_FAILED):
+        yield
+    except (OutputError, OSError) as e:
+        if isinstance(e, OSError) and e.errno not in (*_FULL, *_REFUSED, *_FAILED):
             raise
-        kind = DiskSpaceError if e.errno in _FULL else OutputError
-        raise _no_scratch(kind, e.strerror or str(e), place) from e
+        full = isinstance(e, DiskSpaceError) or (isinstance(e, OSError) and e.errno in _FULL)
+        what = e.what if isinstance(e, OutputError) else e.strerror
+        raise (DiskSpaceError if full else OutputError)(
+            f"no room for temporary files: {what}",
+            where=tempfile.tempdir or os.environ.get("TMPDIR", "TMPDIR"),
+            fix="make room there, or set TMPDIR to another folder",
+        ) from e
 
 
-def _no_scratch(kind: type[OutputError], what: str, place: str) -> EntrodropError:
-    return kind(
-        f"no room for temporary files: {what}", where=place, fix="make room there, or set TMPDIR to another folder"
-    )
+def system_error(error: BaseException) -> OSError | None:
+    """The system's refusal behind an error, however a library wrapped it; None where there is none."""
+    cause: BaseException | None = error
+    while cause is not None and not (isinstance(cause, OSError) and cause.errno):
+        cause = cause.__cause__ or cause.__context__
+    return cause
+
+
+def is_full(error: OSError) -> bool:
+    """Whether it says that there is no room."""
+    return error.errno in _FULL

@@ -119,7 +119,14 @@ class ScoredDataset:
         return np.array(counts)
 
     def check(self) -> None:
-        """Every file has the bytes it was finished with, and no shard is there beside them. Raises IntegrityError."""
+        """Every file has the bytes it was finished with, and no shard is there beside them. Raises IntegrityError.
+
+        Call it under ``locks.reading_lock``: the manifest must still be the one that was opened.
+        """
+        if manifest.read(self.directory, SCORED)["manifest_digest"] != self.manifest["manifest_digest"]:
+            raise IntegrityError(
+                "another run wrote it anew since it was opened", where=str(self.directory), fix="run again"
+            )
         for problem in manifest.changed_files(self.directory, self.manifest):
             raise problem
         for entry in self.files:
@@ -132,9 +139,13 @@ class ScoredDataset:
             check_file_schema(self.directory / entry["file"], self.schema)
 
     def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """All rows in order of (row_id, window), about 260,000 tokens at a time."""
+        """All rows in order of (row_id, window), about 260,000 tokens at a time.
+
+        Raises IntegrityError naming a shard that is not the one the manifest lists, whatever was renamed meanwhile.
+        """
         for entry in self.files:
-            yield from read_batches(self.directory / entry["file"], columns, self.rows_per_batch)
+            path = self.directory / entry["file"]
+            yield from read_batches(path, columns, self.rows_per_batch, content_digest=entry["content_digest"])
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer stored beside the shards, its files checked. Its code, if it came with any, is not run.

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from entrodrop_prep import manifest
 from entrodrop_prep.errors import ConfigError
 from entrodrop_prep.export.card import aligned, epoch_table, left_out, source_table
+from entrodrop_prep.locks import reading_lock
 from entrodrop_prep.sample.mask import IGNORE
 from entrodrop_prep.schema import MASKED, family, masked_schema
 from entrodrop_prep.scored import ScoredDataset, stored_scores, to_rows
@@ -28,6 +29,11 @@ def show(directory: str, row: int | None = None) -> Iterator[str]:
     Raises IntegrityError for a directory that is neither, ConfigError for a row that is not there.
     """
     path = local_directory(directory)
+    with reading_lock(path):
+        return iter([*_lines(path, row)])
+
+
+def _lines(path: Path, row: int | None) -> Iterator[str]:
     if family(kind_of(path)) == "scored":
         scored = ScoredDataset(path)
         scored.look()
@@ -142,13 +148,13 @@ def _masked_row(path: Path, described: dict[str, Any], row: int) -> Iterator[str
                 yield f"epoch {epoch['epoch']}, row {row}: input id -> label (- = no loss)"
                 schema = masked_schema(described["identity"].get("add_columns", ()))
                 check_file_schema(path / entry["file"], schema)
-                yield _masked_tokens(path / entry["file"], place)
+                yield _masked_tokens(path / entry["file"], entry["content_digest"], place)
                 break
             place -= entry["rows"]
 
 
-def _masked_tokens(file: Path, place: int) -> str:
-    for batch in read_batches(file):
+def _masked_tokens(file: Path, content_digest: str, place: int) -> str:
+    for batch in read_batches(file, content_digest=content_digest):
         if place < batch.num_rows:
             ids, labels = (batch.column(n)[place].as_py() for n in ("input_ids", "labels"))
             return " ".join(f"{i}->{'-' if label == IGNORE else label}" for i, label in zip(ids, labels, strict=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 from entrodrop_prep import manifest
 from entrodrop_prep.config import MaterializeConfig, build
 from entrodrop_prep.digest import ContentDigest
-from entrodrop_prep.errors import EntrodropError, IntegrityError
+from entrodrop_prep.disk import scratch
+from entrodrop_prep.errors import EntrodropError, IntegrityError, OutputError
 from entrodrop_prep.export.epoch import OTHER_FILES, VALIDATION, Part
 from entrodrop_prep.export.job import Job
 from entrodrop_prep.export.materialize import open_job
@@ -20,6 +20,7 @@ from entrodrop_prep.export.order import Order
 from entrodrop_prep.export.plan import SOURCE
 from entrodrop_prep.export.provenance import told_of, told_of_source
 from entrodrop_prep.export.sources import EVAL, arguments, named_path
+from entrodrop_prep.locks import reading_lock
 from entrodrop_prep.places import is_repo_id
 from entrodrop_prep.schema import MASKED, family
 from entrodrop_prep.scored import ScoredDataset
@@ -56,7 +57,8 @@ def verify(directory: str, against: str | Sequence[str] | None = None, revision:
     dataset on the Hub too, ``USER/NAME``, at its default branch or for ``directory`` at ``revision``; a path that
     exists here wins. Where a masked dataset on the Hub comes with its scores, the masks are proved from these.
 
-    Raises EntrodropError only where there is nothing to check; all that does not hold is among the findings.
+    Raises EntrodropError only where there is nothing to check, another run is writing there, or TMPDIR has no room; all
+    that does not hold is among the findings.
     """
     report = Report()
     path, published = _found(directory, revision, report, with_scored=against is None)
@@ -64,6 +66,15 @@ def verify(directory: str, against: str | Sequence[str] | None = None, revision:
         against = published
     elif against is not None:
         against = [_here(text, report) for text in ([against] if isinstance(against, str) else against)]
+    others = [local_directory(name) for text in against or () for name in {text, named_path(text)[1]}]
+    with reading_lock(path, *others):
+        _check(path, against, report)
+    report.notes.append("it does not hold" if report.findings else "it holds")
+    return report
+
+
+def _check(path: Path, against: list[str] | None, report: Report) -> None:
+    """Check a directory that is here."""
     if family(kind_of(path)) == "scored":
         if against is not None:
             raise IntegrityError("a scored directory has no masks to check", where=str(path), fix="leave out --against")
@@ -76,8 +87,6 @@ def verify(directory: str, against: str | Sequence[str] | None = None, revision:
             )
         elif not report.findings:
             _collect(report, _masks(path, against, report))
-    report.notes.append("it does not hold" if report.findings else "it holds")
-    return report
 
 
 def _found(name: str, revision: str | None, report: Report, *, with_scored: bool) -> tuple[Path, list[str] | None]:
@@ -109,9 +118,11 @@ def _here(text: str, report: Report) -> str:
 
 
 def _collect(report: Report, findings: Iterator[str]) -> None:
-    """Add findings; an error on the way is the last of them."""
+    """Add findings; an error on the way is the last of them. No room for temporary files is no finding."""
     try:
         report.findings.extend(findings)
+    except OutputError:
+        raise
     except EntrodropError as e:
         report.findings.append(str(e))
 
@@ -162,8 +173,8 @@ def _masks(path: Path, against: list[str], report: Report) -> Iterator[str]:
     if job.validation_count and described[VALIDATION]["rows_without_loss"] != job.validation_count.rows_without_loss:
         yield f"{path}: its rows_without_loss of the validation rows are not those of their scores"
     told_of = {e["folder"]: e for e in described["epochs"]} | {n: described[n] for n in OTHER_FILES if n in described}
-    with tempfile.TemporaryDirectory(prefix="entrodrop-") as tmp:
-        order = job.order(Path(tmp) / "order")
+    with scratch() as tmp:
+        order = job.order(tmp / "order")
         for part in job.parts(e["epoch"] for e in described["epochs"]):
             yield from _part(path, described, job, part, order, told_of.get(part.folder, {}))
         order.close()

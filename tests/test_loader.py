@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import multiprocessing
 import pickle
@@ -22,6 +23,7 @@ from entrodrop_prep import MaskedLoader, MaskedRows, MaskedStream
 from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.errors import ConfigError, IntegrityError, OutputError, SourceError
 from entrodrop_prep.export.materialize import materialize
+from entrodrop_prep.loader import columns
 
 EPOCHS = 3
 STEEP: dict[str, Any] = {"epochs": EPOCHS, "schedule": "linear", "max_rate": 1}
@@ -199,6 +201,43 @@ def test_a_cache_that_was_cut_short(name: str, given: Path, tmp_path: Path) -> N
         file.write_bytes(file.read_bytes()[:-4])
         with pytest.raises(IntegrityError, match="the cached rows are damaged"):
             MaskedRows.open(given / "one", **STEEP, cache_dir=tmp_path)
+
+
+def test_a_flipped_bit_of_the_cache_is_found(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In any file, at its ends and in between, in blocks of which several make a file."""
+    monkeypatch.setattr(columns, "BLOCK", 64)
+    settings: dict[str, Any] = {**STEEP, "target": "both", "keep_surprising": 2.0}
+    first = tuples(MaskedRows.open(given / "one", **settings, cache_dir=tmp_path))
+    rng, flipped = np.random.default_rng(0), 0
+    files = [file for file in sorted(tmp_path.glob("*/*")) if file.name != ".lock"]
+    assert {"input_ids", "logprob", "columns.json"} < {file.name for file in files}
+    for file in files:
+        data = file.read_bytes()
+        for place in {0, 64, len(data) - 1, *rng.integers(0, len(data), 8).tolist()}:
+            changed = bytearray(data)
+            changed[place] ^= 1 << int(rng.integers(8))
+            file.write_bytes(changed)
+            with pytest.raises(IntegrityError, match=f"{file}: the cached rows are damaged; remove {file.parent}"):
+                tuples(MaskedRows.open(given / "one", **settings, cache_dir=tmp_path))
+            flipped += 1
+        file.write_bytes(data)
+    assert flipped > 80
+    assert tuples(MaskedRows.open(given / "one", **settings, cache_dir=tmp_path)) == first
+
+
+def test_a_cache_of_an_earlier_version_is_made_again(given: Path, tmp_path: Path) -> None:
+    """It had no checksums. Arrays that another process has open stay what they are."""
+    first = tuples(MaskedRows.open(given / "one", **STEEP, cache_dir=tmp_path))
+    (file,), (survey,) = tmp_path.glob("*/columns.json"), tmp_path.glob("*/survey-*.json")
+    made = {path: path.read_bytes() for path in file.parent.iterdir()}
+    ids = np.memmap(file.parent / "input_ids", np.int32, "r+")
+    ids[:] += 1
+    file.write_text(json.dumps({name: told[:2] for name, told in columns.stored(file).items()}, indent=1))
+    survey.write_bytes(survey.read_bytes().partition(b"\n")[2])
+    wrong = ids.copy()
+    assert tuples(MaskedRows.open(given / "one", **STEEP, cache_dir=tmp_path)) == first
+    assert {path: path.read_bytes() for path in file.parent.iterdir()} == made
+    assert (ids == wrong).all()
 
 
 def test_damaged_scores_are_not_cached(given: Path, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection, wait
@@ -18,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from entrodrop_prep.backends.batch import Batch
+from entrodrop_prep.disk import scratch_file
 from entrodrop_prep.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Engine:
     def __init__(self, number: int, place: str | None, options: dict[str, Any], env: dict[str, str], verbose: bool):
         self.name = f"engine {number}" + (f" on GPU {place}" if place is not None else "")
         ours, theirs = socket.socketpair()
-        self._log: IO[bytes] | None = None if verbose else tempfile.TemporaryFile()  # noqa: SIM115 - close does
+        self._log: IO[bytes] | None = None if verbose else scratch_file()
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "entrodrop_prep.engine.worker", str(theirs.fileno())],

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from entrodrop_prep import digest, manifest
 from entrodrop_prep.digest import ContentDigest
-from entrodrop_prep.disk import TMP, check_held, create, writing
+from entrodrop_prep.disk import TMP, check_held, create, system_error, writing
 from entrodrop_prep.errors import ConfigError, IntegrityError, OutputError
 from entrodrop_prep.export.card import NAME as CARD
 from entrodrop_prep.export.card import PICTURE
@@ -202,9 +202,7 @@ def _generation_errors() -> Iterator[None]:
     try:
         yield
     except DatasetGenerationError as e:
-        cause: BaseException | None = e
-        while cause is not None and not (isinstance(cause, OSError) and cause.errno):
-            cause = cause.__cause__ or cause.__context__
+        cause = system_error(e)
         if cause is None:
             raise
         raise cause from e

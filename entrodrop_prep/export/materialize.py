@@ -23,7 +23,7 @@ from entrodrop_prep.export.plan import warn_if_flat
 from entrodrop_prep.export.provenance import environments, stamp, written_with
 from entrodrop_prep.export.sources import open_eval, open_sources
 from entrodrop_prep.export.space import check_space
-from entrodrop_prep.locks import locked
+from entrodrop_prep.locks import locked, reading_lock
 from entrodrop_prep.ownership import Owned, remove_files, remove_leftovers
 from entrodrop_prep.progress import Progress
 from entrodrop_prep.sample.curriculum import horizon
@@ -80,7 +80,7 @@ def _materialize(config: MaterializeConfig) -> MaterializeSummary:
                 "the masked dataset cannot lie inside the scored one", where=str(out), fix="choose another --out"
             )
     manifest.check_usable(out, "masked")
-    with locked(out):
+    with locked(out), reading_lock(*(scored.directory for scored in job.directories)):
         manifest.check_usable(out, "masked")
         remove_leftovers(out, derived.CONTENTS)
         if manifest.being_cleaned(out):

@@ -12,11 +12,11 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from entrodrop_prep.disk import is_full, scratch, system_error
 from entrodrop_prep.errors import HubError
 from entrodrop_prep.hub.credentials import without
 
@@ -39,7 +39,8 @@ def check_arrived(client: Client, local: Local, commit: str) -> str:
     name, entries = local.smallest
     from huggingface_hub import constants
 
-    with tempfile.TemporaryDirectory(prefix="entrodrop-") as home:
+    with scratch() as folder:
+        home = str(folder)
         space = os.statvfs(home)
         asked = {
             "repo": client.repo,
@@ -92,6 +93,10 @@ def _main() -> int:
     try:
         found = difference(asked)
     except _passing() as e:
+        refused = system_error(e)
+        if refused is not None and is_full(refused):
+            print("no room for temporary files: make room there, or set TMPDIR to another folder", file=sys.stderr)
+            return 1
         print(f"{type(e).__name__}: {e}", file=sys.stderr)
         return 1 if isinstance(e, _lasting()) else 3
     if found:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from entrodrop_prep.disk import scratch
 from entrodrop_prep.errors import HubError, IntegrityError
 from entrodrop_prep.hub.credentials import without
 from entrodrop_prep.hub.plan import LocalFile, RemoteFile
@@ -137,7 +137,7 @@ class Client:
         """A small file of a commit. Raises HubError where it is no UTF-8 text."""
         from huggingface_hub.errors import LocalEntryNotFoundError
 
-        with tempfile.TemporaryDirectory(prefix="entrodrop-") as cache:
+        with scratch() as cache:
             try:
                 with _store_errors():
                     got = self.api.hf_hub_download(

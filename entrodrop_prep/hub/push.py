@@ -9,6 +9,7 @@ what the branch holds then.
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,9 @@ from entrodrop_prep.hub.local import Local, open_local
 from entrodrop_prep.hub.plan import Changes, LocalFile, RemoteFile, batches, changes
 from entrodrop_prep.hub.retry import Retry
 from entrodrop_prep.hub.there import stale
+from entrodrop_prep.locks import reading_lock
 from entrodrop_prep.progress import Progress
+from entrodrop_prep.shards import local_directory
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
@@ -53,17 +56,24 @@ def push(config: PushConfig) -> PushSummary:
         EntrodropError: see ``entrodrop_prep.errors``; a HubError says what is kept. The directory is not changed.
     """
     target = Target.of(config)
-    local = open_local(config)
-    target.check_license(local.card)
-    target.open()
-    return target.push(local)
+    with _read(config):
+        local = open_local(config)
+        target.check_license(local.card)
+        target.open()
+        return target.push(local)
 
 
 def push_to(target: Target) -> PushSummary:
     """Push the directory of an opened target, which was not there yet when it was opened. Raises as ``push`` does."""
-    local = open_local(target.config)
-    target.check_license(local.card)
-    return target.push(local)
+    with _read(target.config):
+        local = open_local(target.config)
+        target.check_license(local.card)
+        return target.push(local)
+
+
+def _read(config: PushConfig) -> AbstractContextManager[None]:
+    """Nothing is written to what is pushed until it is there."""
+    return reading_lock(*(local_directory(name) for name in (config.directory, config.include_scored) if name))
 
 
 class Target:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
 from entrodrop_prep import __version__, digest
-from entrodrop_prep.disk import write_bytes
 from entrodrop_prep.errors import OutputError
 from entrodrop_prep.export.job import Job
 from entrodrop_prep.loader.columns import NAME as FINISHED
-from entrodrop_prep.loader.columns import Columns, write_columns
-from entrodrop_prep.locks import locked
+from entrodrop_prep.loader.columns import Columns, store, stored, write_columns
+from entrodrop_prep.locks import locked, reading_lock
 from entrodrop_prep.shards import user_path
 
 log = logging.getLogger(__name__)
@@ -30,25 +28,27 @@ def cache_directory(given: str | Path | None) -> Path:
 def opened(job: Job, cache: Path) -> Columns:
     """The job's rows from the cache, and the job surveyed; what is not there is made, by one process of all.
 
-    The scored directories are read, and checked, only where something is to be made.
+    The scored directories are read, and checked, only where something is to be made. Raises IntegrityError for a cache
+    that is damaged; one of an earlier version, which had no checksums, is made again.
     """
     epochs = range(job.config.epochs)
     home = cache / digest.of_json(job.rows_identity)[:32]
     survey = home / f"survey-{digest.of_json([__version__, job.identity, len(epochs)])[:32]}.json"
-    if not (survey.exists() and (home / FINISHED).exists()):
-        try:
-            with locked(home, wait=True):
-                _make(job, home, survey)
-        except OutputError as e:
-            raise type(e)(e.what, where=e.where, fix="give another cache_dir") from e
-    job.recall(json.loads(survey.read_bytes()))
+    if stored(survey) is None or stored(home / FINISHED) is None:
+        with reading_lock(*(scored.directory for scored in job.directories)):
+            try:
+                with locked(home, wait=True):
+                    _make(job, home, survey)
+            except OutputError as e:
+                raise type(e)(e.what, where=e.where, fix="give another cache_dir") from e
+    job.recall(stored(survey) or {})
     return Columns(home)
 
 
 def _make(job: Job, home: Path, survey: Path) -> None:
     """Make what is missing. The caller holds the lock."""
-    missing = not (home / FINISHED).exists()
-    if not missing and survey.exists():
+    missing = stored(home / FINISHED) is None
+    if not missing and stored(survey) is not None:
         return
     for scored in job.directories:
         scored.check()
@@ -56,4 +56,4 @@ def _make(job: Job, home: Path, survey: Path) -> None:
     if missing:
         log.info("caching the scored rows in %s", home)
         write_columns(home, job.once())
-    write_bytes(survey, json.dumps(job.surveyed).encode())
+    store(survey, job.surveyed)

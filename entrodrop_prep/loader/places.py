@@ -47,7 +47,7 @@ def packing(job: Job, columns: Columns, epoch: int, limit: int, order: Standing)
     lengths = columns.lengths[order.index].astype(np.int64)
     segments = cut(lengths, limit)
     kept = np.ones(len(segments), np.bool_)
-    starts, flags = columns.starts[order.index], columns.arrays["loss_mask"]
+    starts, flags = columns.starts[order.index], columns.whole("loss_mask")
     for s in np.flatnonzero(lengths[segments.place] > limit).tolist():
         begin = starts[segments.place[s]]
         kept[s] = flags[begin + segments.start[s] + 1 : begin + segments.stop[s]].any()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from entrodrop_prep.disk import scratch
 from entrodrop_prep.errors import SourceError
 from entrodrop_prep.scoring.files import DataFile
 from entrodrop_prep.scoring.unread import Unread
@@ -57,7 +57,7 @@ def files_by_split(names: Sequence[str]) -> dict[str, list[str]]:
     """
     from datasets.data_files import get_data_patterns, resolve_pattern
 
-    with tempfile.TemporaryDirectory(prefix="entrodrop-names-") as folder:
+    with scratch("entrodrop-names-") as folder:
         root = os.path.realpath(folder)
         for name in names:
             path = Path(root, name)
