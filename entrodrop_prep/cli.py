@@ -393,6 +393,8 @@ def _set_up_output() -> None:
     warned.setLevel(logging.WARNING)
     told.setFormatter(_Printable("%(message)s"))
     warned.setFormatter(_Printable("warning: %(message)s"))
+    if logging.lastResort is not None:  # what libraries say that set up nothing of their own
+        logging.lastResort.setFormatter(_Printable("%(message)s"))
     ours = logging.getLogger("entrodrop_prep")
     ours.handlers[:], ours.propagate = [told, warned], False
     ours.setLevel(logging.INFO)

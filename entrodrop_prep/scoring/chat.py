@@ -12,10 +12,12 @@ import logging
 import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from entrodrop_prep.errors import ModelError, RowError
 from entrodrop_prep.scoring.messages import Message
+from entrodrop_prep.scoring.time_limit import within
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +29,14 @@ log = logging.getLogger(__name__)
 Span = tuple[int, int]
 
 _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")  # the spelling that transformers and TRL look for
+
+
+RENDER_SECONDS = 10.0
+"""For one chat, which takes milliseconds."""
+
+
+class SlowTemplate(ModelError):
+    """A template does not come to an end. No RowError: who tries one way after another must not try on."""
 
 
 def has_markers(tokenizer: PreTrainedTokenizerBase, tools: list[dict[str, Any]] | None) -> bool:
@@ -54,20 +64,49 @@ def render(
     *,
     prompt: bool = False,
 ) -> str:
-    """The chat as text, and the generation prompt if ``prompt``. Raises RowError with what the template objects to."""
+    """The chat as text, and the generation prompt if ``prompt``.
+
+    Raises:
+        RowError: what the template objects to.
+        SlowTemplate: it takes longer than ``RENDER_SECONDS``.
+    """
     from jinja2 import TemplateError
 
+    template = tokenizer.chat_template
+    if any(map(_has_powers, template.values() if isinstance(template, dict) else [template or ""])):
+        raise RowError("the chat template raises a number to a power, which may take for ever")
     apply: Any = tokenizer.apply_chat_template
     try:
-        text = apply(
-            list(messages),
-            tokenize=False,
-            add_generation_prompt=prompt,
-            **variables,
+        text = within(
+            RENDER_SECONDS,
+            lambda: apply(list(messages), tokenize=False, add_generation_prompt=prompt, **variables),
         )
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as e:
+    except TimeoutError as e:
+        raise SlowTemplate(
+            f"the chat template takes longer than {RENDER_SECONDS:g} s to render one chat",
+            fix="give another one with --chat-template FILE",
+        ) from e
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as e:
         raise RowError(f"the chat template cannot render it: {type(e).__name__}: {e}") from e
+    except (RecursionError, MemoryError) as e:
+        raise RowError(f"the chat template cannot render it: {type(e).__name__}") from e
     return encodable(str(text), "the rendered chat")
+
+
+@lru_cache(maxsize=16)
+def _has_powers(template: str) -> bool:
+    """Whether a template computes a power: one step of Python, which nothing interrupts. ``f(**names)`` is none."""
+    from jinja2 import Environment, TemplateSyntaxError
+
+    before = ""
+    try:
+        for _, kind, value in Environment().lex(template):
+            if kind == "operator" and value == "**" and before not in ("(", ","):
+                return True
+            before = before if kind == "whitespace" else value
+    except TemplateSyntaxError:
+        pass  # rendering says what is wrong
+    return False
 
 
 def encodable(text: str, what: str) -> str:

@@ -305,7 +305,7 @@ class Encoder:
 def _or_reason(make: Callable[[], Any]) -> Any:
     try:
         return make()
-    except RowError as e:
+    except (RowError, chat.SlowTemplate) as e:
         return str(e)
 
 
