@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
+from entrodrop_prep.backends.config_file import check_config
 from entrodrop_prep.backends.weight_files import weight_files
 from entrodrop_prep.errors import ModelError
 from entrodrop_prep.hub.reading import asking, refusal
@@ -97,6 +98,9 @@ def inspect_model(config: ModelSettings) -> ModelInfo:
         if local:
             _check_local(config, path)
         commit = None if local else commit_of(config.model, "config.json", config.revision)
+        file = find_file(config.model, "config.json", commit or config.revision)
+        if file is not None:
+            check_config(file, config.model)
         hf = AutoConfig.from_pretrained(
             str(path) if local else config.model,
             revision=commit or config.revision,
@@ -118,6 +122,10 @@ def inspect_model(config: ModelSettings) -> ModelInfo:
             "it brings its own Python code", where=config.model, fix="read that code, then add --trust-remote-code"
         )
     text = hf.get_text_config()
+    if not isinstance(getattr(text, "vocab_size", None), int):
+        raise ModelError(
+            "its config.json names no vocab_size for text", where=config.model, fix="give a causal language model"
+        )
     dtype: str = config.dtype
     if dtype == "auto":
         stored = getattr(hf, "dtype", None) or getattr(text, "dtype", None) or torch.float32
