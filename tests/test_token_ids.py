@@ -16,7 +16,7 @@ from entrodrop_prep import manifest
 from entrodrop_prep.schema import SCORED
 from entrodrop_prep.scoring.token_ids import Padding
 from entrodrop_prep.scoring.tokenize import Encoded, Encoder, RowFormat
-from entrodrop_prep.scoring.tokenizer import added_ids
+from entrodrop_prep.scoring.tokenizer import added_ids, ends_itself
 
 BOS, EOS, PAD, END = 0, 1, 2, 4  # <s>, </s>, <pad>, <|im_end|> of byte_bpe
 X, Y = 300, 301
@@ -133,7 +133,8 @@ def test_bos_and_eos_stand_once_or_are_noted(
     tokenizer = adding(front, back)
     kinds: dict[str, Any] = {"text": "text", "prompt": "prompt_completion", "input_ids": "input_ids"}
     form = RowFormat(kinds[next(iter(row))], tuple(row))
-    (result,) = Encoder(tokenizer, form, append_eos=True, chat_template_kwargs=None).encode([row])
+    append_eos = not ends_itself(tokenizer)
+    (result,) = Encoder(tokenizer, form, append_eos=append_eos, chat_template_kwargs=None).encode([row])
     assert isinstance(result, Encoded), result
     wanted = tokenizer(ids, add_special_tokens=False)["input_ids"] if ids else row["input_ids"]
     assert result.input_ids.tolist() == wanted

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models_for_tests import Markov, markov_model, rows_of, run_score, words, write_rows
+from models_for_tests import Markov, markov_model, rows_of, run_score, shards, words, write_rows
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
@@ -147,8 +147,17 @@ def test_windows_of_text_begin_as_the_tokenizer_begins_it(
         check(found, document, markov, overlap, [])
     old = manifest.read(tmp_path / "old", SCORED)["identity"]
     assert {**old, "window_bos": "on"} == identity
-    with pytest.raises(MismatchError, match='window_bos was null, now "on"'):
-        run_score(source, model, tmp_path / "old", **settings_)
+    # A directory begun without BOS, by an earlier version say, is continued so. The other way round it is refused.
+    before = [path.read_bytes() for path in shards(tmp_path / "old")]
+    (tmp_path / "old" / "manifest.json").unlink()
+    shards(tmp_path / "old")[0].unlink()
+    run_score(source, model, tmp_path / "old", **settings_)
+    assert [path.read_bytes() for path in shards(tmp_path / "old")] == before
+    assert manifest.read(tmp_path / "old", SCORED)["identity"] == old
+    with pytest.raises(MismatchError, match='window_bos was "on", now null'):
+        run_score(source, model, tmp_path / "out", **settings_, window_bos="off")
+    run_score(source, model, tmp_path / "old", **settings_, overwrite=True)
+    assert rows_of(tmp_path / "old") == rows_of(tmp_path / "out")
 
 
 def test_windows_of_token_ids_begin_as_their_row_does(tmp_path: Path, markov: Markov) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -102,8 +103,20 @@ class Plan:
         return digest.of_json(self.identity)
 
 
-def make_plan(config: ScoreConfig, known_files: dict[str, list[Any]] | None) -> Plan:
-    """Open and check everything a run needs, cheapest first. Raises the error of whatever does not fit."""
+def make_plan(
+    config: ScoreConfig, known_files: dict[str, list[Any]] | None, begun: Mapping[str, Any] | None = None
+) -> Plan:
+    """Open and check everything a run needs, cheapest first.
+
+    Args:
+        config: the settings.
+        known_files: what an earlier run noted of the model's files.
+        begun: the identity of the directory that is continued, if it is: forms of rows that earlier versions had are
+            kept where the settings leave them open.
+
+    Raises:
+        EntrodropError: the error of whatever does not fit.
+    """
     info = inspect_model(config)
     source = open_source(
         config.source,
@@ -151,12 +164,15 @@ def make_plan(config: ScoreConfig, known_files: dict[str, list[Any]] | None) -> 
     if append_eos and row_format.kind in ("text", "prompt_completion", "alpaca"):
         if tokenizer.eos_token_id is None:
             log.warning("the tokenizer has no EOS token: texts end without one")
-        elif ends_itself(tokenizer):
+        elif ends_itself(tokenizer) and not (begun and begun.get("append_eos")):
             append_eos = False  # it resolves to that: the tokenizer adds EOS, whatever the setting says
     stops = stop_ids(config.model, info.commit, info.vocab_size)
     if config.tokenizer:
         stops = sorted({*stops, *stop_ids(config.tokenizer, origin.get("commit"), info.vocab_size)})
     start = _window_start(config, tokenizer, row_format) if long_documents == "split" else ()
+    if start and begun and "window_bos" not in begun:
+        log.info("windows after the first stay without BOS, as the directory was begun")
+        start = ()
     if new_tokens(max_length, config.overlap, start) < 1:
         raise ConfigError(
             f"windows of {max_length} tokens have no room for new ones beside BOS and those of --overlap",

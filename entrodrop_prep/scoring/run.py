@@ -68,10 +68,12 @@ def score(config: ScoreConfig) -> ScoreSummary:
         manifest.check_usable(out, "scored")
         remove_leftovers(out, CONTENTS)
         state = manifest.read_state(out) or {}
-        plan = make_plan(config, state.get("model"))
+        over = config.overwrite or manifest.being_cleaned(out)
+        begun = None if over else state.get("identity") or manifest.identity_of_shards(out, "scored")
+        plan = make_plan(config, state.get("model"), begun)
         owned = Owned(out, CONTENTS)
         # Only now: settings that do not work must not cost what is there.
-        if config.overwrite or manifest.being_cleaned(out):
+        if over:
             owned.remove(owned.check(shards=True), {"schema": plan.identity["schema"]})
             state = {}
         finished = manifest.read(out, SCORED) if (out / manifest.NAME).exists() else None

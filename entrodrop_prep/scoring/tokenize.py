@@ -21,7 +21,6 @@ from entrodrop_prep.errors import ConfigError, RowError, SourceError
 from entrodrop_prep.scoring import chat, messages
 from entrodrop_prep.scoring.left_out import left_out
 from entrodrop_prep.scoring.token_ids import Padding, ids_and_mask
-from entrodrop_prep.scoring.tokenizer import ends_itself
 from entrodrop_prep.scoring.tool_calls import call_form
 from entrodrop_prep.scoring.turns import TurnFinder
 
@@ -173,7 +172,7 @@ class Encoder:
         Args:
             tokenizer: turns texts into ids.
             row_format: what the rows are.
-            append_eos: whether texts end with EOS; a tokenizer that adds it of its own accord adds it once.
+            append_eos: whether the EOS token is put behind texts that do not end with it.
             chat_template_kwargs: variables for the chat template.
             train_on: which assistant turns are trained on.
             stops: ids with which generation stops besides the tokenizer's EOS.
@@ -184,7 +183,7 @@ class Encoder:
         """
         self._tokenizer = tokenizer
         self._format = row_format
-        self._eos = str(tokenizer.eos_token) if append_eos and not ends_itself(tokenizer) else ""
+        self._eos = str(tokenizer.eos_token) if append_eos and tokenizer.eos_token else ""
         self._common = chat_template_kwargs or {}
         self._train_on = train_on
         self._call_forms: dict[bool, messages.CallForm] = {}
