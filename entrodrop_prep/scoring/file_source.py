@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from entrodrop_prep.errors import SourceError
 from entrodrop_prep.scoring.delimited import CsvReader
-from entrodrop_prep.scoring.files import DataFile, Found, check_name, unreadable
+from entrodrop_prep.scoring.files import DataFile, Found, check_name, mark_of, unreadable
 from entrodrop_prep.scoring.formats import HEAD_BYTES, KNOWN, format_of, mismatch
 from entrodrop_prep.scoring.json_rows import JsonReader
 from entrodrop_prep.scoring.lines import MAX_ROW_BYTES, DocumentReader, LineReader, Place, Raw, Reader, is_empty
@@ -66,6 +66,7 @@ class FileSource(Source):
         self._reader = (LineReader if self._text_rows == "line" else READERS[self._format])(max_row_bytes)
         self._cursor: _Cursor | None = None
         self._columns = Union()
+        self._remote = {f.name: _reading(f, f.stat) for f in files if f.mark is None}
         self._counts = []
         for f in files:
             _reading(f, _check_content, f)
@@ -94,6 +95,19 @@ class FileSource(Source):
             "files": [{"name": f.name, "size": f.size} for f in self._files],
             **({"text_rows": "document"} if self._text_rows == "document" else {}),
         }
+
+    def check_unchanged(self, *, remote: bool = False) -> bool:
+        certain = True
+        for f in self._files:
+            if f.mark is None:
+                if remote and _reading(f, f.stat) != self._remote[f.name]:
+                    raise _changed(f)
+                continue
+            now = mark_of(f.name, f.path)
+            if now[:3] != f.mark[:3]:
+                raise _changed(f)
+            certain = certain and now.ctime == f.mark.ctime
+        return certain
 
     def check(self, columns: Sequence[str]) -> None:
         self._columns.check(columns, self.name)
@@ -182,6 +196,11 @@ class FileSource(Source):
             fix = "give JSON lines, one object a line; plain text is read from a file called .txt"
             raise SourceError(what, where=first.where, fix=fix)
         return list(seen)
+
+
+def _changed(file: DataFile) -> SourceError:
+    fix = "leave it as it is while it is scored; restore it and run again, or score what it is now with --overwrite"
+    return SourceError("it changed during the run, so its rows would be of both", where=file.name, fix=fix)
 
 
 def _check_content(file: DataFile) -> None:

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from entrodrop_prep.errors import SourceError
 from entrodrop_prep.scoring.formats import KNOWN, format_of, split_extension
@@ -20,11 +20,20 @@ BUFFER = 1 << 20
 UNKNOWN = "of no known format"
 
 
+class Mark(NamedTuple):
+    """What tells a file from a later one under its name. ``ctime`` cannot be set back, but changes with a link, too."""
+
+    size: int
+    mtime: int
+    inode: int
+    ctime: int
+
+
 @dataclass(frozen=True)
 class DataFile:
     """One file. ``name`` is relative to the source's root, with ``/``; ``fs`` the fsspec file system, None if local.
 
-    ``in_one_piece``: an HTTP server sends it only from its start.
+    ``in_one_piece``: an HTTP server sends it only from its start. ``mark``: what a local file was when it was found.
     """
 
     name: str
@@ -32,6 +41,7 @@ class DataFile:
     fs: Any | None
     size: int
     in_one_piece: bool = False
+    mark: Mark | None = None
 
     @property
     def extension(self) -> str:
@@ -245,15 +255,21 @@ def _check_regular(name: str, path: str) -> None:
         raise SourceError(f"is {found}, not a regular file", where=name, fix="give files that can be read twice")
 
 
+def mark_of(name: str, path: str) -> Mark:
+    """The mark of a local file. Raises SourceError."""
+    try:
+        found = os.stat(path)
+    except OSError as e:
+        raise unreadable(name, e) from e
+    return Mark(found.st_size, found.st_mtime_ns, found.st_ino, found.st_ctime_ns)
+
+
 def _local_file(name: str, path: str) -> DataFile:
     check_name(name)
     _check_regular(name, path)
     if format_of(name) in ("parquet", "arrow"):
         check_utf8(path, name)
-    try:
-        size = os.stat(path).st_size
-    except OSError as e:
-        raise unreadable(name, e) from e
+    mark = mark_of(name, path)
     if not os.access(path, os.R_OK):
         raise SourceError("permission denied", where=name, fix="check who may read it")
-    return DataFile(name, path, None, size)
+    return DataFile(name, path, None, mark.size, mark=mark)

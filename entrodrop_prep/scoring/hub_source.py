@@ -44,9 +44,16 @@ class DatasetSource(Source):
         self.columns = list(dataset.column_names)
         self.total_rows: int = len(dataset) if limit is None else min(limit, len(dataset))
         self.size_bytes: int = dataset.data.nbytes
+        self._opened = self.stat()
 
     def identity(self) -> dict[str, Any]:
         return self._identity
+
+    def check_unchanged(self, *, remote: bool = False) -> bool:
+        if self.stat() != self._opened:
+            fix = "leave it as it is while it is scored, and run again"
+            raise SourceError("it changed during the run, so its rows would be of both", where=self._label, fix=fix)
+        return True
 
     def stat(self) -> dict[str, Any]:
         if self._folder is None:

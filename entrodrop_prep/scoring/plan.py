@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TYPE_SAMPLE_ROWS = 1000
+READ_BYTES = 2 << 20
+"""Rows are read and tokenized in chunks of about so many bytes."""
 # Settings whose meaning is in the identity under another name: what they resolved to, not how they were written.
 _RESOLVED = (
     "source",
@@ -189,6 +191,7 @@ def make_plan(
         chat_template_kwargs=config.chat_template_kwargs,
         train_on=config.train_on,
         stops=stops,
+        cut_to=max_length if long_documents == "truncate" else None,
     )
     appended = encoder.appended_turn_end()
     identity = {
@@ -278,6 +281,14 @@ def _kept_fields(config: ScoreConfig, source: Source, columns: tuple[str, ...]) 
     """Arrow fields of the kept columns, inferred from the first rows."""
     if not config.keep_columns:
         return []
-    rows = source.read(0, TYPE_SAMPLE_ROWS, None, columns).rows
-    good = [r.values for r in rows if r.values is not None]
-    return [infer_field(name, [values.get(name) for values in good], source.name) for name in config.keep_columns]
+    values: dict[str, list[Any]] = {name: [] for name in config.keep_columns}
+    row, position = 0, None
+    while row < TYPE_SAMPLE_ROWS:
+        chunk = source.read(row, TYPE_SAMPLE_ROWS - row, position, columns, READ_BYTES)
+        for found in (r.values for r in chunk.rows if r.values is not None):
+            for name, cells in values.items():
+                cells.append(found.get(name))
+        row, position = row + len(chunk.rows), chunk.next
+        if position is None:
+            break
+    return [infer_field(name, cells, source.name) for name, cells in values.items()]

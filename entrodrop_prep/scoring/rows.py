@@ -72,6 +72,15 @@ class Source(ABC):
     def stat(self) -> dict[str, Any]:
         """What a quick look can tell of a change: size and mtime_ns per file, asked for anew at each call."""
 
+    def check_unchanged(self, *, remote: bool = False) -> bool:
+        """Whether the files are certainly those that were opened; False where only their rows can tell.
+
+        remote: whether to ask for files that are not here, which takes a request each.
+
+        Raises SourceError for a file whose size, time of change or inode is another.
+        """
+        return True
+
     def check(self, columns: Sequence[str]) -> None:
         """Raises SourceError where files of the source have types for one of these columns that do not go together."""
         return None

@@ -28,7 +28,7 @@ from entrodrop_prep.scoring.described import described
 from entrodrop_prep.scoring.files import matches
 from entrodrop_prep.scoring.finish import CONTENTS, REJECTED, TOKENIZER, finish, shard_name
 from entrodrop_prep.scoring.plan import Plan, make_plan
-from entrodrop_prep.scoring.span import Span, read_span, rows_digest, span_table
+from entrodrop_prep.scoring.span import Span, read_span, source_digest, span_table
 from entrodrop_prep.scoring.unique import UniqueIds
 from entrodrop_prep.scoring.writer import Writer
 from entrodrop_prep.shards import Footer, local_directory, read_footer, shard_names, user_path, write_shard
@@ -103,6 +103,8 @@ def score(config: ScoreConfig) -> ScoreSummary:
             remove_files(out, [manifest.NAME])
         seconds, tokens = _make_missing(plan, out)
         plan.weights.check_unchanged()
+        if not plan.source.check_unchanged(remote=True):
+            _check_source_unchanged(plan, out)
         shards = [(path, _own_footer(path, plan)) for path in _shards(out)]
         return ScoreSummary(out, finish(plan, out, shards)["counts"], seconds, tokens, already_complete=False)
 
@@ -203,11 +205,12 @@ def _score(plan: Plan, out: Path, feed: Feed, progress: Progress) -> tuple[float
 
 
 def _write_span(plan: Plan, span: Span, scores: list[Scores], path: Path, made: dict[str, Any]) -> None:
-    """Write one shard, of the model's weights as they were when the run began.
+    """Write one shard, of the model's weights and the source's files as they were when the run began.
 
     ``made`` says with what, and from what, as every footer does.
     """
     plan.weights.check_unchanged()
+    plan.source.check_unchanged()
     info = {
         "schema": plan.schema.metadata[b"schema"].decode(),
         "shard": span.index,
@@ -261,12 +264,12 @@ def _check_source_unchanged(plan: Plan, out: Path) -> None:
     for path in shards:
         footer = read_footer(path)
         index = footer.info["shard"]
-        chunk = plan.source.read(index * size, size, position if index == following else None, plan.columns)
-        if rows_digest(chunk.rows) != footer.info["source"]["digest"]:
+        found, after = source_digest(plan, index, position if index == following else None)
+        if found != footer.info["source"]["digest"]:
             raise MismatchError(
                 f"the source changed: rows {index * size} to {(index + 1) * size - 1} are not those "
                 f"that {path.name} was made from",
                 where=str(out),
                 fix="restore the source, choose another --out, or add --overwrite",
             )
-        position, following = chunk.next, index + 1
+        position, following = after, index + 1

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,8 @@ from entrodrop_prep.backends.bounds import rounded
 from entrodrop_prep.backends.raw import ROUNDING
 from entrodrop_prep.errors import OutputError, RowError, ScoreError
 from entrodrop_prep.scoring.kept import misfits
-from entrodrop_prep.scoring.plan import Plan
-from entrodrop_prep.scoring.source import SourceRow
+from entrodrop_prep.scoring.plan import READ_BYTES, Plan
+from entrodrop_prep.scoring.source import Chunk, SourceRow
 from entrodrop_prep.scoring.tokenize import Encoded
 from entrodrop_prep.scoring.tokenizer import check_ids
 from entrodrop_prep.scoring.windows import Window, cut
@@ -77,13 +77,40 @@ def read_span(plan: Plan, index: int, position: dict[str, Any] | None) -> Span:
     Raises RowError at a bad row, unless bad rows are skipped.
     """
     size = plan.config.rows_per_shard
-    chunk = plan.source.read(index * size, size, position, plan.columns)
-    span = Span(index, next=chunk.next, source_digest=rows_digest(chunk.rows))
-    span.units = float(chunk.bytes_read if plan.source.total_rows is None else len(chunk.rows))
-    span.counts["rows_read"] = len(chunk.rows)
-    span.wheres = {row.row_id: row.where for row in chunk.rows}
-    readable = {row.row_id: row.values for row in chunk.rows if row.values is not None}
-    bad = {row.row_id: row.problem or "it cannot be read" for row in chunk.rows if row.values is None}
+    span, h = Span(index), hashlib.sha256()
+    for chunk in _chunks(plan, index * size, size, position):
+        _add_rows(h, chunk.rows)
+        span.next = chunk.next
+        span.units += float(chunk.bytes_read if plan.source.total_rows is None else len(chunk.rows))
+        _take_chunk(plan, span, chunk.rows)
+    span.source_digest = h.hexdigest()
+    return span
+
+
+def source_digest(plan: Plan, index: int, position: dict[str, Any] | None) -> tuple[str, dict[str, Any] | None]:
+    """SHA-256 of the rows of shard ``index`` as the source has them now, and the position behind them."""
+    h, size = hashlib.sha256(), plan.config.rows_per_shard
+    for chunk in _chunks(plan, index * size, size, position):
+        _add_rows(h, chunk.rows)
+        position = chunk.next
+    return h.hexdigest(), position
+
+
+def _chunks(plan: Plan, first: int, count: int, position: dict[str, Any] | None) -> Iterator[Chunk]:
+    """The rows from ``first`` on, ``READ_BYTES`` at a time: a shard of long documents is never in memory as text."""
+    while True:
+        chunk = plan.source.read(first, count, position, plan.columns, READ_BYTES)
+        yield chunk
+        first, count, position = first + len(chunk.rows), count - len(chunk.rows), chunk.next
+        if not count or position is None:
+            return
+
+
+def _take_chunk(plan: Plan, span: Span, rows: Sequence[SourceRow]) -> None:
+    span.counts["rows_read"] += len(rows)
+    span.wheres |= {row.row_id: row.where for row in rows}
+    readable = {row.row_id: row.values for row in rows if row.values is not None}
+    bad = {row.row_id: row.problem or "it cannot be read" for row in rows if row.values is None}
     kept = [plan.schema.field(name) for name in plan.config.keep_columns]
     unfit, numbers = misfits(kept, list(readable.values())), list(readable)
     bad |= {numbers[i]: reason for i, reason in unfit.items()}
@@ -94,19 +121,16 @@ def read_span(plan: Plan, index: int, position: dict[str, Any] | None) -> Span:
                 bad[n] = f"it has a column {name!r}, which none of the first rows has: it would be ignored"
     good = [n for n in numbers if n not in bad]
     encoded = dict(zip(good, plan.encoder.encode([readable[n] for n in good]), strict=True))
-    for row in chunk.rows:  # only now, so that the first bad row is told of, whatever is wrong with it
+    for row in rows:  # only now, so that the first bad row is told of, whatever is wrong with it
         _take(plan, span, row, readable.get(row.row_id, {}), bad.get(row.row_id) or encoded[row.row_id])
-    return span
 
 
-def rows_digest(rows: Sequence[SourceRow]) -> str:
-    """SHA-256 of what was read: the columns in use, or what is wrong with the row."""
-    h = hashlib.sha256()
+def _add_rows(h: Any, rows: Sequence[SourceRow]) -> None:
+    """Hash what was read: the columns in use, or what is wrong with the row."""
     for row in rows:
         what = row.problem if row.values is None else row.values
         text = json.dumps([row.row_id, what], sort_keys=True, default=repr, ensure_ascii=False)
         h.update(text.encode("utf-8", "surrogatepass") + b"\n")
-    return h.hexdigest()
 
 
 def _take(plan: Plan, span: Span, row: SourceRow, values: Mapping[str, Any], result: Encoded | str) -> None:
@@ -152,7 +176,7 @@ def _take(plan: Plan, span: Span, row: SourceRow, values: Mapping[str, Any], res
     if plan.config.id_column:
         span.ids[row.row_id] = str(name)
     if plan.config.keep_columns:
-        span.kept[row.row_id] = values
+        span.kept[row.row_id] = {name: values.get(name) for name in plan.config.keep_columns}
     return None
 
 

@@ -9,6 +9,7 @@ input_ids          what ``labels`` or the masks beside them leave, else all
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,6 +34,9 @@ Kind = Literal["text", "prompt_completion", "alpaca", "messages", "input_ids"]
 Row = Mapping[str, Any]
 Bits = npt.NDArray[np.bool_]
 
+CHARACTERS = 16
+"""Of a token, more than most have."""
+_WORD_END = re.compile(r"\S(?=\s)")
 ALPACA = ("instruction", "input", "output")
 _CHAT_EXTRAS = ("tools", "chat_template_kwargs")
 _ALPACA_EXTRAS = ("input", "system", "history")
@@ -166,6 +170,7 @@ class Encoder:
         chat_template_kwargs: dict[str, Any] | None,
         train_on: messages.TrainOn = "all-turns",
         stops: Collection[int] = (),
+        cut_to: int | None = None,
     ) -> None:
         """Settle what is the same for all rows.
 
@@ -176,6 +181,7 @@ class Encoder:
             chat_template_kwargs: variables for the chat template.
             train_on: which assistant turns are trained on.
             stops: ids with which generation stops besides the tokenizer's EOS.
+            cut_to: tokens of a text that are used, where the rest is cut off; None for all.
 
         Raises:
             ConfigError: settings that do not fit the rows or the template.
@@ -183,6 +189,7 @@ class Encoder:
         """
         self._tokenizer = tokenizer
         self._format = row_format
+        self._cut_to = cut_to
         self._eos = str(tokenizer.eos_token) if append_eos and tokenizer.eos_token else ""
         self._common = chat_template_kwargs or {}
         self._train_on = train_on
@@ -253,7 +260,7 @@ class Encoder:
     def _draft(self, row: Row) -> _Draft | Encoded:
         kind, main = self._format.kind, self._format.main
         if kind == "text":
-            text = self._ended(_text(row, main[0]))
+            text = self._ended(self._beginning(_text(row, main[0])))
             return _Draft((text,), True, lambda ids, _: _encoded(ids[0], np.ones(len(ids[0]), np.bool_)))
         if kind == "prompt_completion":
             return self._prompt_completion(row, *main)
@@ -262,6 +269,23 @@ class Encoder:
         if kind == "messages":
             return self._chat(messages.chat_of(row, main[0], self._common, self._train_on))
         return _encoded(*ids_and_mask(row, main[0], self._format.extras, self._padding))
+
+    def _beginning(self, text: str) -> str:
+        """Of a text that is cut off anyway, so much that the tokens in use are those of the whole.
+
+        What comes far behind them has no say in them. That is tried: two beginnings, one twice as long as the other,
+        must have the same first tokens, and the shorter one at least twice as many as are in use.
+        """
+        if self._cut_to is None:
+            return text
+        size = self._cut_to * CHARACTERS + 1024
+        while 4 * size < len(text):
+            short, long = (text[: _boundary(text, at)] for at in (size, 2 * size))
+            (few, more), _ = self._tokenize([short, long], True, False)
+            if len(few) >= 2 * self._cut_to and few[: self._cut_to] == more[: self._cut_to]:
+                return short
+            size *= 4
+        return text
 
     def _ended(self, text: str) -> str:
         return text if text.endswith(self._eos) else text + self._eos
@@ -299,6 +323,12 @@ class Encoder:
             return replace(_some(_encoded(ids[0], mask), nothing), notes=notes)
 
         return _Draft((turns.text,), False, finish, offsets=True)
+
+
+def _boundary(text: str, at: int) -> int:
+    """Where a word ends, at most 1,000 characters before ``at``; else ``at``."""
+    ends = [found.end() for found in _WORD_END.finditer(text, at - 1000, at)]
+    return ends[-1] if ends else at
 
 
 def _or_reason(make: Callable[[], Any]) -> Any:
