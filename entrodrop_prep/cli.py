@@ -5,6 +5,8 @@ Options are made from the settings in ``entrodrop_prep.config``. Nothing heavy i
 
 from __future__ import annotations
 
+from entrodrop_prep.interrupt import INTERRUPTED, loaded  # isort: skip  (first: the others take time)
+
 import dataclasses
 import errno
 import inspect
@@ -421,6 +423,8 @@ def main() -> None:
     sys.excepthook = _show_bug
     try:
         code = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        code = 130
     except OSError as e:
         if e.errno not in (errno.EPIPE, errno.ENOSPC):
             raise
@@ -430,5 +434,8 @@ def main() -> None:
             print("error: no space left for what is printed; free some, or print elsewhere", file=sys.stderr)
             code = 2
     if code == 130:
-        print("interrupted: finished files are kept; run the same command again to go on", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
     sys.exit(code)
+
+
+loaded()

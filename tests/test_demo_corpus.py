@@ -124,8 +124,12 @@ def test_a_small_corpus_keeps_to_its_limit(tmp_path: Path, tokenizer):
 
 def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path, tokenizer):
     (tmp_path / "file").write_text("")
-    for path in (tmp_path / "missing" / "c.jsonl", tmp_path / "file" / "c.jsonl"):
-        with pytest.raises(OutputError, match=r"c\.jsonl: cannot write the corpus"):
+    (tmp_path / "c.jsonl").mkdir()
+    for path, words in (
+        (tmp_path / "c.jsonl", "this is a folder"),
+        (tmp_path / "file" / "c.jsonl", "cannot write here"),
+    ):
+        with pytest.raises(OutputError, match=rf"c\.jsonl: {words}"):
             write_corpus(path, tokenizer, max_tokens=3_000)
 
 

@@ -161,7 +161,10 @@ def test_declarations_load_the_standard_library_alone(module: str) -> None:
 
 
 def test_the_command_line_loads_only_typer_and_the_declarations() -> None:
-    allowed = ("typer", *(f"entrodrop_prep.{name}" for name in ("config", "settings", "errors", "places", "text")))
+    allowed = (
+        "typer",
+        *(f"entrodrop_prep.{name}" for name in ("config", "settings", "errors", "interrupt", "places", "text")),
+    )
     for i in imports_of("entrodrop_prep.cli"):
         if i.when == "load" and i.name != "entrodrop_prep":
             assert i.name.split(".")[0] in sys.stdlib_module_names or inside(i.name, *allowed), i.name

@@ -8,7 +8,6 @@ hashed, because modules turn into packages and get private twins between release
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -17,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import OutputError, SourceError
+from ..disk import renamed_file
+from ..errors import SourceError
 
 HELD_OUT_SHARE = 0.25
 """Expected share of top-level modules that are held out."""
@@ -91,16 +91,9 @@ def write_corpus(path: str | os.PathLike[str], tokenizer: Any, max_tokens: int =
     if not taken:
         raise SourceError(f"no held-out document fits into {max_tokens:,} tokens", fix="allow more tokens")
     target = Path(path)
-    partial = target.with_name(f".tmp-{target.name}")
-    try:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            for name, text in sorted(taken):
-                file.write(json.dumps({"name": name, "text": text}, ensure_ascii=False) + "\n")
-        partial.replace(target)
-    except OSError as e:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise OutputError(f"cannot write the corpus: {e.strerror}", where=str(target), fix="choose another path") from e
+    with renamed_file(target) as file:
+        for name, text in sorted(taken):
+            file.write(json.dumps({"name": name, "text": text}, ensure_ascii=False).encode() + b"\n")
     characters = sum(len(text) for _, text in taken)
     return {"documents": len(taken), "tokens": tokens, "characters": characters, "left_out": left_out}
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from entrodrop_prep.config import MaterializeConfig, ScoreConfig
 from entrodrop_prep.demo.corpus import write_corpus
+from entrodrop_prep.disk import check_held, check_regular, held
 from entrodrop_prep.errors import IntegrityError, ModelError
 from entrodrop_prep.export.card import aligned, epoch_table
 from entrodrop_prep.export.materialize import materialize
@@ -22,7 +23,7 @@ from entrodrop_prep.sample.curriculum import epoch_rates
 from entrodrop_prep.sample.mask import apply
 from entrodrop_prep.scored import ScoredDataset, to_rows
 from entrodrop_prep.scoring.run import score
-from entrodrop_prep.shards import local_directory, writing
+from entrodrop_prep.shards import local_directory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,13 +47,15 @@ def demo(out: str) -> None:
     started = time.monotonic()
     directory = local_directory(out)
     _require_accelerate()
+    with held(directory):  # what follows goes there or nowhere
+        _demo(directory, started)
+
+
+def _demo(directory: Path, started: float) -> None:
     corpus = directory / "corpus.jsonl"
-    with writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(MODEL)
-    if not corpus.exists():
-        with writing(corpus):
-            write_corpus(corpus, tokenizer, MAX_TOKENS)
+    if not check_regular(corpus):
+        write_corpus(corpus, tokenizer, MAX_TOKENS)
     _say("1. score: exact entropy of every token, by a frozen reference model")
     scored = score(
         ScoreConfig(
@@ -135,6 +138,7 @@ def _train(directory: Path, epoch: int, tokenizer: PreTrainedTokenizerBase) -> N
     from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
     from transformers.trainer_callback import PrinterCallback
 
+    check_held(directory)
     disable_progress_bars()
     set_seed(0)
     rows = load_dataset(
