@@ -2,7 +2,7 @@
 PYTHON ?= python3
 export PYTHON
 BIN := .venv/bin
-INPUTS := pyproject.toml constraints.txt scripts/setup.sh
+INPUTS := pyproject.toml constraints.txt scripts/setup.sh tests/environment/torchvision_beside_cpu_torch.py
 
 .PHONY: demo test test-heavy setup bench bench-order bench-loader trainers docs clean
 

@@ -22,6 +22,7 @@ from entrodrop_prep.backends.engines import engine_environment
 from entrodrop_prep.backends.identity import identify_weights, identity_name
 from entrodrop_prep.backends.model import DTYPE, inspect_model
 from entrodrop_prep.backends.server.http import api_key
+from entrodrop_prep.backends.weights import check_for_engine
 from entrodrop_prep.config import ServeConfig
 from entrodrop_prep.errors import ConfigError, ModelError
 
@@ -40,6 +41,7 @@ def command_line(config: ServeConfig) -> list[str]:
     """
     vllm = installed_vllm()
     info = inspect_model(config)
+    check_for_engine(config, info)
     options = engine_options(
         config.model,
         info,

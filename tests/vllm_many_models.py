@@ -36,6 +36,7 @@ class Job:
     batch_tokens: int
     options: tuple[str, ...] = ("num_gpu_blocks_override=64",)  # 1 GiB of cache takes longer to clear than all the rest
     logits_mib: int | None = None
+    dtype: str = "float32"
 
 
 def ids_of(length: int, vocabulary: int) -> np.ndarray[Any, np.dtype[np.int32]]:
@@ -52,7 +53,7 @@ def answer(job: Job) -> np.ndarray[Any, Any]:
     os.environ.pop("ENTRODROP_LOGITS_MIB", None)
     if job.logits_mib is not None:
         os.environ["ENTRODROP_LOGITS_MIB"] = str(job.logits_mib)
-    info = inspect_model(ScoreConfig(source="-", model=job.model, out="-", dtype="float32"))
+    info = inspect_model(ScoreConfig(source="-", model=job.model, out="-", dtype=job.dtype))
     options = engine_options(
         job.model,
         info,

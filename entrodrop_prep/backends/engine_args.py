@@ -28,6 +28,7 @@ OWNED = {
     "served_model_name": "it tells a client which model answers",
     "pipeline_parallel_size": "use tensor_parallel_size: pipelines fail with a pooler in vLLM up to 0.32",
     "data_parallel_size": "use --replicas, or several servers",
+    "language_model_only": "only text is scored, so it is set for every multimodal model",
     "enable_lora": "merge the adapter into the weights first: a frozen model is scored as it is",
 }
 """Options that are set here, and why the user cannot."""
@@ -148,6 +149,8 @@ def engine_options(
         "disable_log_stats": True,
         "load_format": "auto" if allow_pickle else "safetensors",
     }
+    if info.multimodal:
+        ours |= {"language_model_only": True, "skip_tokenizer_init": False}  # its processor is made with a tokenizer
     if info.commit is not None:
         ours["revision"] = info.commit
     if trust_remote_code:

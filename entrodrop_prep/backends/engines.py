@@ -172,6 +172,8 @@ def _start_error(reason: str, info: ModelInfo) -> ModelError:
         fix = "lower --max-length, or give --engine-arg gpu_memory_utilization or (on a CPU) VLLM_CPU_KVCACHE_SPACE"
     elif "out of memory" in lower or "can't allocate" in lower:
         fix = "use --engine-arg tensor_parallel_size, a smaller --dtype or a smaller --logits-mib"
+    elif "torchvision" in lower:
+        fix = "install the torchvision that belongs to the installed torch, or use --backend transformers"
     elif "unexpected keyword" in lower:
         fix = "check --engine-arg: the installed vLLM does not know that option"
     elif "not supported" in lower or "architectures" in lower:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from entrodrop_prep.backends.config_file import check_config
 from entrodrop_prep.backends.weight_files import weight_files
@@ -22,6 +22,9 @@ DEFAULT_CONTEXT = 4096
 _CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length")
 IDENTITY, DTYPE = "entrodrop:", "entrodrop-dtype:"
 """Names under which a server that `entrodrop serve` started serves its model too: its weights', its number format."""
+CAUSAL, WITH_IMAGES = "AutoModelForCausalLM", "AutoModelForImageTextToText"
+DECODERS = ("ForCausalLM", "LMHeadModel")
+"""Endings of the names of classes that are decoders, also where their configuration is an encoder-decoder's."""
 
 
 class ModelSettings(Protocol):
@@ -55,6 +58,9 @@ class ModelInfo:
         architecture: name of its class, as its configuration gives it, such as ``LlamaForCausalLM``.
         commit: the resolved revision of a model on the Hub; None for a local one.
         identity: what tells its weights from others, as a server names them; empty where nobody has asked.
+        auto_class: the class of transformers that loads it.
+        multimodal: whether it is a language model within a model of images or sound, of which its text side is scored.
+        quantization: how its configuration says that its weights are quantized; empty where they are not.
     """
 
     name: str
@@ -64,6 +70,9 @@ class ModelInfo:
     architecture: str = ""
     commit: str | None = None
     identity: str = ""
+    auto_class: str = CAUSAL
+    multimodal: bool = False
+    quantization: str = ""
 
     def max_length(self, asked: int | None) -> int:
         """Longest row in tokens: what was asked for, else the context but at most 4096. Raises ModelError."""
@@ -86,7 +95,6 @@ def inspect_model(config: ModelSettings) -> ModelInfo:
     """
     import torch
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     if not config.model.strip():
         raise ModelError("the model's name is empty", fix="give a model directory or a Hub id")
@@ -106,21 +114,7 @@ def inspect_model(config: ModelSettings) -> ModelInfo:
             revision=commit or config.revision,
             trust_remote_code=config.trust_remote_code,
         )
-    auto_map = getattr(hf, "auto_map", None) or {}
-    if hf.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "AutoModelForCausalLM" not in auto_map:
-        raise ModelError(
-            f"{hf.model_type} is not a causal language model",
-            where=config.model,
-            fix="the reference model must predict the next token (AutoModelForCausalLM)",
-        )
-    if (
-        "AutoModelForCausalLM" in auto_map
-        and not config.trust_remote_code
-        and (hf.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    ):
-        raise ModelError(
-            "it brings its own Python code", where=config.model, fix="read that code, then add --trust-remote-code"
-        )
+    kind = _check_kind(config, hf)
     text = hf.get_text_config()
     if not isinstance(getattr(text, "vocab_size", None), int):
         raise ModelError(
@@ -139,12 +133,71 @@ def inspect_model(config: ModelSettings) -> ModelInfo:
     context = next((c for c in (getattr(text, name, None) for name in _CONTEXT_NAMES) if c is not None), None)
     return ModelInfo(
         name=path.resolve().name if local else config.model,
-        architecture=str((getattr(hf, "architectures", None) or [""])[0]),
+        architecture=_architecture(hf),
         commit=commit,
         vocab_size=int(text.vocab_size),
         context=int(context) if isinstance(context, int) and context > 0 else None,
         dtype=dtype,
+        auto_class=kind,
+        multimodal=type(text) is not type(hf),
+        quantization=_quantization(hf, text),
     )
+
+
+def auto_class(model_type: str, auto_map: Mapping[str, Any]) -> str | None:
+    """The class of transformers that loads models of a type with their head, by name; None where none does.
+
+    Multimodal models that are no causal language models by themselves are loaded whole, and given text.
+    """
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+
+    if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or CAUSAL in auto_map:
+        return CAUSAL
+    return WITH_IMAGES if model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES else None
+
+
+def _check_kind(config: ModelSettings, hf: Any) -> str:
+    """The class that loads it.
+
+    Raises ModelError for what does not predict the next token of a text, or brings code that was not allowed.
+    """
+    auto_map = getattr(hf, "auto_map", None) or {}
+    architecture = _architecture(hf)
+    encodes = any(getattr(c, "is_encoder_decoder", False) for c in (hf, hf.get_text_config()))
+    if encodes and not architecture.endswith(DECODERS):
+        raise ModelError(
+            f"{architecture or hf.model_type} is an encoder-decoder",
+            where=config.model,
+            fix="the reference model must predict the next token from those before it alone",
+        )
+    kind = auto_class(hf.model_type, auto_map)
+    if kind is None:
+        raise ModelError(
+            f"{hf.model_type} is not a causal language model",
+            where=config.model,
+            fix="the reference model must predict the next token (AutoModelForCausalLM or AutoModelForImageTextToText)",
+        )
+    if CAUSAL in auto_map and not config.trust_remote_code and auto_class(hf.model_type, {}) is None:
+        raise ModelError(
+            "it brings its own Python code", where=config.model, fix="read that code, then add --trust-remote-code"
+        )
+    return kind
+
+
+def _quantization(*configs: Any) -> str:
+    """The ``quant_method`` of a configuration, or of that of its text side."""
+    for config in configs:
+        for name in ("quantization_config", "compression_config"):
+            if method := (getattr(config, name, None) or {}):
+                return str(method.get("quant_method", "?") if isinstance(method, dict) else method.quant_method)
+    return ""
+
+
+def _architecture(hf: Any) -> str:
+    return str((getattr(hf, "architectures", None) or [""])[0])
 
 
 def commit_of(name: str, file: str, revision: str | None) -> str:

@@ -1,9 +1,10 @@
-"""Scores from a transformers model, for every AutoModelForCausalLM.
+"""Scores from a transformers model: a causal language model, or the text side of a multimodal one.
 
 Two ways to the logits. The general way calls the model and lets it make the logits of a bounded number of positions at
 a time (``logits_to_keep``). The chunked-head way runs the model's body once and then only its tail (the head with
 whatever scale, bias or soft cap the architecture has) on slices of the hidden states. The second is used once a probe
-batch has shown that it gives the same scores as the first. The probe also shows that the model looks only back.
+has shown that it gives the same scores as the first. The probe also shows that the model looks only back, and whether
+the scores of a row change where others are padded beside it: then each row is scored by itself.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import dataclasses
 import functools
 import inspect
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from entrodrop_prep.backends.model import ModelInfo, loading
+from entrodrop_prep.backends.loading import load_model
+from entrodrop_prep.backends.model import ModelInfo
 from entrodrop_prep.engine.reduce import entropy_and_logprob
 from entrodrop_prep.errors import ModelError, ScoreError
-from entrodrop_prep.shards import user_path
 
 if TYPE_CHECKING:
     from entrodrop_prep.backends import Scores
@@ -38,6 +38,22 @@ PROBE_LENGTHS = (2, 17, 33)
 PROBE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 
 
+PADDING_TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-2, "float16": 5e-3}
+"""Mean difference in nats, of any row of the probe, between a batch with padding and the row by itself."""
+FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    IndexError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a model raises that cannot run on token ids."""
+
+
 class TransformersBackend:
     """A frozen model in eval and inference mode."""
 
@@ -46,10 +62,11 @@ class TransformersBackend:
         self.device = pick_device(config.device)
         self.batch_tokens = config.batch_tokens
         try:
-            self.model: Any = _load(config, info).to(self.device).eval()
+            self.model: Any = load_model(config, info).to(self.device).eval()
             self.rows = max(1, LOGITS_BYTES[self.device.type] // (4 * info.vocab_size))
             self.keeps_logits = "logits_to_keep" in inspect.signature(self.model.forward).parameters
             self.body: Any = None
+            self.alone = False
             self.chunked_head = self._probe()
         except RuntimeError as e:
             if not is_out_of_memory(e):
@@ -84,13 +101,13 @@ class TransformersBackend:
         """Nothing was started."""
 
     def _job(self, sequences: Sequence[np.ndarray[Any, Any]], done: Callable[[int], None]) -> list[Scores]:
-        """Sequences of like length share a batch, at most ``batch_tokens`` padded tokens."""
+        """Sequences of like length share a batch, at most ``batch_tokens`` padded tokens; or none does."""
         order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
         results: list[Any] = [None] * len(sequences)
         start = 0
         while start < len(order):
             width = len(sequences[order[start]])
-            stop = start + max(1, self.batch_tokens // width)
+            stop = start + (1 if self.alone else max(1, self.batch_tokens // width))
             batch = order[start:stop]
             for i, scores in zip(batch, self._batch([sequences[i] for i in batch]), strict=True):
                 results[i] = scores
@@ -187,17 +204,30 @@ class TransformersBackend:
             del self.body.forward
 
     def _probe(self) -> bool:
-        """Whether the chunked head gives this model's own scores, on a batch of mixed lengths; if so, sets ``body``.
+        """Whether the chunked head gives this model's own scores, on rows of mixed lengths; if so, sets ``body``.
 
-        Raises ModelError for a model whose scores of a token depend on what comes after it.
+        Also finds out whether rows may share a batch (``self.alone``).
+
+        Raises ModelError for a model whose scores of a token depend on what comes after it, or that cannot run.
         """
         generator = np.random.Generator(np.random.Philox(key=0))
         longest = min(self.info.context or max(PROBE_LENGTHS), max(PROBE_LENGTHS))
         probe = [generator.integers(0, self.info.vocab_size, min(n, longest), np.int32) for n in PROBE_LENGTHS]
-        general = self._forward(probe, chunked_head=False)
-        other_ends = [np.append(p[:-1], (p[-1:] + 1) % self.info.vocab_size) for p in probe]
-        ahead = _worst([s[:1] for s in general], [s[:1] for s in self._forward(other_ends, chunked_head=False)])
-        if ahead > PROBE_TOLERANCE[self.info.dtype]:
+        try:
+            general = [self._forward([p], chunked_head=False)[0] for p in probe]
+            other_ends = [np.append(p[:-1], (p[-1:] + 1) % self.info.vocab_size) for p in probe]
+            after = [self._forward([p], chunked_head=False)[0] for p in other_ends]
+            self.alone = self._depends_on_padding(probe, general)
+        except FAILURES as e:
+            if is_out_of_memory(e):
+                raise
+            raise ModelError(
+                f"it cannot score a row of token ids, its forward pass raises {type(e).__name__}: {str(e)[:300]}",
+                where=self.info.name,
+                fix="check its config.json, and that it is a text model that this version of transformers runs",
+            ) from e
+        ahead = _worst([s[:1] for s in general], [s[:1] for s in after])
+        if not ahead <= PROBE_TOLERANCE[self.info.dtype]:
             raise ModelError(
                 f"what it predicts depends on what comes after (the entropy changes by {ahead:.1e})",
                 where=self.info.name,
@@ -209,8 +239,8 @@ class TransformersBackend:
                 continue
             self.body = body
             try:
-                worst = _worst(general, self._forward(probe, chunked_head=True))
-            except (TypeError, AttributeError, ValueError, IndexError, RuntimeError) as e:
+                worst = _worst(general, [s for b in self._together(probe) for s in self._forward(b, chunked_head=True)])
+            except FAILURES as e:
                 if is_out_of_memory(e):
                     raise
                 log.debug("the head cannot run on its own: %s", e)
@@ -221,64 +251,34 @@ class TransformersBackend:
         log.info("the head of %s cannot run on its own: using the general, slower way", self.info.name)
         return False
 
+    def _together(self, sequences: list[np.ndarray[Any, Any]]) -> list[list[np.ndarray[Any, Any]]]:
+        """The batches that sequences may form."""
+        return [[s] for s in sequences] if self.alone else [sequences]
 
-def _load(config: ScoreConfig, info: ModelInfo) -> Any:
-    """The model with every weight from its checkpoint. Raises ModelError."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as hf_logging
+    def _depends_on_padding(self, probe: list[np.ndarray[Any, Any]], alone: list[Scores]) -> bool:
+        """Whether scores of rows change by more than their last digits where shorter ones are padded beside them.
 
-    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    path = user_path(config.model)
-    with loading(config.model, "model"):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(path) if os.path.isdir(path) else config.model,
-            revision=info.commit or config.revision,
-            dtype=getattr(torch, info.dtype),
-            trust_remote_code=config.trust_remote_code,
-            use_safetensors=None if config.allow_pickle else True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    model, report = loaded
-    missing = sorted(report["missing_keys"])
-    if missing:  # transformers fills them with random numbers
-        raise ModelError(
-            f"its weights lack {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""),
-            where=config.model,
-            fix="give a complete causal language model; a bare body has no head to predict with",
-        )
-    for name, stored, wanted in sorted(report["mismatched_keys"]):
-        raise ModelError(
-            f"its weight {name} is {list(stored)}, its configuration makes it {list(wanted)}",
-            where=config.model,
-            fix="mend the model's config.json",
-        )
-    unused = sorted(report["unexpected_keys"])
-    if unused:
+        In half precision any other batch changes single tokens by tenths: there the mean must be over that of a batch
+        without padding too.
+        """
+        padded = _mean(alone, self._forward(probe, chunked_head=False))
+        full = _mean(alone[-1:] * 3, self._forward(probe[-1:] * 3, chunked_head=False))
+        if padded <= max(PADDING_TOLERANCE[self.info.dtype], 3 * full):
+            return False
         log.warning(
-            "%s: %d weights of the checkpoint have no place in its configuration, %s among them: check config.json",
-            info.name,
-            len(unused),
-            unused[0],
+            "%s: its scores change with padding, by %.1e nats on average: each row is scored by itself",
+            self.info.name,
+            padded,
         )
-    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
-        model.set_attn_implementation("eager")  # the others leave the soft cap out without a word
-    _warn_of_dynamic_rope(info, model.config.get_text_config(), info.max_length(config.max_length))
-    return model
+        return True
 
 
-def _warn_of_dynamic_rope(info: ModelInfo, config: Any, longest: int) -> None:
-    """Some rotary embeddings take their frequencies from the longest row of a batch, once it is over a limit."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    limit = rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
-    if rope.get("rope_type") in ("longrope", "dynamic") and limit and longest > limit:
-        log.warning(
-            "%s: scores of rows depend on the longest row of their batch where that is over %d tokens: "
-            "give --max-length %d",
-            info.name,
-            limit,
-            limit,
-        )
+def _mean(some: Sequence[Scores], others: Sequence[Scores]) -> float:
+    """The largest mean difference between two lists of scores, of the entropies or the log-probabilities."""
+    differences = [
+        [float(np.mean(np.abs(a - b))) for a, b in zip(x, y, strict=True)] for x, y in zip(some, others, strict=True)
+    ]
+    return float(np.max(differences))
 
 
 def _worst(some: Sequence[Sequence[np.ndarray[Any, Any]]], others: Sequence[Sequence[np.ndarray[Any, Any]]]) -> float:

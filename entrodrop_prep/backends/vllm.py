@@ -17,6 +17,7 @@ from entrodrop_prep.backends.batch import AtWork, Batch, batches
 from entrodrop_prep.backends.engine_args import engine_options, scores_depend_on
 from entrodrop_prep.backends.engines import Engine, close_all, engine_environment, places, those_ready
 from entrodrop_prep.backends.raw import split_scores
+from entrodrop_prep.backends.weights import check_for_engine
 from entrodrop_prep.errors import ConfigError, ScoreError
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class VllmBackend:
                 f"--device {config.device}: the installed vLLM is built for {'CPUs' if vllm.cpu else 'GPUs'}",
                 fix="leave out --device, or use --backend transformers",
             )
+        check_for_engine(config, info)
         options = engine_options(
             config.model,
             info,

@@ -1,4 +1,4 @@
-"""The vLLM plugin: makes a token-entropy variant of each causal language model that vLLM knows.
+"""The vLLM plugin: makes a token-entropy variant of each language model that vLLM knows.
 
 vLLM calls ``register`` in each of its processes, and in those of every other vLLM program in the environment. So it
 does nothing but add names: a variant is made when a run asks for it (``--hf-overrides '{"architectures":
@@ -8,12 +8,14 @@ does nothing but add names: a variant is made when a run asks for it (``--hf-ove
 from __future__ import annotations
 
 PREFIX = "TokenEntropy"
-ENDINGS = ("ForCausalLM", "LMHeadModel")
+MULTIMODAL = "ForConditionalGeneration"
+"""What a multimodal model with a causal language model in it is called; encoder-decoders are too."""
+ENDINGS = ("ForCausalLM", "LMHeadModel", MULTIMODAL)
 VERSION_MARK = "__"
 
 
 def register() -> None:
-    """Add ``TokenEntropy<Architecture>`` for every causal language model of this vLLM; a second call does nothing."""
+    """Add ``TokenEntropy<Architecture>`` for every language model of this vLLM; a second call does nothing."""
     from vllm import ModelRegistry, __version__
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
