@@ -69,6 +69,7 @@ MAMBA = {
     "num_local_experts": 4,
     "num_experts_per_tok": 2,
 }
+LLAMA4 = {"intermediate_size_mlp": 96, "num_local_experts": 4, "num_experts_per_tok": 1}
 SIGLIP = {
     "hidden_size": 32,
     "intermediate_size": 32,
@@ -175,16 +176,9 @@ CONFIGS: dict[str, Callable[..., Any]] = {
     ),
     "LlamaForCausalLM": lambda **k: tf.LlamaConfig(**GROUPED, **k),
     "Llama4ForCausalLM": lambda **k: tf.Llama4TextConfig(
-        **GROUPED,
-        **HEAD,
-        intermediate_size_mlp=96,
-        num_local_experts=4,
-        num_experts_per_tok=1,
-        attention_chunk_size=128,
-        no_rope_layers=[1, 0],
-        **k,
+        **{**GROUPED, **HEAD, **LLAMA4, **k}, attention_chunk_size=128, no_rope_layers=[1, 0]
     ),
-    "Ministral3ForCausalLM": lambda **k: tf.Ministral3Config(**GROUPED, **HEAD, rope_parameters={**SCALED}, **k),
+    "Ministral3ForCausalLM": lambda **k: tf.Ministral3Config(**{**GROUPED, **HEAD, "rope_parameters": {**SCALED}, **k}),
     "MistralForCausalLM": lambda **k: tf.MistralConfig(**GROUPED, **HEAD, **SLIDING, **k),
     "Mistral3ForConditionalGeneration": lambda **k: tf.Mistral3Config(
         text_config={**GROUPED, **HEAD, "model_type": "mistral", "sliding_window": None},

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
+from architectures_for_tests import CONFIGS, VOCABULARY
 from models_for_tests import random_rows, run_score, save_model, settings_for, shards, tiny_llama, write_rows
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
+    BartConfig,
     BertConfig,
     BloomConfig,
     CohereConfig,
@@ -26,15 +29,18 @@ from transformers import (
     MistralConfig,
     OPTConfig,
     PhiConfig,
+    ProphetNetConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    T5Gemma2Config,
+    WhisperConfig,
 )
 
 from entrodrop_prep.backends import load_backend
 from entrodrop_prep.backends import transformers as backend_module
 from entrodrop_prep.backends.feed import score_all
 from entrodrop_prep.backends.model import inspect_model
-from entrodrop_prep.backends.transformers import TransformersBackend, pick_device
+from entrodrop_prep.backends.transformers import FAILURES, TransformersBackend, pick_device
 from entrodrop_prep.engine.reduce import entropy_and_logprob
 from entrodrop_prep.errors import ModelError, ScoreError
 
@@ -119,7 +125,7 @@ def plain(directory: Path, rows: Sequence[np.ndarray[Any, Any]], vocabulary: int
     for row in rows:
         ids = torch.from_numpy(row.astype(np.int64))[None]
         with torch.no_grad():
-            logits = model(ids).logits[0, :-1, :vocabulary].double()
+            logits = model(ids, use_cache=False).logits[0, :-1, :vocabulary].double()
         logp = torch.log_softmax(logits, -1)
         entropy = -(logp.exp() * logp).nan_to_num(0.0).sum(-1)
         results.append((entropy.numpy(), logp.gather(1, ids[0, 1:, None])[:, 0].numpy()))
@@ -310,6 +316,82 @@ def test_another_runtime_error_is_a_bug(directories: Callable[[str], Path]) -> N
     limited(backend, 30, lambda: RuntimeError("the shapes are wrong"))
     with pytest.raises(RuntimeError, match="the shapes are wrong"):
         score_all(backend, ragged())
+
+
+def test_a_model_whose_scores_change_with_padding(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shape = {"num_decoder_layers": 2, "num_decoder_attention_heads": 4, "decoder_ffn_dim": 48, "num_encoder_layers": 1}
+    config = ProphetNetConfig(vocab_size=V, hidden_size=32, encoder_ffn_dim=48, max_position_embeddings=128, **shape)
+    directory = save_model(tmp_path, config, scale=8.0)
+    backend = started(directory, batch_tokens=1000)
+    assert backend.alone
+    said = [r.getMessage() for r in caplog.records if r.name.startswith("entrodrop_prep")]
+    assert [text for text in said if "its scores change with padding, by " in text and "by itself" in text]
+    assert_close(scored(backend, ragged()), plain(directory, ragged()))
+    backend.alone = False
+    with pytest.raises(AssertionError):
+        assert_close(scored(backend, ragged()), plain(directory, ragged()))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_share_batches_where_padding_changes_nothing(directories: Callable[[str], Path], dtype: str) -> None:
+    for name in ("llama", "gemma2, soft cap", "bloom, alibi"):
+        assert not started(directories(name), dtype=dtype).alone
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_a_model_that_cannot_run_is_an_error(
+    directories: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    def fails(self: Any, input_ids: Any = None, **more: Any) -> Any:
+        raise kind("index out of range in self")
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", fails)
+    with pytest.raises(ModelError) as e:
+        started(directories("llama"))
+    assert f"its forward pass raises {kind.__name__}: " in str(e.value)
+    assert "index out of range in self" in str(e.value)
+
+
+def test_a_model_that_does_not_fit_is_told_from_one_that_cannot_run(
+    directories: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Any, input_ids: Any = None, **more: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", full)
+    with pytest.raises(ModelError, match="it does not fit in the memory of cpu"):
+        started(directories("llama"))
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name.endswith("ForConditionalGeneration")])
+def test_the_text_side_of_a_multimodal_model(tmp_path: Path, name: str) -> None:
+    """As its own class gives it for text alone."""
+    directory = save_model(tmp_path, CONFIGS[name](), scale=8.0, architecture=name)
+    backend = started(directory, batch_tokens=150)
+    assert backend.info.architecture == name
+    assert backend.info.multimodal
+    assert backend.chunked_head
+    assert not backend.alone
+    model: Any = getattr(transformers, name).from_pretrained(directory, dtype=torch.float32)
+    rows = ragged(vocabulary=VOCABULARY)
+    exact = []
+    with torch.no_grad():
+        for row in rows:
+            ids = torch.from_numpy(row.astype(np.int64))[None]
+            logp = model.eval()(input_ids=ids).logits[0, :-1].double().log_softmax(-1)
+            exact.append((-(logp.exp() * logp).sum(-1).numpy(), logp.gather(1, ids[0, 1:, None])[:, 0].numpy()))
+    assert_close(scored(backend, rows), exact)
+    backend.chunked_head, backend.rows = False, 7
+    assert_close(scored(backend, rows), exact)
+
+
+@pytest.mark.parametrize("config", [BartConfig(), WhisperConfig(), T5Gemma2Config()], ids=lambda c: c.model_type)
+def test_an_encoder_decoder_is_refused(tmp_path: Path, config: Any) -> None:
+    config.architectures = [type(config).__name__.removesuffix("Config") + "ForConditionalGeneration"]
+    config.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ModelError, match=f"{config.architectures[0]} is an encoder-decoder; the reference model must"):
+        started(tmp_path)
 
 
 def test_a_model_that_looks_ahead_is_refused(tmp_path: Path) -> None:

@@ -25,8 +25,9 @@ def load_model(config: ScoreConfig, info: ModelInfo) -> Any:
 
     hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     path = user_path(config.model)
+    stored = stored_weights(config, info)
     if not _is_unpacked(info):
-        check_stored(stored_weights(config, info), info, "transformers")
+        check_stored(stored, info, "transformers")
     with loading(config.model, "model"):
         loaded: Any = getattr(transformers, info.auto_class).from_pretrained(
             str(path) if os.path.isdir(path) else config.model,
@@ -52,7 +53,7 @@ def load_model(config: ScoreConfig, info: ModelInfo) -> Any:
             fix="mend the model's config.json",
         )
     unused = sorted(report["unexpected_keys"])
-    check_left_over(unused, info, "transformers", quantized=getattr(model, "hf_quantizer", None) is not None)
+    check_left_over(unused, stored, info, "transformers", quantized=getattr(model, "hf_quantizer", None) is not None)
     if unused:
         log.warning(
             "%s: %d weights of the checkpoint have no place in its configuration, %s among them: check config.json",

@@ -166,19 +166,19 @@ def _check_kind(config: ModelSettings, hf: Any) -> str:
     """
     auto_map = getattr(hf, "auto_map", None) or {}
     architecture = _architecture(hf)
-    encodes = any(getattr(c, "is_encoder_decoder", False) for c in (hf, hf.get_text_config()))
-    if encodes and not architecture.endswith(DECODERS):
-        raise ModelError(
-            f"{architecture or hf.model_type} is an encoder-decoder",
-            where=config.model,
-            fix="the reference model must predict the next token from those before it alone",
-        )
     kind = auto_class(hf.model_type, auto_map)
     if kind is None:
         raise ModelError(
             f"{hf.model_type} is not a causal language model",
             where=config.model,
             fix="the reference model must predict the next token (AutoModelForCausalLM or AutoModelForImageTextToText)",
+        )
+    encodes = any(getattr(c, "is_encoder_decoder", False) for c in (hf, hf.get_text_config()))
+    if encodes and not architecture.endswith(DECODERS):
+        raise ModelError(
+            f"{architecture or hf.model_type} is an encoder-decoder",
+            where=config.model,
+            fix="the reference model must predict the next token from those before it alone",
         )
     if CAUSAL in auto_map and not config.trust_remote_code and auto_class(hf.model_type, {}) is None:
         raise ModelError(

@@ -25,10 +25,12 @@ _PACKED = re.compile(r"F[468]_\w+|F[468]|[IU](8|16|32)")
 """Formats of numbers that are not yet weights. 64-bit integers and booleans are indices and masks."""
 _NO_WEIGHTS = ("bias", "masked_bias", "position_ids", "relative_position_index")
 _SCALE = re.compile(
-    r"(.*[._])?((weight|input|output|activation|act)_(global_)?scale(_inv|_2)?|\w*_scale_inv|\w+_scales?|scales?|scb|absmax"
-    r"|nested_absmax|quant_map|nested_quant_map|quant_state\.\w+|qzeros|zeros|zero_point|\w+_zero_point|g_idx|weight_shape)",
+    r"(.*[._])?((weight|input|output|activation|act)_(global_)?scale(_inv|_2)?|\w*_scale_inv|scb|(nested_)?absmax"
+    r"|(nested_)?quant_map|quant_state\.\w+|qzeros|(\w+_)?zero_point|g_idx)",
     re.IGNORECASE,
 )
+_PERHAPS = re.compile(r"(\w+_)?scales?|zeros")
+"""A scale where a weight of that name is beside it; a model may have scales of its own."""
 _OF_ATTENTION = re.compile(r".*[._](k|v|q|kv|prob)_scale")
 """Scales of a cache of keys and values in 8 bits: of no weight, and of no meaning where the cache has whole numbers."""
 _FIX = "give the checkpoint in bfloat16, float16 or float32, or one that is quantized as {} can read it"
@@ -91,33 +93,39 @@ def check_stored(stored: Stored, info: ModelInfo, engine: str) -> None:
     """
     for name, (dtype, dimensions) in sorted(stored.items()):
         packed = _PACKED.fullmatch(dtype) and dimensions > 1 and name.rpartition(".")[2] not in _NO_WEIGHTS
-        if packed and not is_scale(name):
+        if packed and not is_scale(name, stored):
             raise _unread(f"its weight {name} is stored as {dtype}", info, engine)
-    names = stored.keys()
-    for name in sorted(filter(is_scale, names)):
+    for name in sorted(name for name in stored if is_scale(name, stored)):
         module, _, last = name.rpartition(".")
         of = last.partition("_scale")[0]  # x.weight_scale of x.weight, down_proj_scale of down_proj
-        if f"{module}.weight" in names or f"{module}.{of}" in names or f"{module}.{of}.weight" in names:
+        if not stored.keys().isdisjoint((f"{module}.weight", f"{module}.{of}", f"{module}.{of}.weight")):
             raise _unread(f"its weights have scales, such as {name}", info, engine)
 
 
-def check_left_over(names: Iterable[str], info: ModelInfo, engine: str, *, quantized: bool) -> None:
+def check_left_over(left: Iterable[str], stored: Stored, info: ModelInfo, engine: str, *, quantized: bool) -> None:
     """Raise ModelError for tensors that a loader had no use for where they are scales of weights.
 
     Args:
-        names: tensors of the checkpoint that became part of nothing.
+        left: tensors of the checkpoint that became part of nothing.
+        stored: all of them, as far as is known.
         info: the model.
         engine: what loaded it, for people.
         quantized: whether it was unpacked by a quantizer, which may do without scales of the inputs.
     """
-    for name in sorted(filter(is_scale, names)):
+    for name in sorted(name for name in left if is_scale(name, stored)):
         if not quantized or "weight" in name.rpartition(".")[2]:
             raise _unread(f"its weights have scales that were not used, such as {name}", info, engine)
 
 
-def is_scale(name: str) -> bool:
-    """Whether a tensor's name is that of a scale, a zero point or the like of a quantized weight."""
-    return _SCALE.fullmatch(name) is not None and _OF_ATTENTION.fullmatch(name) is None
+def is_scale(name: str, stored: Stored) -> bool:
+    """Whether a tensor is a scale, a zero point or the like of a quantized weight, by its name and those beside it."""
+    if _OF_ATTENTION.fullmatch(name):
+        return False
+    module, _, last = name.rpartition(".")
+    if _SCALE.fullmatch(name):
+        return True
+    beside = (f"{module}.{other}" for other in (last.partition("_scale")[0], "weight", "qweight"))
+    return _PERHAPS.fullmatch(last) is not None and not stored.keys().isdisjoint(beside)
 
 
 def _unread(what: str, info: ModelInfo, engine: str) -> ModelError:
