@@ -118,7 +118,7 @@ def test_score_against_a_server_that_serve_starts(tmp_path: Path) -> None:
     with (tmp_path / "said").open("w+") as said:
         server = subprocess.Popen(arguments(serve, port, model), stdout=said, env=environment(), start_new_session=True)
         try:
-            deadline = time.monotonic() + 180
+            deadline = time.monotonic() + 400
             while "ready: " not in (tmp_path / "said").read_text() and time.monotonic() < deadline:
                 assert server.poll() is None
                 time.sleep(0.2)

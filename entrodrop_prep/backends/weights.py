@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from entrodrop_prep.backends.weight_files import weight_files
 from entrodrop_prep.errors import ModelError
 from entrodrop_prep.shards import user_path
 
@@ -36,10 +37,10 @@ _OF_ATTENTION = re.compile(r".*[._](k|v|q|kv|prob)_scale")
 _FIX = "give the checkpoint in bfloat16, float16 or float32, or one that is quantized as {} can read it"
 
 
-def stored_in(directory: Path) -> Stored:
-    """The tensors of a directory's safetensors files, from their headers. A damaged file is the loader's to refuse."""
+def stored_in(files: Iterable[Path]) -> Stored:
+    """The tensors of safetensors files, from their headers. A damaged file is the loader's to refuse."""
     found: dict[str, tuple[str, int]] = {}
-    for file in sorted(directory.glob("*.safetensors")):
+    for file in files:
         try:
             with file.open("rb") as f:
                 (length,) = struct.unpack("<Q", f.read(8))
@@ -62,10 +63,11 @@ def stored_weights(config: ModelSettings, info: ModelInfo) -> Stored:
     )
 
     if info.commit is None:
-        return stored_in(user_path(config.model))
+        path = user_path(config.model)
+        return stored_in(path / name for name in _loaded(weight_files(config, path)))
     try:
         here = Path(snapshot_download(config.model, revision=info.commit, local_files_only=True))
-        if stored := stored_in(here):
+        if stored := stored_in(here / name for name in _loaded(_names(here))):
             return stored
     except LocalEntryNotFoundError:
         pass
@@ -75,6 +77,16 @@ def stored_weights(config: ModelSettings, info: ModelInfo) -> Stored:
         return {}  # what keeps them from being read keeps them from being loaded
     files = metadata.files_metadata.values()
     return {name: (str(t.dtype), len(t.shape)) for file in files for name, t in file.tensors.items()}
+
+
+def _names(directory: Path) -> list[str]:
+    return sorted(file.relative_to(directory).as_posix() for file in directory.rglob("*.safetensors"))
+
+
+def _loaded(names: Iterable[str]) -> list[str]:
+    """The safetensors files, without Mistral's own form of the same weights where the usual one is there too."""
+    files = [name for name in names if name.endswith(".safetensors")]
+    return [name for name in files if "consolidated" not in name] or files
 
 
 def check_for_engine(config: ModelSettings, info: ModelInfo) -> None:
