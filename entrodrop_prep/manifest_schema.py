@@ -240,7 +240,7 @@ class MaskedManifest(_Manifest):
     schema_: Annotated[Literal["masked/1"], Field(alias="schema")]
     identity: MaskedIdentity
     recipe: Annotated[Object, AfterValidator(lambda v: _recipe(v))]
-    scored: Scored | list[NamedScored]
+    scored: Scored | Annotated[list[NamedScored], Field(min_length=1)]
     tau_nats: Nats | ColumnThresholds | dict[str, Nats] | None
     rows_without_loss: Count
     epochs: Annotated[list[Epoch], Field(min_length=1)]

@@ -47,7 +47,7 @@ _AGAIN = "remove it and run the command that made it again"
 DAMAGED_FOOTER = "its footer is damaged"
 FOOTER_DIGEST = "footer_digest"
 """In a footer, the digest of all else that it says."""
-_WITHOUT_DIGEST = {
+WITHOUT_DIGEST = {
     *("schema", "rows", "content_digest", "shard", "fingerprint", "identity", "environment", "counts", "rejected"),
     *("notes", "source", "epoch", "part", "provenance", "rates", "sources"),
 }
@@ -147,7 +147,7 @@ def _footer(path: Path, metadata: pq.FileMetaData) -> Footer:
         info = strict_json.loads((metadata.metadata or {})[META_KEY])
         wrong = None if isinstance(info, dict) else "it is no JSON object"
         claimed = info.pop(FOOTER_DIGEST, None) if wrong is None else None
-        if claimed != of_json(info) if claimed is not None else wrong is None and info.keys() - _WITHOUT_DIGEST:
+        if claimed != of_json(info) if claimed is not None else wrong is None and info.keys() - WITHOUT_DIGEST:
             wrong = "it is not what was written"
     except KeyError as e:
         raise IntegrityError("it carries no footer of this program", where=str(path), fix=_AGAIN) from e

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from tokenizers_for_tests import byte_bpe
 from entrodrop_prep import digest, manifest
 from entrodrop_prep.sample.mask import Rows
 from entrodrop_prep.schema import SCORED, SCORED_BOUNDS, Estimator, scored_schema
-from entrodrop_prep.shards import write_bytes, write_shard
+from entrodrop_prep.shards import WITHOUT_DIGEST, write_bytes, write_shard
 
 VOCABULARY = 440
 """Columns of the logits of the model that did not make these scores: some more than the tokenizer has tokens."""
@@ -244,13 +244,10 @@ def without_digests(source: Path, target: Path) -> Path:
     return target
 
 
-def rewrite_footer(
-    path: Path, change: Callable[[dict[str, Any]], object], keep: Sequence[str] = ("described",)
-) -> None:
-    """The same rows with a footer that was changed and has no digest; of what 0.1.0 did not write, ``keep`` stays."""
+def rewrite_footer(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """The same rows with a footer as 0.1.0 wrote it, without a digest, and then changed."""
     table, metadata = pq.read_table(path), pq.read_metadata(path).metadata
-    info = json.loads(metadata[b"entrodrop"])
-    info = {k: v for k, v in info.items() if k not in ("footer_digest", "described") or k in keep}
+    info = {k: v for k, v in json.loads(metadata[b"entrodrop"]).items() if k in WITHOUT_DIGEST}
     change(info)
     with pq.ParquetWriter(path, table.schema, write_page_checksum=True) as writer:
         writer.write_table(table)
