@@ -39,8 +39,11 @@ def only_a_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
 
 
-def check_source(source: str) -> None:
-    """Raises SourceError for a local source that is not there, and for one that this program made."""
+def check_source(source: str, *, hub: bool = False) -> None:
+    """Raises SourceError for a local source that is not there, and for one that this program made.
+
+    hub: whether to ask if the Hub is there, where the source can only be on it.
+    """
     from entrodrop_prep.scoring.files import local_path, looks_like_path
 
     if not source.strip() or "://" in source:
@@ -51,7 +54,8 @@ def check_source(source: str) -> None:
             raise SourceError("no such file or directory", where=source, fix="check the path")
         if not is_hub_name(source):
             raise SourceError("no such file or directory, and no Hub dataset id", where=source, fix="check the path")
-        _check_hub("dataset", source, SourceError)
+        if hub:
+            _check_hub("dataset", source, SourceError)
         return
     at = os.path.abspath(path or os.path.expanduser(source))
     for place in (at, os.path.dirname(at), os.path.dirname(os.path.dirname(at))):
