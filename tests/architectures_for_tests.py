@@ -11,6 +11,8 @@ from typing import Any
 
 import transformers as tf
 
+from entrodrop_prep.backends.architectures import BFLOAT16_ON_CPU
+
 VOCABULARY, CONTEXT = 331, 96
 SHAPE = {
     "vocab_size": VOCABULARY,
@@ -243,14 +245,7 @@ UNTIED = (
     "Qwen3NextForCausalLM",
 )
 """vLLM's have one always."""
-HALF = (
-    "DeepseekV3ForCausalLM",
-    "Qwen3NextForCausalLM",
-    "Qwen3_5ForCausalLM",
-    "Qwen3_5MoeForCausalLM",
-    "Qwen3_5ForConditionalGeneration",
-)
-"""Kernels of vLLM's CPU engine take these in bfloat16 alone."""
+HALF = BFLOAT16_ON_CPU
 RECURRENT = (
     "GraniteMoeHybridForCausalLM",
     "Lfm2ForCausalLM",

