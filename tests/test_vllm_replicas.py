@@ -208,6 +208,8 @@ def test_an_engine_that_cannot_work_says_why(
         ("data-parallel-size=2", "use --replicas"),
         ("enable_lora=true", "merge the adapter"),
         ("load_format=dummy", "gives random weights"),
+        ("load_format=pt", "may load pickles"),
+        ("load_format=auto", "may load pickles"),
         ("kv_cache_memory_bytes=1000000000", "set VLLM_CPU_KVCACHE_SPACE"),
     ],
 )

@@ -59,6 +59,9 @@ HARMLESS = frozenset(
 )
 """Options that change scores in their last digits at most; any other is part of the environment."""
 
+SAFE_FORMATS = ("safetensors", "fastsafetensors", "runai_streamer")
+"""Values of ``load_format`` that read safetensors files and nothing else."""
+
 COUNTS = frozenset(("max_num_batched_tokens", "tensor_parallel_size"))
 """Options that are reckoned with here."""
 
@@ -81,6 +84,11 @@ def parse(options: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"--engine-arg {name} cannot be set", fix=OWNED[name])
         if (name, value) == ("load_format", "dummy"):
             raise ConfigError("--engine-arg load_format=dummy gives random weights", fix="leave it out")
+        if name == "load_format" and value not in SAFE_FORMATS:
+            raise ConfigError(
+                f"--engine-arg load_format={value} may load pickles, which can run code",
+                fix=f"leave it out, or use one of: {', '.join(SAFE_FORMATS)}",
+            )
         if name == "hf_overrides" and (not isinstance(value, dict) or "architectures" in value):
             raise ConfigError(
                 "--engine-arg hf_overrides must be a JSON object without architectures",
