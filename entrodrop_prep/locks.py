@@ -52,7 +52,7 @@ def reading_lock(*directories: Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         for directory in dict.fromkeys(directories):
-            if (directory / "manifest.json").is_file() and not in_hub_cache(directory / "manifest.json"):
+            if os.path.isfile(directory / "manifest.json") and not in_hub_cache(directory / "manifest.json"):
                 handle = _shared(directory)
                 if handle is not None:
                     stack.callback(os.close, handle)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field, Strict
 
 from entrodrop_prep.config import EXTRA_COLUMNS, RECIPE_FIELDS, MaterializeConfig, model_of
 from entrodrop_prep.manifest_types import (
@@ -231,7 +231,7 @@ class ColumnThresholds(Closed):
     """The threshold of each value of a column."""
 
     column: Text
-    values: list[tuple[Any, Nats]] = Field(strict=False)
+    values: list[Annotated[tuple[Any, Nats], Strict(False)]]
 
 
 class MaskedManifest(_Manifest):

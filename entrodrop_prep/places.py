@@ -125,6 +125,8 @@ def check_named(text: str, wanted: Kind, *, hub: bool = False) -> None:
     named = _NAMED.fullmatch(text)
     name = text if named is None or os.path.lexists(os.path.expanduser(text)) else named[1]
     if not os.path.lexists(os.path.expanduser(name)):
+        if named is None and os.path.lexists(os.path.expanduser(_WEIGHT.sub("", name.partition("=")[2]))):
+            return  # what is before the = is no name: the command says so
         without = _WEIGHT.sub("", name)
         directory = name.rpartition(":")[0]
         if directory and os.path.isdir(os.path.expanduser(directory)) and without == name:

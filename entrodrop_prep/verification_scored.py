@@ -120,9 +120,8 @@ def _described(path: Path, described: dict[str, Any], footers: list[Footer], not
             yield f"{path}: the {what} is not that of the identity"
     told = next((f.info["described"] for f in footers if "described" in f.info), None)
     if told is None:
-        versions = {
-            f"entrodrop-prep {e['environment'].get('entrodrop_prep')}" for e in described.get("environments", [])
-        }
+        made = [e["environment"].get("entrodrop_prep") for e in described.get("environments", [])]
+        versions = {f"entrodrop-prep {version}" for version in made if version}
         lacking = {"name", "vocabulary", "chat_template"} - described["tokenizer"].keys()
         if lacking and any("fingerprint" in f.info for f in footers):
             yield f"{path}: the manifest does not say the tokenizer's {' and '.join(sorted(lacking))}"

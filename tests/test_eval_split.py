@@ -259,7 +259,7 @@ def test_a_tampered_part_is_found(part: str, made: Path, masked: Path) -> None:
     fewer = table.set_column(index, table.schema.field(index), pa.array(labels, table.schema.field(index).type))
     reseal(masked, name, fewer)
     (finding,) = verify(str(masked)).findings
-    assert f"figures of {part} are not those of its files" in finding
+    assert f"{name}: the tokens and labels in its footer are not those of its rows" in finding
 
 
 def test_a_file_too_many_or_changed_is_found(masked: Path, tmp_path: Path) -> None:

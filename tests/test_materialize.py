@@ -864,7 +864,7 @@ def test_keep_surprising_needs_logprob(tmp_path: Path, capfd: Any) -> None:
 def test_wrong_places(scored_at: Path, tmp_path: Path, capfd: Any) -> None:
     check_refused(tmp_path / "nowhere", tmp_path, [], capfd, "nowhere", "no such directory")
     (tmp_path / "empty").mkdir()
-    check_refused(tmp_path / "empty", tmp_path, [], capfd, "manifest.json")
+    check_refused(tmp_path / "empty", tmp_path, [], capfd, "an empty directory, not a scored directory")
     with pytest.raises(OutputError, match="URL"):
         materialize(MaterializeConfig(scored=str(scored_at), out="s3://bucket/masked", epochs=1))
     with pytest.raises(OutputError, match="inside the scored one"):

@@ -135,7 +135,7 @@ def test_a_finished_directory_that_was_cut_is_not_called_complete(tmp_path: Path
 
 def test_a_manifest_that_is_a_directory(tmp_path: Path, source: Path, model: Path) -> None:
     (tmp_path / "out" / "manifest.json").mkdir(parents=True)
-    with pytest.raises(IntegrityError, match="damaged"):
+    with pytest.raises(IntegrityError, match="it is a folder, not a file"):
         verify(str(tmp_path / "out"))
     for state in (None, "{}", '{"schema": "scored/1"}'):
         if state:
@@ -156,7 +156,7 @@ def test_a_private_note_that_is_none(note: str | None, tmp_path: Path, source: P
         (out / ".state.json").unlink()
         (out / ".state.json").write_text(note) if note else (out / ".state.json").mkdir()
     if note is None:  # nothing can be noted there
-        with pytest.raises(OutputError, match="cannot write here"):
+        with pytest.raises(OutputError, match="this is a folder, and in the way"):
             run_score(source, model, tmp_path / "scored")
         return
     assert not run_score(source, model, tmp_path / "scored").already_complete

@@ -128,8 +128,8 @@ def test_one_commit_comes_of_it(name: str, outcomes: dict[str, Future[Outcome]],
 def test_a_branch_and_the_card_that_is_there(kind: str, masked: Path, tmp_path: Path) -> None:
     """Making the one and fetching the other fail twice; the card's manifest is one of an earlier push."""
     card = b"---\npretty_name: Mine\n---\n# T\n\nWords of mine.\n"
-    earlier = json.dumps({"schema": "masked/1", "files": [{"file": "epoch_004/train-0.parquet"}]}).encode()
-    stale = {"epoch_004/train-0.parquet": put_rows(4), "manifest.json": earlier}
+    earlier = json.dumps({"schema": "masked/1", "files": [{"file": "epoch_004/train-00000-of-00001.parquet"}]}).encode()
+    stale = {"epoch_004/train-00000-of-00001.parquet": put_rows(4), "manifest.json": earlier}
     with Hub(tmp_path / "hub") as hub:
         repo = hub.create("alice/data", files={**FOREIGN, **stale, "README.md": card})
         head = repo.head()
@@ -143,7 +143,7 @@ def test_a_branch_and_the_card_that_is_there(kind: str, masked: Path, tmp_path: 
         assert [c["id"] for c in before] == [c["id"] for c in repo.log()]
         files = repo.files("work")
         assert set(files) - set(stale) >= {*FOREIGN, *parquet_paths(masked)}
-        assert "epoch_004/train-0.parquet" not in files
+        assert "epoch_004/train-00000-of-00001.parquet" not in files
         assert b"Words of mine." in repo.read("README.md", "work")
         assert repo.meta["tags"] == {"v1": repo.head("work")}
 

@@ -143,7 +143,10 @@ def test_an_empty_source(place: Place, capsys: Capture, text: str) -> None:
 def test_no_usable_column(place: Place, capsys: Capture) -> None:
     place.rows({"body": "w5 w6", "n": 1})
     message = refused(place, capsys)
-    assert "no column called text, prompt and completion, messages, conversations or input_ids" in message
+    assert (
+        "no column called text, prompt and completion, instruction and output, messages, conversations or input_ids"
+        in message
+    )
     assert "its columns are: body, n; choose with --text-column" in message
     assert cli.run(place.arguments("--text-column", "body")) == 0
 

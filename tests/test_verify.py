@@ -286,9 +286,9 @@ def test_an_unfinished_directory(scored: Path, masked: Path, tmp_path: Path, cap
 
 def test_what_is_no_directory_of_ours(tmp_path: Path, capfd: Any) -> None:
     check_refused(tmp_path / "nowhere", capfd, "no such directory")
-    check_refused(tmp_path, capfd, "manifest.json")
+    check_refused(tmp_path, capfd, "an empty directory, not a scored or a masked directory")
     (tmp_path / "file").write_text("x")
-    check_refused(tmp_path / "file", capfd, "no such directory")
+    check_refused(tmp_path / "file", capfd, "it is a file, not a scored or a masked directory")
 
 
 # Changes whose digests were put right again: a forger's, or a bug's.
@@ -473,7 +473,7 @@ def test_files_in_each_others_place_are_found_under_new_digests(made: Path, mask
 def test_wrong_scores_to_prove_from(made: Path, masked: Path, tmp_path: Path, capfd: Any) -> None:
     other = write_scored(tmp_path / "other", some_rows(24, lengths=(2, 20), seed=1), with_id=True)
     check_refused(masked, capfd, "not made from", against=other)
-    check_refused(masked, capfd, "masked/1", against=made / "masked")
+    check_refused(masked, capfd, "it is a masked directory", against=made / "masked")
     check_refused(masked, capfd, "no such directory", against=tmp_path / "nowhere")
     check_refused(made / "scored", capfd, "--against", against=made / "scored")
 

@@ -221,6 +221,14 @@ def _write(out: Path, job: Job, missing: dict[Part, list[int]], identity: dict[s
         return progress.seconds, tokens
 
 
+def _of_this_run(path: Path, identity: dict[str, Any]) -> bool:
+    """Whether an epoch's folder, or a file, that no manifest lists was made elsewhere with the same settings."""
+    shards = sorted(path.iterdir()) if path.is_dir() else [path]
+    return bool(shards) and all(
+        shard.suffix == ".parquet" and read_footer(shard).info.get("identity") == identity for shard in shards
+    )
+
+
 def _earlier(out: Path, identity: dict[str, Any]) -> tuple[dict[str, Any] | None, set[int]]:
     """What an earlier run left: its manifest if it finished, and the epochs it began, which are to be finished.
 
@@ -228,7 +236,8 @@ def _earlier(out: Path, identity: dict[str, Any]) -> tuple[dict[str, Any] | None
     """
     finished = manifest.read(out, MASKED) if (out / manifest.NAME).exists() else None
     for found in manifest.unlisted_files(out, finished) if finished else ():
-        raise found
+        if not _of_this_run(Path(found.where), identity):
+            raise found
     before = finished["identity"] if finished else (manifest.read_state(out) or {}).get("identity")
     if before is None:
         before = manifest.identity_of_shards(out, "masked")

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 # Stored bytes over plain ones, from text corpora; on the safe side.
 STORED_SHARE = {"zstd": 0.75, "snappy": 0.9, "none": 1.05}
 PLAIN_BYTES = 9
-FILE_BYTES, DIRECTORY_BYTES = 4000, 12_000
+FILE_BYTES, DIRECTORY_BYTES = 4500, 12_000
 """A file without a row, with what the manifest says of it; the rest of the manifest, the card and its picture."""
 LINE_BYTES = 16
 """Of a token in a JSONL file: two ids of up to six digits, a 1, three commas."""
