@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import trl
-from models_for_tests import rows_of, run_score, save_model, tiny_llama, write_rows
+from models_for_tests import rows_of, run_score, save_model, tiny_llama, word_tokenizer, write_rows
 from tokenizers_for_tests import CHATML, CHATML_MARKED, byte_bpe
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -311,3 +311,45 @@ def rows_from(path: Path) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     return list(pq.read_table(path).to_pylist())
+
+
+SAID = "{{- m.content + ' ' }}"
+LINES = (
+    "{%- for m in messages %}{%- if m.role == 'assistant' %}{{- 'w5 ' }}@B@"
+    + SAID
+    + "@E@{%- else %}{{- 'w4 ' }}"
+    + SAID
+    + "{%- endif %}{%- endfor %}{%- if add_generation_prompt %}{{- 'w5 ' }}{%- endif %}"
+)
+LINES_MARKED = LINES.replace("@B@", "{%- generation %}").replace("@E@", "{%- endgeneration %}")
+LINES_PLAIN = LINES.replace("@B@", "").replace("@E@", "")
+WORDS = [user("w7"), bot("w8"), user("w9 w10 w11"), bot("w12")]
+
+
+@pytest.mark.parametrize("template", [LINES_MARKED, LINES_PLAIN], ids=["marked", "plain"])
+@pytest.mark.parametrize(
+    ("messages", "wanted"),
+    [
+        (WORDS, [8, 12]),
+        ([*WORDS, user("w13")], [8, 12]),
+        ([user("w7"), bot("w8 w9"), bot("w10"), user("w11")], [8, 9, 10]),
+    ],
+)
+def test_a_span_whose_last_character_no_token_covers(template: str, messages: list[Any], wanted: list[int]) -> None:
+    """Tokens are words, without the blanks between them: transformers' mask runs on to the end of the row there."""
+    tokenizer = word_tokenizer(20)
+    tokenizer.chat_template = template
+    encoder = Encoder(tokenizer, RowFormat("messages", ("messages",)), append_eos=True, chat_template_kwargs=None)
+    (encoded,) = encoder.encode([{"messages": messages}])
+    assert isinstance(encoded, Encoded), encoded
+    assert encoded.input_ids[encoded.loss_mask].tolist() == wanted
+    assert encoded.notes == {"unclosed_turns"}
+
+
+def test_a_marked_span_that_is_the_first_token_is_nothing_to_train_on() -> None:
+    tokenizer = word_tokenizer(20)
+    tokenizer.chat_template = LINES_MARKED.replace("{{- 'w5 ' }}", "")
+    encoder = Encoder(tokenizer, RowFormat("messages", ("messages",)), append_eos=True, chat_template_kwargs=None)
+    (why,) = encoder.encode([{"messages": [bot("w8"), user("w9")]}])
+    assert isinstance(why, str)
+    assert "no assistant turn to train on" in why
