@@ -86,7 +86,7 @@ def _materialize(config: MaterializeConfig) -> MaterializeSummary:
         if manifest.being_cleaned(out):
             config = replace(config, overwrite=True)
         identity = job.identity
-        finished, begun = (None, set()) if config.overwrite else _earlier(out, identity)
+        finished, begun = (None, set()) if config.overwrite else _earlier(out, identity, config.epochs)
         wanted = set(config.epochs_to_write()) | begun
         config = replace(config, horizon=horizon(config), epochs=max(config.epochs, max(wanted) + 1))
         job.config = config
@@ -221,22 +221,25 @@ def _write(out: Path, job: Job, missing: dict[Part, list[int]], identity: dict[s
         return progress.seconds, tokens
 
 
-def _of_this_run(path: Path, identity: dict[str, Any]) -> bool:
-    """Whether an epoch's folder, or a file, that no manifest lists was made elsewhere with the same settings."""
+def _of_this_run(out: Path, path: Path, identity: dict[str, Any], epochs: int) -> bool:
+    """Whether an epoch's folder, or a file, that no manifest lists is of this run: made elsewhere, and copied here."""
     shards = sorted(path.iterdir()) if path.is_dir() else [path]
-    return bool(shards) and all(
-        shard.suffix == ".parquet" and read_footer(shard).info.get("identity") == identity for shard in shards
-    )
+    for shard in shards:
+        info = read_footer(shard).info if shard.suffix == ".parquet" else {}
+        name = shard.relative_to(out).as_posix()
+        if info.get("identity") != identity or misplaced(name, info) or info.get("epoch", epochs) >= epochs:
+            return False
+    return bool(shards)
 
 
-def _earlier(out: Path, identity: dict[str, Any]) -> tuple[dict[str, Any] | None, set[int]]:
+def _earlier(out: Path, identity: dict[str, Any], epochs: int) -> tuple[dict[str, Any] | None, set[int]]:
     """What an earlier run left: its manifest if it finished, and the epochs it began, which are to be finished.
 
     Raises MismatchError if it was a run of other settings.
     """
     finished = manifest.read(out, MASKED) if (out / manifest.NAME).exists() else None
     for found in manifest.unlisted_files(out, finished) if finished else ():
-        if not _of_this_run(Path(str(found.where)), identity):
+        if not _of_this_run(out, Path(str(found.where)), identity, epochs):
             raise found
     before = finished["identity"] if finished else (manifest.read_state(out) or {}).get("identity")
     if before is None:
