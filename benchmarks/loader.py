@@ -4,8 +4,8 @@
 
 A DataLoader with transformers' DataCollatorForSeq2Seq goes once over one epoch: over ``load_dataset`` of the `plain`
 configuration, which no mask was computed for, over the rows that ``materialize`` wrote, and over MaskedRows as a
-dataset and as a stream. Ways take turns. The first batches are waited for before the clock starts; opening is told
-apart. Prints a table, and a JSON line of the medians, of the ratios to `plain`, and of the seconds to open.
+dataset and as a stream. Ways take turns. The first batches are waited for before the clock starts; opening is timed
+separately. Prints a table, and a JSON line of the medians, of the ratios to `plain`, and of the seconds to open.
 """
 
 from __future__ import annotations

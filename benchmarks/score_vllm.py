@@ -3,7 +3,7 @@
     python benchmarks/score_vllm.py [--tokens 400000] [--rounds 3] [--vocabulary V]
 
 Every way scores the same token lists: Python's own standard library, in pieces of uneven length. Each is a process of
-its own, and starting it (imports, weights, a first small batch) is told apart from scoring. The ways take turns, so
+its own, and starting it (imports, weights, a first small batch) is timed apart from scoring. The ways take turns, so
 that what else the machine does hits all of them. Prints a table, and a JSON line of the medians and the ratios.
 """
 

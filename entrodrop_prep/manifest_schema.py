@@ -279,9 +279,13 @@ class MaskedManifest(_Manifest):
                     raise ValueError(f"files lists not all of {folder}, or too many: {entry.file}")
         for folder, shards in parts.items():
             in_order(folder, shards)
-        told = {e.folder for e in self.epochs} | {n for n in ("plain", "validation") if getattr(self, n) is not None}
-        if told != parts.keys():
-            raise ValueError(f"files and figures are not of the same folders: {', '.join(sorted(told ^ parts.keys()))}")
+        recorded = {e.folder for e in self.epochs} | {
+            n for n in ("plain", "validation") if getattr(self, n) is not None
+        }
+        if recorded != parts.keys():
+            raise ValueError(
+                f"files and figures are not of the same folders: {', '.join(sorted(recorded ^ parts.keys()))}"
+            )
         return self
 
 

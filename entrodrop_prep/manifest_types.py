@@ -225,8 +225,8 @@ def problem_of(model: type[BaseModel], value: Any) -> str | None:
         text = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in at).lstrip(".")
         said = str(error["msg"]).removeprefix("Value error, ")
         plain = isinstance(error["input"], (str, int, float, type(None)))
-        told = f"{said[:1].lower()}{said[1:]}" + (f", not {error['input']!r:.60}" if plain else "")
-        return f"{text}: {told}" if text else told
+        problem_text = f"{said[:1].lower()}{said[1:]}" + (f", not {error['input']!r:.60}" if plain else "")
+        return f"{text}: {problem_text}" if text else problem_text
     return None
 
 

@@ -88,8 +88,8 @@ def _figures(
 ) -> Iterator[str]:
     """The figures of each part against those of the footers of its files."""
     identity = described["identity"]
-    told = {e["folder"]: e for e in described["epochs"]} | {n: described[n] for n in OTHER_FILES if n in described}
-    for part, figures in told.items():
+    recorded = {e["folder"]: e for e in described["epochs"]} | {n: described[n] for n in OTHER_FILES if n in described}
+    for part, figures in recorded.items():
         own = [(e, i) for e, i in zip(files, infos, strict=True) if e["file"].startswith(f"{part}/")]
         sums: dict[str, int] = {}
         sources: dict[str, dict[str, int]] = {}
@@ -142,12 +142,12 @@ def _recipe(path: Path, described: dict[str, Any]) -> Iterator[str]:
 
 def _environments(path: Path, described: dict[str, Any], infos: list[dict[str, Any]]) -> Iterator[str]:
     """The versions that the files were written with, as the footers tell them."""
-    told = described.get("environments", [])
+    recorded = described.get("environments", [])
     found = [info["environment"] for info in infos if "environment" in info]
-    if any(e not in told for e in found) or any(e in told[:i] for i, e in enumerate(told)):
+    if any(e not in recorded for e in found) or any(e in recorded[:i] for i, e in enumerate(recorded)):
         yield f"{path}: the environments are not those of its files"
-    versions = {f"entrodrop-prep {e.get('entrodrop_prep')}" for e in told}
-    if told and described["generator"] not in versions:
+    versions = {f"entrodrop-prep {e.get('entrodrop_prep')}" for e in recorded}
+    if recorded and described["generator"] not in versions:
         yield f"{path}: its generator, {described['generator']}, is none of the versions that wrote it"
 
 
@@ -155,15 +155,15 @@ def _provenance(path: Path, described: dict[str, Any], infos: list[dict[str, Any
     """What the manifest says of the scores, against the identity and what the footers say of them."""
     identity = described["identity"]
     named = isinstance(described["scored"], list)
-    told = {s["name"] if named else SOURCE: s for s in (described["scored"] if named else [described["scored"]])}
-    if named and len(told) != len(described["scored"]):
+    recorded = {s["name"] if named else SOURCE: s for s in (described["scored"] if named else [described["scored"]])}
+    if named and len(recorded) != len(described["scored"]):
         yield f"{path}: it names a source twice"
-    weights = {n: [s["content_digest"], s.get("weight"), s.get("plain")] for n, s in told.items()}
+    weights = {n: [s["content_digest"], s.get("weight"), s.get("plain")] for n, s in recorded.items()}
     wanted = {n: [s["scored"], s["weight"], s.get("plain", False)] for n, s in identity.get("sources", {}).items()}
     if weights != (wanted or {SOURCE: [identity.get("scored"), None, None]}):
         yield f"{path}: the scores it says it was made from are not those of its identity"
     place = ("name", "weight", "plain")
-    origins = {n: {k: v for k, v in s.items() if k not in place} for n, s in told.items()}
+    origins = {n: {k: v for k, v in s.items() if k not in place} for n, s in recorded.items()}
     if VALIDATION in described:
         validation = {k: v for k, v in described[VALIDATION].items() if k in _PROVENANCE}
         origins[VALIDATION] = {**validation, "content_digest": described[VALIDATION]["scored"]}

@@ -100,8 +100,8 @@ def _footers(
         notes.update(info.get("notes", {}))
     if described.get("notes", {}) != notes:
         yield f"{path}: the notes are not those of the shards"
-    told = [(i, entry["environment"]) for entry in described.get("environments", []) for i in entry["shards"]]
-    if sorted(told, key=lambda one: one[0]) != list(enumerate(info["environment"] for info in infos)):
+    recorded = [(i, entry["environment"]) for entry in described.get("environments", []) for i in entry["shards"]]
+    if sorted(recorded, key=lambda one: one[0]) != list(enumerate(info["environment"] for info in infos)):
         yield f"{path}: the environments are not those of the shards"
     lines = [json.dumps(e, sort_keys=True, ensure_ascii=False) + "\n" for info in infos for e in info["rejected"]]
     listed = {e["file"]: e["sha256"] for e in described["files"]}.get(REJECTED)
@@ -118,8 +118,8 @@ def _described(path: Path, described: dict[str, Any], footers: list[Footer], not
     ):
         if other is not None and one != other:
             yield f"{path}: the {what} is not that of the identity"
-    told = next((f.info["described"] for f in footers if "described" in f.info), None)
-    if told is None:
+    recorded = next((f.info["described"] for f in footers if "described" in f.info), None)
+    if recorded is None:
         made = [e["environment"].get("entrodrop_prep") for e in described.get("environments", [])]
         versions = {f"entrodrop-prep {version}" for version in made if version}
         lacking = {"name", "vocabulary", "chat_template"} - described["tokenizer"].keys()
@@ -132,8 +132,8 @@ def _described(path: Path, described: dict[str, Any], footers: list[Footer], not
     source = {k: v for k, v in described["source"].items() if k != "digest"}
     tokenizer = {k: v for k, v in described["tokenizer"].items() if k != "stored"}
     now = {"generator": described["generator"], "source": source, "model": described["model"], "tokenizer": tokenizer}
-    if now != told:
-        lines = manifest.differences(told, now) or ["it leaves something out"]
+    if now != recorded:
+        lines = manifest.differences(recorded, now) or ["it leaves something out"]
         yield f"{path}: the manifest is not what the shards say: {'; '.join(lines)}"
 
 
@@ -141,11 +141,11 @@ def tokenizer_findings(scored: ScoredDataset, notes: list[str], *, known: bool) 
     """What the manifest says of the tokenizer, against the one that is stored; ``known``: by this version or later."""
     from entrodrop_prep.scoring.tokenizer import special_ids, template_digest, tokenizer_digest, vocabulary_digest
 
-    told, path = scored.manifest["tokenizer"], scored.directory / TOKENIZER
+    recorded, path = scored.manifest["tokenizer"], scored.directory / TOKENIZER
     if not any(e["file"].startswith(f"{TOKENIZER}/") for e in scored.manifest["files"]):
         yield f"{path}: the manifest lists no tokenizer"
         return
-    code = "stored" in told and told["stored"] is None
+    code = "stored" in recorded and recorded["stored"] is None
     try:
         found = scored.tokenizer()
     except ModelError as e:
@@ -157,15 +157,15 @@ def tokenizer_findings(scored: ScoredDataset, notes: list[str], *, known: bool) 
     if code:
         yield f"{path}: the manifest says that it cannot be loaded, and it can"
     values = {"eos_id": found.eos_token_id, "pad_id": found.pad_token_id}
-    if "vocabulary" in told:
+    if "vocabulary" in recorded:
         values |= {"vocabulary": vocabulary_digest(found), "chat_template": template_digest(found)}
     for name, value in values.items():
-        if told.get(name, value) != value or name not in told:
-            yield f"{path}: its {name} is {value}, the manifest says {told.get(name)}"
-    missing = set(special_ids(found)) - set(told["special_ids"])
+        if recorded.get(name, value) != value or name not in recorded:
+            yield f"{path}: its {name} is {value}, the manifest says {recorded.get(name)}"
+    missing = set(special_ids(found)) - set(recorded["special_ids"])
     if missing:
         yield f"{path}: the manifest leaves out its special tokens {sorted(missing)[:5]}"
-    if "vocabulary" in told and not code and tokenizer_digest(found) != told.get("stored", told["digest"]):
+    if "vocabulary" in recorded and not code and tokenizer_digest(found) != recorded.get("stored", recorded["digest"]):
         if known and _same_versions(scored.manifest):
             yield f"{path}: it is not the tokenizer that the manifest was written for"
         else:
@@ -176,15 +176,15 @@ def _same_versions(described: dict[str, Any]) -> bool:
     """Whether the libraries here, on which a tokenizer's digest depends, are those that the shards were made with."""
     from importlib.metadata import version
 
-    told = [e["environment"] for e in described.get("environments", [])]
-    return all(e.get(name) == version(name) for e in told for name in ("tokenizers", "transformers"))
+    recorded = [e["environment"] for e in described.get("environments", [])]
+    return all(e.get(name) == version(name) for e in recorded for name in ("tokenizers", "transformers"))
 
 
 def _wrong_counts(path: Path, described: dict[str, Any], found: dict[str, int]) -> Iterator[str]:
     for name, value in found.items():
-        told = described["counts"].get(name)
-        if told != value:
-            yield f"{path}: the manifest counts {told} {name}, the shards hold {value}"
+        recorded = described["counts"].get(name)
+        if recorded != value:
+            yield f"{path}: the manifest counts {recorded} {name}, the shards hold {value}"
 
 
 def shard_findings(file: Path, entry: dict[str, Any], schema: pa.Schema) -> Iterator[str]:

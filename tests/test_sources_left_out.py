@@ -22,7 +22,6 @@ from entrodrop_prep.scoring.rows import Source
 from entrodrop_prep.scoring.source import open_source
 
 Log = pytest.LogCaptureFixture
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "cases"
 
 
 def opened(source: str | Path, **options: Any) -> Source:
@@ -238,10 +237,11 @@ def test_names_that_a_manifest_could_not_keep_are_refused(tmp_path: Path) -> Non
     assert str(caught.value).startswith("new\\nline\\x1b[2J.jsonl:1: ")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the cases lie beside the checkout")
-def test_the_collected_cases() -> None:
-    assert len(texts(opened(SHARED / "files-left-out" / "in"))) == 9
-    assert len(texts(opened(SHARED / "files-left-out" / "names"))) == 3
+def test_a_directory_of_plain_and_compressed_files_is_read_whole(tmp_path: Path) -> None:
+    (tmp_path / "part-0.jsonl").write_bytes(lines("a", "b", "c"))
+    (tmp_path / "part-1.jsonl.bz2").write_bytes(bz2.compress(lines("d", "e", "f")))
+    (tmp_path / "part-2.jsonl.gzip").write_bytes(gzip.compress(lines("g", "h", "i")))
+    assert texts(opened(tmp_path)) == list("abcdefghi")
 
 
 @pytest.mark.parametrize("as_strings", [True, False])

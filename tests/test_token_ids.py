@@ -158,7 +158,7 @@ def test_what_is_said_of_bos_and_eos(tmp_path: Path, caplog: pytest.LogCaptureFi
         adding(front, back).save_pretrained(model)
         with caplog.at_level(logging.WARNING):
             run_score(source, model, tmp_path / name)
-        assert "BOS stands twice at the start of 2 rows" in caplog.text
+        assert "BOS appears twice at the start of 2 rows" in caplog.text
         assert [row["input_ids"].count(EOS) for row in rows_of(tmp_path / name)] == [1, 1, 1]
         described = manifest.read(tmp_path / name, SCORED)
         assert described["notes"] == {"double_bos": 2}

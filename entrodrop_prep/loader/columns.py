@@ -42,16 +42,16 @@ class Columns:
         """Name -> the array; those that are [N] are read by ``rows`` and ``whole``, which check them."""
         self._sums: dict[str, list[int]] = {}
         self._checked: dict[str, NDArray[np.bool_]] = {}
-        told = stored(directory / NAME)
-        if told is None:
+        recorded = stored(directory / NAME)
+        if recorded is None:
             raise _damaged(directory, directory / NAME)
-        for name, (dtype, length, sums) in told.items():
+        for name, (dtype, length, sums) in recorded.items():
             path, size = directory / name, np.dtype(dtype).itemsize * length
             if not path.is_file() or path.stat().st_size != size:
                 raise _damaged(directory, path)
             self.arrays[name] = np.asarray(np.memmap(path, dtype, "r")) if length else np.empty(0, dtype)
             self._sums[name], self._checked[name] = sums, np.zeros(len(sums), bool)
-            if length == told["length"][1]:
+            if length == recorded["length"][1]:
                 self.whole(name)
         self.starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.arrays["length"], dtype=np.int64)])
 
@@ -155,14 +155,14 @@ def stored(path: Path) -> Any | None:
     Raises IntegrityError where it was changed.
     """
     try:
-        told, _, data = path.read_bytes().partition(b"\n")
+        recorded, _, data = path.read_bytes().partition(b"\n")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as e:
         raise IntegrityError(f"the cache cannot be read: {e.strerror}", where=str(path), fix="check the disk") from e
-    if told.startswith(b"{"):
+    if recorded.startswith(b"{"):
         return None
-    if hashlib.sha256(data).hexdigest().encode() != told:
+    if hashlib.sha256(data).hexdigest().encode() != recorded:
         raise _damaged(path.parent, path)
     return json.loads(data)
 

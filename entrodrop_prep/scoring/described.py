@@ -34,5 +34,5 @@ def described(plan: Plan) -> dict[str, Any]:
 
 def described_of(shards: Iterable[Footer], plan: Plan) -> dict[str, Any]:
     """What the first shard says that says it: a directory keeps the names that it was begun with."""
-    told = (footer.info["described"] for footer in shards if "described" in footer.info)
-    return next(told, None) or described(plan)
+    recorded = (footer.info["described"] for footer in shards if "described" in footer.info)
+    return next(recorded, None) or described(plan)

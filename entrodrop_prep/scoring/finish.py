@@ -96,15 +96,15 @@ def finish(plan: Plan, out: Path, shards: list[tuple[Path, Footer]]) -> dict[str
     extra = [out / UNIGRAM, *([out / REJECTED] if lines else []), *sorted((out / TOKENIZER).rglob("*"))]
     notes = note_counts(footer.info.get("notes", {}) for _, footer in shards)
     say(notes)
-    told = described_of((footer for _, footer in shards), plan)
+    recorded = described_of((footer for _, footer in shards), plan)
     described = {
         "schema": plan.identity["schema"],
-        "generator": told["generator"],
+        "generator": recorded["generator"],
         "identity": plan.identity,
         "environments": list(environments.values()),
-        "source": {**told["source"], "digest": digest.of_json(sources)},
-        "model": told["model"],
-        "tokenizer": {**told["tokenizer"], **_stored(plan, out)},
+        "source": {**recorded["source"], "digest": digest.of_json(sources)},
+        "model": recorded["model"],
+        "tokenizer": {**recorded["tokenizer"], **_stored(plan, out)},
         "counts": counts,
         **({"notes": notes} if notes else {}),
         "content_digest": digest.of_json({"identity": plan.identity, "shards": [f["content_digest"] for f in files]}),

@@ -15,10 +15,10 @@ from entrodrop_prep.text import printable
 log = logging.getLogger(__name__)
 
 NOTES: dict[str, str] = {
-    "double_bos": "BOS stands twice at the start of {rows}: the text writes it and the tokenizer adds it; "
+    "double_bos": "BOS appears twice at the start of {rows}: the text writes it and the tokenizer adds it; "
     "take it out of the texts",
-    "double_eos": "EOS stands twice at the end of {rows}: the text writes it and the tokenizer adds it; take it out of "
-    "the texts",
+    "double_eos": "EOS appears twice at the end of {rows}: the text writes it and the tokenizer adds it; "
+    "take it out of the texts",
     "left_out": "{rows}: the chat template does not print the text of the {detail} messages",
     "left_out_calls": "{rows}: the chat template does not print the assistant's tool calls",
     "left_out_earlier_thoughts": (

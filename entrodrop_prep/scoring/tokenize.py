@@ -234,7 +234,7 @@ class Encoder:
         return [self._noted(r) if isinstance(r, Encoded) else r for r in results if r is not None]
 
     def _noted(self, row: Encoded) -> Encoded:
-        """The row, with a note where BOS or EOS stands twice at its edge."""
+        """The row, with a note where BOS or EOS appears twice at its edge."""
         special = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
         edges = row.input_ids[:2], row.input_ids[-2:]
         doubled = [

@@ -25,10 +25,11 @@ _MESSAGES: list[Message] = [
     {"role": "user", "content": "x"},
     {"role": "assistant", "content": "", "tool_calls": [_CALL]},
 ]
-_TOOL = {
+PROBE_TOOL = {
     "type": "function",
     "function": {"name": "x", "description": "x", "parameters": {"type": "object", "properties": {}}},
 }
+"""A tool that a template prints in probe chats of rows that offer tools."""
 
 
 def call_form(tokenizer: PreTrainedTokenizerBase, common: Mapping[str, Any], *, tools: bool) -> CallForm:
@@ -42,7 +43,7 @@ def call_form(tokenizer: PreTrainedTokenizerBase, common: Mapping[str, Any], *, 
     Returns:
         The first form that prints the probe; the usual one where none does: the template has no tool calls.
     """
-    variables = {"tools": [_TOOL] if tools else None, **common}
+    variables = {"tools": [PROBE_TOOL] if tools else None, **common}
     end = ""
     for form in _FORMS:
         if form.content and not end:

@@ -12,54 +12,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import string
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from entrodrop_prep.errors import RowError
 from entrodrop_prep.scoring.chat import Span, has_markers, marked, render
 from entrodrop_prep.scoring.messages import THOUGHTS, Chat, Message
+from entrodrop_prep.scoring.turn_format import FormatReader, TurnFormat, in_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 USE_MARKERS = "give --chat-template FILE with {% generation %} markers (TRL ships such templates for common models)"
-_ASKED = ("Uqzva", "Vwjkb")
-_FILL = ("XqzvaX", "YwjkbY")  # without a first or last character in common
-_OPENED = re.compile(r"<[|｜]?think\w*[|｜]?>\s*$")
-_TOOL = {
-    "type": "function",
-    "function": {
-        "name": "probe",
-        "description": "A probe.",
-        "parameters": {"type": "object", "properties": {"x": {"type": "string", "description": "Anything."}}},
-    },
-}
-
-
-@dataclass(frozen=True)
-class TurnFormat:
-    """How a chat template writes assistant turns, under one set of template variables.
-
-    Attributes:
-        prompt: the generation prompt, "" where the template has none.
-        header: what opens every assistant turn: the part of ``prompt`` that all turns begin with; without a prompt,
-            the text before the assistant's own.
-        closing: what closes a turn that another one follows, whitespace behind it included; "" where nothing does.
-        end_tokens: tokens that end a turn, the most usual first.
-        appended: what a chat that ends with an assistant turn lacks at its end, where the header of the next turn is
-            what ends one (GLM-4: ``<|user|>``); else "".
-        dangling: a header that the template writes behind a final assistant turn although none was asked for; else "".
-        parts: whether the template leaves out texts that are strings, and renders them as a list of parts.
-    """
-
-    prompt: str
-    header: str
-    closing: str
-    end_tokens: tuple[str, ...]
-    appended: str
-    dangling: str
-    parts: bool
+_FORMATS = 256  # kept at a time; rows may bring variables of their own
+_FILLERS = "QXZJKVW" + string.ascii_letters + string.digits + "☃☎♞"
 
 
 @dataclass(frozen=True)
@@ -81,19 +49,17 @@ class TurnFinder:
     """Finds the assistant's turns in chats that one tokenizer's template renders."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer, self._reader = tokenizer, FormatReader(tokenizer)
         self._formats: dict[str, TurnFormat] = {}
-        added = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
-        markup = (r"<[|｜]?[^<>\s|｜]{1,40}[|｜]?>", r"\[/?[A-Z_]{2,40}\]")
-        self._atoms = re.compile("|".join([*map(re.escape, added), *markup, "."]), re.DOTALL)
 
     def format_of(self, variables: Mapping[str, Any]) -> TurnFormat:
         """The format under these template variables, from probe chats. Raises RowError where none can be rendered."""
         tools = variables.get("tools") is not None
-        plain = {key: value for key, value in variables.items() if key != "tools"}
-        key = f"{tools} {json.dumps(plain, sort_keys=True, default=repr)}"
+        key = json.dumps({**variables, "tools": tools}, sort_keys=True, default=repr)
         if key not in self._formats:
-            self._formats[key] = self._probe({**plain, "tools": [_TOOL] if tools else None})
+            if len(self._formats) >= _FORMATS:
+                self._formats.clear()
+            self._formats[key] = self._reader.read(variables)
         return self._formats[key]
 
     def end_ids(self, variables: Mapping[str, Any]) -> list[int]:
@@ -103,7 +69,8 @@ class TurnFinder:
         """
         known = self._tokenizer.get_vocab()
         found: set[int] = set()
-        for tools in (None, [_TOOL]):
+        offers: tuple[list[Any] | None, ...] = (None, [])
+        for tools in offers:
             try:
                 form = self.format_of({**variables, "tools": tools})
             except RowError:
@@ -181,101 +148,7 @@ class TurnFinder:
         """The messages as this template reads them: texts as a list of parts where it wants that."""
         if not self.format_of(chat.variables).parts:
             return chat.messages
-        return [_in_parts(message) for message in chat.messages]
-
-    def _probe(self, variables: Mapping[str, Any]) -> TurnFormat:
-        """Read the format from chats of one and two turns."""
-        ask, again = {"role": "user", "content": _ASKED[0]}, {"role": "user", "content": _ASKED[1]}
-        reply, other = {"role": "assistant", "content": _FILL[0]}, {"role": "assistant", "content": _FILL[1]}
-        problem = RowError("the chat template leaves the assistant's text out")
-        for parts in (False, True):
-
-            def rendered(*messages: Message, prompt: bool = False, parts: bool = parts) -> str | None:
-                shown = [_in_parts(message) for message in messages] if parts else messages
-                try:
-                    return render(self._tokenizer, shown, variables, prompt=prompt)
-                except RowError:
-                    return None
-
-            final = rendered(ask, reply)
-            if final is not None and _FILL[0] in final:
-                break
-        else:
-            render(self._tokenizer, [ask, reply], variables)  # with its error, if it has one
-            raise problem
-        asked = rendered(ask) or ""
-        prompted, middle = rendered(ask, prompt=True) or asked, rendered(ask, reply, again, other) or ""
-        behind = final[final.index(_FILL[0]) + len(_FILL[0]) :]
-        between = _between(middle, _FILL[0], _ASKED[1])
-        prompt = prompted[len(self._common([asked, prompted])) :]
-        openings = [
-            text[len(self._common([asked, text])) : text.index(_FILL[0])]
-            for text in (final, middle)
-            if _FILL[0] in text
-        ]
-        header = self._common([prompt, *openings] if prompt.strip() else openings)
-        dangling = ""
-        if not prompt.strip():
-            left = self._opening(behind, between) if between else ""
-            if left.strip() and asked.endswith(left) and middle.count(left) > 1:
-                prompt = header = dangling = left  # written whether it is asked for or not
-            else:
-                prompt, header = "", header if header.strip() else ""
-        elif header != prompt:
-            header = _OPENED.sub("", header)
-        if dangling == "" and prompt and prompt in behind:
-            dangling = behind[behind.index(prompt) :]
-        behind = behind.removesuffix(dangling)
-        closing = self._common([behind, between]) if between else behind
-        ends, appended = self._tokens(closing)[-1:], ""
-        if between and not ends:
-            # The end differs in the middle of a chat (gpt-oss), or the header of the next turn is the end (GLM-4).
-            found = next(iter(self._tokens(between)), "")
-            if found and not between[: between.index(found)].strip():
-                closing, ends = between[: between.index(found)] + found, [found]
-                appended = "" if self._tokens(behind) else closing
-        ends += [token for token in self._tokens(behind)[-1:] if token not in ends]
-        ends += [token for token in self._call_ends(rendered, bool(appended)) if token not in ends]
-        return TurnFormat(prompt, header, closing, tuple(ends), appended, dangling, parts)
-
-    def _call_ends(self, rendered: Callable[..., str | None], by_the_next: bool) -> list[str]:
-        """The token that ends a turn which calls a tool, where the usual ones do not.
-
-        by_the_next: whether turns end with the next one's header.
-        """
-        ask = {"role": "user", "content": _ASKED[0]}
-        answer = {"role": "tool", "name": "probe", "tool_call_id": "abcdefghi", "content": _ASKED[1]}
-        for arguments in ({"x": _FILL[0]}, json.dumps({"x": _FILL[0]})):
-            call = {"id": "abcdefghi", "type": "function", "function": {"name": "probe", "arguments": arguments}}
-            calls = {"role": "assistant", "content": "", "tool_calls": [call]}
-            called = rendered(ask, calls) or ""
-            whole = rendered(ask, calls, answer, {"role": "assistant", "content": _FILL[1]}) or ""
-            if _FILL[0] in called and _ASKED[1] in whole and whole.startswith(called):
-                break
-        else:
-            return []
-        if by_the_next:
-            return self._tokens(whole[len(called) : whole.index(_ASKED[1])])[:1]
-        tokens = self._tokens(called[called.rindex(_FILL[0]) :])
-        return tokens[-1:] if tokens and called.rstrip().endswith(tokens[-1]) else []
-
-    def _opening(self, behind: str, between: str) -> str:
-        """What begins another turn in the text behind a final one, where it is not what begins the user's."""
-        shared = self._atoms.findall(self._common([behind, between]))
-        if len(self._tokens("".join(shared))) > 1 and len(shared[-1]) > 1:
-            shared.pop()  # a token that begins both headers
-        return behind[len("".join(shared)) :]
-
-    def _common(self, texts: Iterable[str]) -> str:
-        """The longest common beginning of texts, in whole tokens."""
-        split = [self._atoms.findall(text) for text in texts]
-        count = 0
-        while all(len(atoms) > count and atoms[count] == split[0][count] for atoms in split):
-            count += 1
-        return "".join(split[0][:count])
-
-    def _tokens(self, text: str) -> list[str]:
-        return [atom for atom in self._atoms.findall(text) if len(atom) > 1]
+        return [in_parts(message) for message in chat.messages]
 
 
 class _Search:
@@ -375,22 +248,18 @@ class _Search:
         return self._regions[i]
 
     def _changed(self, i: int) -> Span | None:
-        text, first, last = self.text, len(self.text), 0
-        for fill in _FILL:
-            filled = _filled(self._messages[i], fill)
-            if filled is None:
-                return None
-            try:
-                other = render(
-                    self._tokenizer, [*self._messages[:i], filled, *self._messages[i + 1 :]], self._variables
-                )
-            except RowError:
-                return None
-            if other == text:
-                return None
-            begin = len(_common(text, other))
-            first = min(first, begin)
-            last = max(last, len(text) - len(_common(text[begin:][::-1], other[begin:][::-1])))
+        filled = _filled(self._messages[i])
+        if filled is None:
+            return None
+        messages = [*self._messages[:i], filled, *self._messages[i + 1 :]]
+        try:
+            other = render(self._tokenizer, messages, self._variables)
+        except RowError:
+            return None
+        if other == self.text:
+            return None
+        first = _common(self.text, other)
+        last = len(self.text) - _common(self.text[first:][::-1], other[first:][::-1])
         return first, max(first, last)
 
 
@@ -402,24 +271,23 @@ def text_of(message: Message) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _in_parts(message: Message) -> Message:
-    content = message.get("content")
-    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
-
-
-def _filled(message: Message, fill: str) -> Message | None:
-    """The message with its texts replaced; None where it has none that can be."""
+def _filled(message: Message) -> Message | None:
+    """The message with its texts replaced by one that shares no character with them; None where that cannot be."""
     parts = isinstance(message.get("content"), (list, tuple))
     texts = [key for key in THOUGHTS if isinstance(message.get(key), str) and message[key].strip()]
     if text_of(message).strip():
         texts.append("content")
+    there = json.dumps(message, ensure_ascii=False, default=str)
+    fill = next((c for c in _FILLERS if c not in there), "") * 6
+    if not fill:
+        return None
     calls = message.get("tool_calls")
     if not texts and calls:
         filled = _with_strings(calls, fill, "arguments")
         filled = filled if filled != calls else _with_strings(calls, fill, "name")
         return {**message, "tool_calls": filled} if filled != calls else None
     new: Message = {**message, **dict.fromkeys(texts or ["content"], fill)}
-    return _in_parts(new) if parts else new
+    return in_parts(new) if parts else new
 
 
 def _with_strings(value: Any, fill: str, below: str, inside: bool = False) -> Any:
@@ -431,14 +299,13 @@ def _with_strings(value: Any, fill: str, below: str, inside: bool = False) -> An
     return fill if inside and isinstance(value, str) else value
 
 
-def _between(text: str, first: str, second: str) -> str:
-    """What is between two texts in another one, "" where they are not both in it in this order."""
-    _, found, behind = text.partition(first)
-    between, other, _ = behind.partition(second)
-    return between if found and other else ""
-
-
-def _common(a: str, b: str) -> str:
-    """The longest common beginning of two texts."""
-    n = next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    return a[:n]
+def _common(a: str, b: str) -> int:
+    """The length of the longest common beginning of two texts."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

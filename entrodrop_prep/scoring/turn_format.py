@@ -1,0 +1,177 @@
+"""How a chat template writes assistant turns: read once a template from probe chats, never from a row's own text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from entrodrop_prep.errors import RowError
+from entrodrop_prep.scoring.chat import render
+from entrodrop_prep.scoring.messages import Chat, Message, with_calls
+from entrodrop_prep.scoring.tool_calls import PROBE_TOOL, call_form
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ASKED = ("Uqzva", "Vwjkb")
+_REPLIES = ("XqzvaX", "YwjkbY")
+_OPENED = re.compile(r"<[|｜]?think\w*[|｜]?>\s*$")
+"""A thought that a generation prompt opens: no part of the header of a turn that does not hold the whole prompt."""
+_MARKUP = (r"<[|｜]?[^<>\s|｜]{1,40}[|｜]?>", r"\[/?[A-Z_]{2,40}\]")
+"""What is taken for a token of the template where the tokenizer has none of that name: <end>, [/INST]."""
+
+
+@dataclass(frozen=True)
+class TurnFormat:
+    """How a chat template writes assistant turns, under one set of template variables.
+
+    Attributes:
+        prompt: the generation prompt, "" where the template has none.
+        header: what opens every assistant turn: the part of ``prompt`` that all turns begin with; without a prompt,
+            the text before the assistant's own.
+        closing: what closes a turn that another one follows, whitespace behind it included; "" where nothing does.
+        end_tokens: tokens that end a turn, the most usual first.
+        appended: what a chat that ends with an assistant turn lacks at its end, where the header of the next turn is
+            what ends one (GLM-4: ``<|user|>``); else "".
+        dangling: a header that the template writes behind a final assistant turn although none was asked for; else "".
+        parts: whether the template leaves out texts that are strings, and renders them as a list of parts.
+    """
+
+    prompt: str
+    header: str
+    closing: str
+    end_tokens: tuple[str, ...]
+    appended: str
+    dangling: str
+    parts: bool
+
+
+class FormatReader:
+    """Reads the ``TurnFormat`` of one tokenizer's chat template."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        added = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+        self._atoms = re.compile("|".join([*map(re.escape, added), *_MARKUP, "."]), re.DOTALL)
+
+    def read(self, variables: Mapping[str, Any]) -> TurnFormat:
+        """The format of assistant turns, read from chats of one and two turns.
+
+        Args:
+            variables: what the template gets beside the messages; of ``tools`` only whether there are any counts.
+
+        Raises:
+            RowError: the template renders no plain chat, or leaves the assistant's text out of it.
+        """
+        tools = variables.get("tools") is not None
+        variables = {**variables, "tools": [PROBE_TOOL] if tools else None}
+        ask, again = {"role": "user", "content": _ASKED[0]}, {"role": "user", "content": _ASKED[1]}
+        reply, other = {"role": "assistant", "content": _REPLIES[0]}, {"role": "assistant", "content": _REPLIES[1]}
+        problem = RowError("the chat template leaves the assistant's text out")
+        for parts in (False, True):
+
+            def rendered(*messages: Message, prompt: bool = False, parts: bool = parts) -> str | None:
+                shown = [in_parts(message) for message in messages] if parts else messages
+                try:
+                    return render(self._tokenizer, shown, variables, prompt=prompt)
+                except RowError:
+                    return None
+
+            final = rendered(ask, reply)
+            if final is not None and _REPLIES[0] in final:
+                break
+        else:
+            render(self._tokenizer, [ask, reply], variables)  # with its error, if it has one
+            raise problem
+        asked = rendered(ask) or ""
+        prompted, middle = rendered(ask, prompt=True) or asked, rendered(ask, reply, again, other) or ""
+        behind = final[final.index(_REPLIES[0]) + len(_REPLIES[0]) :]
+        between = _between(middle, _REPLIES[0], _ASKED[1])
+        prompt = prompted[len(self._common([asked, prompted])) :]
+        openings = [
+            text[len(self._common([asked, text])) : text.index(_REPLIES[0])]
+            for text in (final, middle)
+            if _REPLIES[0] in text
+        ]
+        header = self._common([prompt, *openings] if prompt.strip() else openings)
+        dangling = ""
+        if not prompt.strip():
+            left = self._opening(behind, between) if between else ""
+            if left.strip() and asked.endswith(left) and middle.count(left) > 1:
+                prompt = header = dangling = left  # written whether it is asked for or not
+            else:
+                prompt, header = "", header if header.strip() else ""
+        elif header != prompt:
+            header = _OPENED.sub("", header)
+        if dangling == "" and prompt and prompt in behind:
+            dangling = behind[behind.index(prompt) :]
+        behind = behind.removesuffix(dangling)
+        closing = self._common([behind, between]) if between else behind
+        ends, appended = self._tokens(closing)[-1:], ""
+        if between and not ends:
+            # The end differs in the middle of a chat (gpt-oss), or the header of the next turn is the end (GLM-4).
+            found = next(iter(self._tokens(between)), "")
+            if found and not between[: between.index(found)].strip():
+                closing, ends = between[: between.index(found)] + found, [found]
+                appended = "" if self._tokens(behind) else closing
+        ends += [token for token in self._tokens(behind)[-1:] if token not in ends]
+        ends += [token for token in self._call_ends(rendered, variables, bool(appended)) if token not in ends]
+        return TurnFormat(prompt, header, closing, tuple(ends), appended, dangling, parts)
+
+    def _call_ends(
+        self, rendered: Callable[..., str | None], variables: Mapping[str, Any], by_the_next: bool
+    ) -> list[str]:
+        """The token that ends a turn which calls a tool, where the usual ones do not.
+
+        by_the_next: whether turns end with the next one's header.
+        """
+        call = {"id": "abcdefghi", "type": "function", "function": {"name": "probe", "arguments": {"x": _REPLIES[0]}}}
+        messages: list[Message] = [
+            {"role": "user", "content": _ASKED[0]},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "name": "probe", "tool_call_id": "abcdefghi", "content": _ASKED[1]},
+            {"role": "assistant", "content": _REPLIES[1]},
+        ]
+        common = {key: value for key, value in variables.items() if key != "tools"}
+        form = call_form(self._tokenizer, common, tools=variables["tools"] is not None)
+        messages = with_calls(Chat(messages, [False] * len(messages)), form).messages
+        called, whole = rendered(*messages[:2]) or "", rendered(*messages) or ""
+        if _REPLIES[0] not in called or _ASKED[1] not in whole or not whole.startswith(called):
+            return []
+        if by_the_next:
+            return self._tokens(whole[len(called) : whole.index(_ASKED[1])])[:1]
+        tokens = self._tokens(called[called.rindex(_REPLIES[0]) :])
+        return tokens[-1:] if tokens and called.rstrip().endswith(tokens[-1]) else []
+
+    def _opening(self, behind: str, between: str) -> str:
+        """What begins another turn in the text behind a final one, where it is not what begins the user's."""
+        shared = self._atoms.findall(self._common([behind, between]))
+        if len(self._tokens("".join(shared))) > 1 and len(shared[-1]) > 1:
+            shared.pop()  # a token that begins both headers
+        return behind[len("".join(shared)) :]
+
+    def _common(self, texts: Iterable[str]) -> str:
+        """The longest common beginning of texts, in whole tokens."""
+        split = [self._atoms.findall(text) for text in texts]
+        count = 0
+        while all(len(atoms) > count and atoms[count] == split[0][count] for atoms in split):
+            count += 1
+        return "".join(split[0][:count])
+
+    def _tokens(self, text: str) -> list[str]:
+        return [atom for atom in self._atoms.findall(text) if len(atom) > 1]
+
+
+def in_parts(message: Message) -> Message:
+    """The message with its text as a list of one part, as templates of some vision models read it."""
+    content = message.get("content")
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
+
+
+def _between(text: str, first: str, second: str) -> str:
+    """What is between two texts in another one, "" where they are not both in it in this order."""
+    _, found, behind = text.partition(first)
+    between, other, _ = behind.partition(second)
+    return between if found and other else ""
