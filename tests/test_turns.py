@@ -15,6 +15,7 @@ from models_for_tests import rows_of, run_score, save_model, tiny_llama, word_to
 from tokenizers_for_tests import CHATML, CHATML_MARKED, byte_bpe
 from transformers.utils.chat_template_utils import render_jinja_template
 
+import entrodrop_prep.scoring.turns as turns_module
 from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.errors import RowError
 from entrodrop_prep.export.materialize import materialize
@@ -131,6 +132,33 @@ def found(tokenizer: Any, messages: list[dict[str, Any]], tools: Any = None, **v
 
 def texts(turns: Turns) -> list[str]:
     return [turns.text[start:end] for start, end in turns.spans]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_one_rendering_finds_is_what_prefixes_find(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = byte_bpe(bos=True, eos="<|return|>" if name == "gptoss" else "</s>", template=template_of(name))
+    answers, outlined = [], turns_module._Search._outline
+    seen: list[bool] = []
+
+    def noted(search: Any) -> Any:
+        others = outlined(search)
+        seen.append(bool(others))
+        return others
+
+    for outline in (noted, lambda search: {}):
+        monkeypatch.setattr(turns_module._Search, "_outline", outline)
+        answers.append([found_or_refused(tokenizer, *chat) for chat in CHATS.values()])
+    assert answers[0] == answers[1]
+    assert (
+        any(seen) or "{%- generation" in template_of(name) or "{% generation" in template_of(name)
+    )  # markers need none
+
+
+def found_or_refused(tokenizer: Any, messages: list[dict[str, Any]], tools: Any) -> Turns | None:
+    try:
+        return found(tokenizer, messages, tools)
+    except RowError:
+        return None
 
 
 @pytest.mark.parametrize("name", NAMES)

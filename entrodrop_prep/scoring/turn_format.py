@@ -36,6 +36,7 @@ class TurnFormat:
         appended: what a chat that ends with an assistant turn lacks at its end, where the header of the next turn is
             what ends one (GLM-4: ``<|user|>``); else "".
         dangling: a header that the template writes behind a final assistant turn although none was asked for; else "".
+        gaps: texts between the end of another role's text and the header, as seen behind a user and behind a tool.
         parts: whether the template leaves out texts that are strings, and renders them as a list of parts.
     """
 
@@ -45,6 +46,7 @@ class TurnFormat:
     end_tokens: tuple[str, ...]
     appended: str
     dangling: str
+    gaps: tuple[str, ...]
     parts: bool
 
 
@@ -117,16 +119,14 @@ class FormatReader:
                 closing, ends = between[: between.index(found)] + found, [found]
                 appended = "" if self._tokens(behind) else closing
         ends += [token for token in self._tokens(behind)[-1:] if token not in ends]
-        ends += [token for token in self._call_ends(rendered, variables, bool(appended)) if token not in ends]
-        return TurnFormat(prompt, header, closing, tuple(ends), appended, dangling, parts)
+        called, whole = self._with_a_call(rendered, variables)
+        ends += [token for token in self._call_ends(called, whole, bool(appended)) if token not in ends]
+        between_roles = [final.partition(_ASKED[0])[2], middle.partition(_ASKED[1])[2], whole.partition(_ASKED[1])[2]]
+        gaps = dict.fromkeys(text.partition(header)[0] for text in between_roles if header and header in text)
+        return TurnFormat(prompt, header, closing, tuple(ends), appended, dangling, tuple(gaps), parts)
 
-    def _call_ends(
-        self, rendered: Callable[..., str | None], variables: Mapping[str, Any], by_the_next: bool
-    ) -> list[str]:
-        """The token that ends a turn which calls a tool, where the usual ones do not.
-
-        by_the_next: whether turns end with the next one's header.
-        """
+    def _with_a_call(self, rendered: Callable[..., str | None], variables: Mapping[str, Any]) -> tuple[str, str]:
+        """A chat that ends with a tool call, and the same one with the tool's answer and a reply; "" where refused."""
         call = {"id": "abcdefghi", "type": "function", "function": {"name": "probe", "arguments": {"x": _REPLIES[0]}}}
         messages: list[Message] = [
             {"role": "user", "content": _ASKED[0]},
@@ -137,7 +137,13 @@ class FormatReader:
         common = {key: value for key, value in variables.items() if key != "tools"}
         form = call_form(self._tokenizer, common, tools=variables["tools"] is not None)
         messages = with_calls(Chat(messages, [False] * len(messages)), form).messages
-        called, whole = rendered(*messages[:2]) or "", rendered(*messages) or ""
+        return rendered(*messages[:2]) or "", rendered(*messages) or ""
+
+    def _call_ends(self, called: str, whole: str, by_the_next: bool) -> list[str]:
+        """The token that ends a turn which calls a tool, where the usual ones do not.
+
+        by_the_next: whether turns end with the next one's header.
+        """
         if _REPLIES[0] not in called or _ASKED[1] not in whole or not whole.startswith(called):
             return []
         if by_the_next:

@@ -3,9 +3,10 @@
 A turn begins where the generation prompt ends, which is what the model is given when it has to write that turn; where
 the template's turn lacks that text, it begins at the end of its header. It ends with the token that closes it. How a
 template writes headers and closings is read once from probe chats (``TurnFormat``), never from a row's own text. Most
-turns of a chat are then found by rendering prefixes of it. Where a template renders a prefix in another way than the
-whole chat (it drops the thoughts of earlier turns, say), the turn is found between the texts of its neighbours: a
-message whose text is replaced changes the rendered chat just there.
+turns are then found between the texts of the other roles, all of which one more rendering locates (``_outline``), so
+that the work grows with the length of the chat. Where that does not tell, prefixes of the chat are rendered; and where
+a template renders a prefix in another way than the whole chat (it drops the thoughts of earlier turns, say), a message
+whose text is replaced changes the rendered chat just there.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 USE_MARKERS = "give --chat-template FILE with {% generation %} markers (TRL ships such templates for common models)"
+_THOUGHTS_END = re.compile(r"</[|｜]?think\w*[|｜]?>")
 _FORMATS = 256  # kept at a time; rows may bring variables of their own
 _FILLERS = "QXZJKVW" + string.ascii_letters + string.digits + "☃☎♞"
 
@@ -164,11 +166,17 @@ class _Search:
         """Raises RowError for a chat that cannot be rendered."""
         self._tokenizer, self._form, self._messages, self._variables = tokenizer, form, messages, variables
         self.text = render(tokenizer, messages, variables)
-        self._regions: dict[int, Span | None] = {}
+        self._others = self._outline()
+        self._regions: dict[int, Span | None] = dict(self._others)
 
     def start(self, i: int, before: int) -> int:
         """Where turn ``i`` starts, ``before`` being the end of the assistant's turn before it. Raises RowError."""
         form, text = self._form, self.text
+        if i - 1 in self._others:
+            asked = self._others[i - 1][1]
+            for gap in form.gaps:
+                if text.startswith(gap + form.header, asked):
+                    return asked + len(gap) + len(self._opened_by(asked + len(gap)))
         given = self._rendered(i, prompt=True) if i else None
         if given is not None and text.startswith(given):
             if form.prompt and given.endswith(form.prompt):
@@ -194,17 +202,22 @@ class _Search:
         found = [m.end() for m in re.finditer(re.escape(form.header), text[before : own[0]])]
         if len(found) != 1:
             raise RowError("the chat template rewrites earlier turns, and the header of this one is not found")
-        start = before + found[0]
-        full = start - len(form.header) + len(form.prompt)
-        return (
-            full if form.prompt and full <= own[0] and text.startswith(form.prompt, start - len(form.header)) else start
-        )
+        start = before + found[0] - len(form.header)
+        opened = self._opened_by(start)
+        return start + len(opened if start + len(opened) <= own[0] else form.header)
+
+    def _opened_by(self, at: int) -> str:
+        """What opens a turn whose header is at ``at``: the whole generation prompt where it is there."""
+        form = self._form
+        return form.prompt if form.prompt and self.text.startswith(form.prompt, at) else form.header
 
     def end(self, i: int, start: int) -> int:
         """Where turn ``i``, which starts at ``start``, ends. Raises RowError."""
         form, text = self._form, self.text
         if i + 1 == len(self._messages):
             return len(text.removesuffix(form.dangling)) if form.dangling else len(text)
+        if i + 1 in self._others and (found := self._last_end(start, self._others[i + 1][0])) is not None:
+            return found
         turn = self._rendered(i + 1)
         if turn is not None and form.dangling:
             turn = turn.removesuffix(form.dangling)
@@ -217,9 +230,17 @@ class _Search:
         following = next((region for region in later if region is not None and region[0] >= start), None)
         if following is None:
             raise RowError("the chat template rewrites earlier turns, and the end of this one is not found")
-        at, token = max(((text.rfind(t, start, following[0]), t) for t in form.end_tokens), default=(-1, ""))
-        if at < 0:
+        end_at = self._last_end(start, following[0])
+        if end_at is None:
             raise RowError("the chat template rewrites earlier turns, and no token ends this one")
+        return end_at
+
+    def _last_end(self, start: int, stop: int) -> int | None:
+        """The position behind the last token between two that ends a turn, and behind the white space it brings."""
+        form, text = self._form, self.text
+        at, token = max(((text.rfind(t, start, stop), t) for t in form.end_tokens), default=(-1, ""))
+        if at < 0:
+            return None
         end = at + len(token)
         trailing = form.closing[form.closing.rfind(token) + len(token) :] if token in form.closing else ""
         return end + len(trailing) if trailing and text.startswith(trailing, end) else end
@@ -228,11 +249,45 @@ class _Search:
         """Raises RowError for a span that overlaps another, or does not hold what the chat shows of the message."""
         if not before <= start <= end:
             raise RowError("the chat template rewrites earlier turns, and this one is not found for certain")
-        content = text_of(self._messages[i]).strip()
+        content = _THOUGHTS_END.split(text_of(self._messages[i]))[-1].strip()
         if content and content not in self.text[start:end]:
             own = self._region(i)
             if own is not None and own[0] < own[1] and not start <= own[1] <= end:
                 raise RowError("the chat template puts its text outside of the turn")
+
+    def _outline(self) -> dict[int, Span]:
+        """Where the texts of other roles than the assistant's are, by number of message; empty where not for certain.
+
+        All of them are replaced at once. What is rendered then tells what comes before, between and after them, and
+        the chat must be just that with their own texts.
+        """
+        text, fill = self.text, next((c for c in _FILLERS if c not in self.text), None)
+        others = [i for i, m in enumerate(self._messages) if m["role"] != "assistant" and text_of(m).strip()]
+        if fill is None or not others:
+            return {}
+        messages = list(self._messages)
+        for i in others:
+            filled = {**messages[i], "content": f"{fill}{i}{fill}"}
+            messages[i] = in_parts(filled) if self._form.parts else filled
+        try:
+            pieces = re.split(f"{fill}(\\d+){fill}", render(self._tokenizer, messages, self._variables))
+        except RowError:
+            return {}
+        at, found = len(pieces[0]), {}
+        if not text.startswith(pieces[0]):
+            return {}
+        for number, behind in zip(map(int, pieces[1::2]), pieces[2::2], strict=True):
+            content = text_of(self._messages[number])
+            for own in (content, content.strip(), json.dumps(content, ensure_ascii=False)[1:-1]):
+                if text.startswith(own + behind, at):
+                    break
+            else:
+                return {}
+            if number in found:
+                return {}
+            found[number] = (at, at + len(own))
+            at += len(own) + len(behind)
+        return found if at == len(text) else {}
 
     def _rendered(self, count: int, *, prompt: bool = False) -> str | None:
         """The first ``count`` messages as text; None where the template refuses them."""
