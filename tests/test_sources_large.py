@@ -183,3 +183,26 @@ def test_a_shard_does_not_depend_on_how_much_is_read_at_a_time(
     assert ScoreConfig.max_row_bytes == 32 << 20
     with pytest.raises(SourceError):
         rows_of(tmp_path / "nowhere.jsonl")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_dictionary_page_that_is_read_as_a_whole_is_bounded(tmp_path: Path, nested: bool) -> None:
+    """One page holds the different values of a row group; without dictionaries each large value is a page."""
+    long = [f"{n} " + "word " * 200_000 for n in range(20)]
+    other = pa.array([[{"role": "user", "content": text}] for text in long]) if nested else pa.array(long)
+    name = "messages" if nested else "text"
+    for dictionary in (True, False):
+        table = pa.table({name: other, "n": pa.array(range(20))})
+        pq.write_table(table, tmp_path / "a.parquet", use_dictionary=dictionary)
+        source = open_source(
+            str(tmp_path), split="train", split_given=False, config=None, limit=None, max_row_bytes=1_100_000
+        )
+        source.check(["n"])
+        if not dictionary:
+            source.check([name])
+            assert len(source.read(0, 20, None, [name]).rows) == 20
+            continue
+        with pytest.raises(
+            SourceError, match=f"a.parquet: column '{name}' has a dictionary of [12].,.* bytes in row group 0"
+        ):
+            source.check([name])

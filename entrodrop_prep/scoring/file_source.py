@@ -111,6 +111,8 @@ class FileSource(Source):
 
     def check(self, columns: Sequence[str]) -> None:
         self._columns.check(columns, self.name)
+        for f in self._files:
+            _reading(f, self._reader.check, f, columns)
 
     def stat(self) -> dict[str, Any]:
         return {f.name: _reading(f, f.stat) for f in self._files}

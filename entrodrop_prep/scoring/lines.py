@@ -53,6 +53,10 @@ class Reader(ABC):
         """
         return None, None
 
+    def check(self, file: DataFile, columns: Sequence[str]) -> None:
+        """Raises SourceError for a file of which a row of these columns cannot be read in bounded memory."""
+        return None
+
     @abstractmethod
     def rows(self, file: DataFile, at: Place | None, columns: Sequence[str] | None) -> Iterator[Raw]:
         """The rows from the place ``at`` on, from the start for None."""
