@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -78,3 +79,18 @@ def test_its_masks_are_those_of_the_recipe(ran: tuple[Path, str, str]) -> None:
 
     out, _, _ = ran
     assert verify(str(out / "masked"), against=str(out / "scored")).findings == []
+
+
+def test_a_lost_directory_ends_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not made again underneath, as where a disk was unmounted."""
+    from entrodrop_prep.demo import run
+    from entrodrop_prep.errors import OutputError
+
+    def lost(path: Path, *arguments: object) -> None:
+        path.write_text('{"text": "def f(): pass", "name": "f"}\n')
+        shutil.move(tmp_path / "out", tmp_path / "elsewhere")
+
+    monkeypatch.setattr(run, "write_corpus", lost)
+    with pytest.raises(OutputError, match="the directory was removed, renamed, replaced or unmounted"):
+        run.demo(str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

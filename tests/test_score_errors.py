@@ -624,3 +624,38 @@ def test_ctrl_c_says_how_to_go_on(place: Place) -> None:
     assert [(p.stat().st_mtime_ns, p.read_bytes()) for p in there] == before
     run_score(place.source, place.model, place.root / "whole", rows_per_shard=1)
     assert rows_of(place.out) == rows_of(place.root / "whole")
+
+
+@pytest.mark.parametrize(
+    ("shift", "says"),
+    [
+        ((10.0, 0.0), "the entropy of token 1 of window 0 is"),
+        ((-10.0, 0.0), "the entropy of token 1 of window 0 is"),
+        ((0.0, 20.0), "the logprob of token 1 of window 0 is"),
+        ((0.0, float("nan")), "the logprob of token 1 of window 0 is nan"),
+    ],
+)
+def test_scores_out_of_range_are_refused_whatever_gives_them(
+    shift: tuple[float, float],
+    says: str,
+    place: Place,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not only by the self-check, which this backend does not have."""
+    from entrodrop_prep.backends import transformers as backend
+
+    real, scored = backend.entropy_and_logprob, backend.TransformersBackend._job
+
+    def shifted(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        entropy, logprob = real(logits, targets)
+        return entropy + shift[0], logprob + shift[1]
+
+    def job(self: Any, *arguments: Any) -> Any:  # once the probe is over
+        monkeypatch.setattr(backend, "entropy_and_logprob", shifted)
+        return scored(self, *arguments)
+
+    monkeypatch.setattr(backend.TransformersBackend, "_job", job)
+    message = refused(place, capsys)
+    assert message.startswith("rows.jsonl:1: row 0: ")
+    assert says in message

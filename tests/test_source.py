@@ -539,6 +539,24 @@ def test_http(tmp_path: Path) -> None:
             opened(f"{url}/b.jsonl")
 
 
+class Refusing(PlainServer):
+    """Answers every request with the status that its path begins with."""
+
+    def do_GET(self) -> None:
+        self.send_error(int(self.path[1:4]))
+
+    do_HEAD = do_GET
+
+
+@pytest.mark.parametrize(("status", "there"), [(401, True), (403, True), (404, False), (410, False), (500, True)])
+def test_a_refusal_is_not_a_missing_file(status: int, there: bool) -> None:
+    with served(Refusing) as url, pytest.raises(SourceError) as caught:
+        opened(f"{url}/{status}/a.jsonl?token=S3cr3t")
+    assert ("no such file" in str(caught.value)) != there
+    assert not there or str(status) in str(caught.value)
+    assert "S3cr3t" not in str(caught.value)
+
+
 @pytest.mark.parametrize("extension", ["jsonl.gz", "txt.zst", "parquet", "arrow", "array.json.gz", "csv.zst"])
 @pytest.mark.parametrize("damage", ["cut", "overwritten"])
 def test_damaged_files_are_named(tmp_path: Path, extension: str, damage: str) -> None:
