@@ -22,7 +22,6 @@ from entrodrop_prep.errors import ConfigError, RowError, SourceError
 from entrodrop_prep.scoring import chat, messages
 from entrodrop_prep.scoring.left_out import left_out
 from entrodrop_prep.scoring.token_ids import Padding, ids_and_mask
-from entrodrop_prep.scoring.tool_calls import call_form
 from entrodrop_prep.scoring.turns import TurnFinder
 
 if TYPE_CHECKING:
@@ -193,7 +192,6 @@ class Encoder:
         self._eos = str(tokenizer.eos_token) if append_eos and tokenizer.eos_token else ""
         self._common = chat_template_kwargs or {}
         self._train_on = train_on
-        self._call_forms: dict[bool, messages.CallForm] = {}
         if train_on != "all-turns" and row_format.is_plain:
             raise ConfigError(
                 f"--train-on {train_on} is for chats, and these rows are {row_format.describe()}", fix="leave it out"
@@ -297,10 +295,7 @@ class Encoder:
         """A chat with its tool calls as the template takes them."""
         if not any(message.get("tool_calls") for message in talk.messages):
             return talk
-        tools = talk.variables["tools"] is not None
-        if tools not in self._call_forms:
-            self._call_forms[tools] = call_form(self._tokenizer, self._common, tools=tools)
-        return messages.with_calls(talk, self._call_forms[tools])
+        return messages.with_calls(talk, self._turns.format_of(talk.variables).calls)
 
     def _prompt_completion(self, row: Row, prompt_column: str, completion_column: str) -> _Draft:
         if isinstance(row.get(prompt_column), str):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from entrodrop_prep.errors import RowError
 from entrodrop_prep.scoring.chat import render
-from entrodrop_prep.scoring.messages import Chat, Message, with_calls
+from entrodrop_prep.scoring.messages import CallForm, Chat, Message, with_calls
 from entrodrop_prep.scoring.tool_calls import PROBE_TOOL, call_form
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class TurnFormat:
             what ends one (GLM-4: ``<|user|>``); else "".
         dangling: a header that the template writes behind a final assistant turn although none was asked for; else "".
         gaps: texts between the end of another role's text and the header, as seen behind a user and behind a tool.
+        calls: the form in which it takes tool calls.
         parts: whether the template leaves out texts that are strings, and renders them as a list of parts.
     """
 
@@ -47,6 +48,7 @@ class TurnFormat:
     appended: str
     dangling: str
     gaps: tuple[str, ...]
+    calls: CallForm
     parts: bool
 
 
@@ -119,13 +121,16 @@ class FormatReader:
                 closing, ends = between[: between.index(found)] + found, [found]
                 appended = "" if self._tokens(behind) else closing
         ends += [token for token in self._tokens(behind)[-1:] if token not in ends]
-        called, whole = self._with_a_call(rendered, variables)
+        common = {key: value for key, value in variables.items() if key != "tools"}
+        calls = call_form(self._tokenizer, common, tools=tools)
+        called, whole = self._with_a_call(rendered, calls)
         ends += [token for token in self._call_ends(called, whole, bool(appended)) if token not in ends]
         between_roles = [final.partition(_ASKED[0])[2], middle.partition(_ASKED[1])[2], whole.partition(_ASKED[1])[2]]
         gaps = dict.fromkeys(text.partition(header)[0] for text in between_roles if header and header in text)
-        return TurnFormat(prompt, header, closing, tuple(ends), appended, dangling, tuple(gaps), parts)
+        return TurnFormat(prompt, header, closing, tuple(ends), appended, dangling, tuple(gaps), calls, parts)
 
-    def _with_a_call(self, rendered: Callable[..., str | None], variables: Mapping[str, Any]) -> tuple[str, str]:
+    @staticmethod
+    def _with_a_call(rendered: Callable[..., str | None], form: CallForm) -> tuple[str, str]:
         """A chat that ends with a tool call, and the same one with the tool's answer and a reply; "" where refused."""
         call = {"id": "abcdefghi", "type": "function", "function": {"name": "probe", "arguments": {"x": _REPLIES[0]}}}
         messages: list[Message] = [
@@ -134,8 +139,6 @@ class FormatReader:
             {"role": "tool", "name": "probe", "tool_call_id": "abcdefghi", "content": _ASKED[1]},
             {"role": "assistant", "content": _REPLIES[1]},
         ]
-        common = {key: value for key, value in variables.items() if key != "tools"}
-        form = call_form(self._tokenizer, common, tools=variables["tools"] is not None)
         messages = with_calls(Chat(messages, [False] * len(messages)), form).messages
         return rendered(*messages[:2]) or "", rendered(*messages) or ""
 
