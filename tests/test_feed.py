@@ -101,12 +101,13 @@ def test_who_does_not_wait_gets_what_a_slow_source_has_in_the_end() -> None:
 
 def test_closing_ends_a_reader_that_waits_for_a_place() -> None:
     numbers = Numbers(50)
+    others = set(threading.enumerate())
     feed = Feed(numbers, 1)
     assert feed.any()
     begun = time.monotonic()
     feed.close()
     assert time.monotonic() - begun < 2
-    assert not any(thread.name == "reading" for thread in threading.enumerate())
+    assert set(threading.enumerate()) <= others
     assert feed.ended
     made = len(numbers.made)
     assert made < 50
