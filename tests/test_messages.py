@@ -19,7 +19,7 @@ from models_for_tests import run_score, save_model, shards, tiny_llama, write_ro
 from scored_for_tests import rewrite_manifest
 from tokenizers_for_tests import CHATML, CHATML_MARKED, byte_bpe
 
-from entrodrop_prep import manifest
+from entrodrop_prep import cli, manifest
 from entrodrop_prep.config import ScoreConfig
 from entrodrop_prep.errors import ConfigError, ModelError, RowError, SourceError
 from entrodrop_prep.schema import SCORED
@@ -606,3 +606,12 @@ def test_chatml_for_a_tokenizer_without_its_tokens(
         with caplog.at_level(logging.WARNING):
             load_tokenizer(str(directory), revision=None, trust_remote_code=False, chat_template_file="chatml")
         assert ("no token for <|im_start|> and for <|im_end|>" in caplog.text) == said
+
+
+def test_chatml_is_named_on_the_command_line(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is no file, and the directory in which the command runs has none of that name."""
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "rows.jsonl", [{"messages": [USER, BOT]}])
+    command = ["score", "rows.jsonl", "--model", str(model), "--backend", "transformers", "--out", "scored"]
+    assert cli.run([*command, "--chat-template", "chatml"]) == 0
+    assert cli.run([*command, "--chat-template", "chatmll", "--overwrite"]) == 2

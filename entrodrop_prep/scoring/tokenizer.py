@@ -16,7 +16,7 @@ import numpy.typing as npt
 from entrodrop_prep import digest
 from entrodrop_prep.backends.model import commit_of, find_file, loading
 from entrodrop_prep.errors import ConfigError, ModelError, RowError
-from entrodrop_prep.places import only_a_path
+from entrodrop_prep.places import CHATML, only_a_path
 from entrodrop_prep.scoring import chat
 from entrodrop_prep.shards import user_path
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CHATML = "chatml"
 CHATML_MARKS = ("<|im_start|>", "<|im_end|>")
 _FIX = "name one with --tokenizer"
 
