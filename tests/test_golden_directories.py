@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -127,7 +126,7 @@ def described(out: Path) -> dict[str, Any]:
 
 def compared(found: dict[str, Any]) -> dict[str, Any]:
     """``described``, without the bytes of files that other versions wrote than those of the stored ones."""
-    if STORED_ENVIRONMENT == host_environment():
+    if host_environment() == STORED_ENVIRONMENT:
         return found
     files = {n: {k: v for k, v in f.items() if k != "sha256" or n.endswith("jsonl")} for n, f in found["files"].items()}
     return {**found, "files": files}
