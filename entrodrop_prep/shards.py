@@ -25,6 +25,7 @@ from entrodrop_prep.errors import IntegrityError, OutputError
 from entrodrop_prep.manifest_schema import FooterInfo
 from entrodrop_prep.manifest_types import PART, SHARD, problem_of
 from entrodrop_prep.schema import META_KEY, check_schema
+from entrodrop_prep.unsupported import refuse_bounds
 
 __all__ = [
     "Footer",
@@ -153,6 +154,7 @@ def _footer(path: Path, metadata: pq.FileMetaData) -> Footer:
         raise IntegrityError("it carries no footer of this program", where=str(path), fix=_AGAIN) from e
     except ValueError as e:
         wrong = str(e)
+    refuse_bounds(info, path)
     wrong = wrong or problem_of(FooterInfo, info)
     if wrong:
         raise IntegrityError(f"{DAMAGED_FOOTER}: {wrong}", where=str(path), fix=_AGAIN)

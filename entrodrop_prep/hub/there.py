@@ -18,6 +18,7 @@ from entrodrop_prep.hub.local import Local
 from entrodrop_prep.hub.plan import RemoteFile, same
 from entrodrop_prep.manifest_types import is_written
 from entrodrop_prep.schema import family
+from entrodrop_prep.unsupported import refuse_bounds
 
 _FOLDER = re.compile(rf"epoch_\d+|{PLAIN}|{VALIDATION}")
 _WHERE_VERIFY_LOOKS = {"masked": r"epoch_[^/]*/[^/]*\.parquet", "scored": r"shard-[^/]*\.parquet"}
@@ -80,7 +81,10 @@ def _filled(local: Local) -> re.Pattern[str]:
 def _described(
     path: str, local: Local, repo: str, remote: Mapping[str, RemoteFile], read: Callable[[str], str]
 ) -> dict[str, Any] | None:
-    """The manifest at a path of the repository, None where there is none. Raises HubError for somebody else's file."""
+    """The manifest at a path of the repository, None where there is none.
+
+    Raises HubError for somebody else's file, UnsupportedError for a dataset of bounds.
+    """
     if path not in remote:
         return None
     if path == manifest.NAME and same(local.files[path], remote[path]):
@@ -89,6 +93,7 @@ def _described(
         found = strict_json.loads(read(path))
     except ValueError:
         found = None
+    refuse_bounds(found, f"{repo}/{path}")
     files = found.get("files") if isinstance(found, dict) else None
     ours = isinstance(files, list) and all(isinstance(e, dict) and is_written(e.get("file")) for e in files)
     if not ours or family(str(found.get("schema"))) not in ("masked", "scored"):

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from entrodrop_prep.backends.bounds import rounded
 from entrodrop_prep.backends.raw import ROUNDING
 from entrodrop_prep.errors import OutputError, RowError, ScoreError
 from entrodrop_prep.scoring.kept import misfits
@@ -230,7 +229,7 @@ def span_table(plan: Plan, span: Span, scores: Sequence[Scores]) -> pa.Table:
         flat[~first] = _flat([s[i] for s in scores], np.float32)
         _check_scores(span, flat, offsets, name, plan.info.vocab_size)
         if plan.config.score_dtype == "float16":
-            flat = _half(flat, name)
+            flat = np.clip(flat, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16)
         columns[name] = _lists(plan.schema, name, offsets, pa.array(flat, mask=first | context))
     for f in plan.schema:
         if f.name not in columns:
@@ -247,14 +246,6 @@ def _lists(schema: pa.Schema, name: str, offsets: np.ndarray[Any, Any], values: 
     if not isinstance(values, pa.Array):
         values = pa.array(values, kind.value_type)
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, type=kind)
-
-
-def _half(flat: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
-    """Scores as float16; bounds move outward, so that they stay bounds."""
-    flat = np.clip(flat, -FLOAT16_MAX, FLOAT16_MAX)
-    if name in ("entropy_lo", "entropy_hi"):
-        return rounded(flat, np.float16, up=name == "entropy_hi")
-    return flat.astype(np.float16)
 
 
 def _check_scores(
