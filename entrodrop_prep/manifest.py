@@ -73,12 +73,10 @@ def read(directory: Path, schema: str) -> dict[str, Any]:
             where=str(directory),
             fix=f"give a {kind} directory made by this version",
         )
-    recipe = manifest.get("recipe")
-    if isinstance(recipe, dict) and recipe.get("bounds", "") is None:  # as earlier versions wrote, and nothing more
-        del recipe["bounds"]
     wrong = problem(manifest)
     if wrong:
         raise IntegrityError(f"the manifest cannot be right: {wrong}", where=str(path), fix=_RESTORE)
+    manifest.get("recipe", {}).pop("bounds", None)  # null, of earlier versions
     for entry in (*manifest["files"], *manifest.get("derived", [])):
         inside.check_place(directory, entry["file"])
     return manifest

@@ -287,6 +287,8 @@ def _recipe(values: Mapping[str, Any]) -> Mapping[str, Any]:
         if name not in values:
             raise ValueError(f"{name} is missing")
     for name, value in values.items():
+        if name == "bounds" and value is None:  # of earlier versions, which took no bound for the entropy
+            continue
         if name not in types:
             raise ValueError(f"this version knows no setting {name}")
         try:

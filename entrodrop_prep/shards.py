@@ -154,10 +154,10 @@ def _footer(path: Path, metadata: pq.FileMetaData) -> Footer:
         raise IntegrityError("it carries no footer of this program", where=str(path), fix=_AGAIN) from e
     except ValueError as e:
         wrong = str(e)
-    refuse_bounds(info, path)
     wrong = wrong or problem_of(FooterInfo, info)
     if wrong:
         raise IntegrityError(f"{DAMAGED_FOOTER}: {wrong}", where=str(path), fix=_AGAIN)
+    refuse_bounds(info, path)
     return Footer(metadata.num_rows, info["content_digest"], info)
 
 

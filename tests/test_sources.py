@@ -141,6 +141,7 @@ def test_one_source_without_a_name_is_what_it_was(tmp_path: Path) -> None:
     rest = {k: v for k, v in described.items() if k not in ("files", "manifest_digest", *later)}
     for name in ("generator", "identity"):
         del rest["scored"][name]
+    rest["recipe"]["bounds"] = None  # said so then
     assert digest.of_json(rest) == "1b65ab1f6abc1b7e4c60ea4d94fd83afc7d54ee97c747c3068a88d8a5c596b4e"
 
 
