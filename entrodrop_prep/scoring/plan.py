@@ -190,7 +190,7 @@ def make_plan(
         chat_template_kwargs=config.chat_template_kwargs,
         train_on=config.train_on,
         stops=stops,
-        cut_to=max_length if long_documents == "truncate" else None,
+        cut_to=None if long_documents == "split" else max_length,
     )
     appended = encoder.appended_turn_end()
     identity = {

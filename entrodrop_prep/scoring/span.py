@@ -153,11 +153,12 @@ def _take(plan: Plan, span: Span, row: SourceRow, values: Mapping[str, Any], res
         span.counts["short_rows"] += 1
         return None
     if len(ids) > plan.max_length:
+        count = f"{'' if result.whole else 'more than '}{len(ids)} tokens, over --max-length {plan.max_length}"
         if plan.long_documents == "error":
-            return _reject(plan, span, row, f"it has {len(ids)} tokens, over --max-length {plan.max_length}")
+            return _reject(plan, span, row, f"it has {count}")
         if plan.long_documents == "drop":
             span.counts["dropped_long_rows"] += 1
-            span.rejected.append(_entry(plan, row, "long", f"{len(ids)} tokens, over --max-length {plan.max_length}"))
+            span.rejected.append(_entry(plan, row, "long", count))
             return None
         if plan.long_documents == "truncate":
             span.counts["truncated_rows"] += 1
