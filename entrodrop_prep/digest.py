@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+_ONES = 1 << 20
 
 
 def of_json(value: Any) -> str:
@@ -33,6 +36,7 @@ class ContentDigest:
     def __init__(self, schema: pa.Schema) -> None:
         self._schema = schema
         self._streams: dict[str, Any] = {}
+        self._ones: dict[str, int] = {}
 
     def update(self, batch: pa.RecordBatch | pa.Table) -> None:
         """Add rows. ``batch`` has the columns of the schema."""
@@ -42,12 +46,20 @@ class ContentDigest:
 
     def hexdigest(self) -> str:
         """The digest of the rows so far, 64 hex digits."""
-        parts = {name: h.hexdigest() for name, h in sorted(self._streams.items())}
+        streams = self._streams | {name: _hash_of_ones(n) for name, n in self._ones.items()}
+        parts = {name: h.hexdigest() for name, h in sorted(streams.items())}
         return of_json({"columns": [[f.name, str(f.type)] for f in self._schema], "streams": parts})
+
+    def _feed_ones(self, name: str, n: int) -> None:
+        """Add n bytes of 1, which are only counted while a stream holds nothing else."""
+        if name in self._streams:
+            self._streams[name].update(np.ones(n, np.uint8).data)
+        else:
+            self._ones[name] = self._ones.get(name, 0) + n
 
     def _feed(self, name: str, values: np.ndarray[Any, Any]) -> None:
         if name not in self._streams:
-            self._streams[name] = hashlib.sha256()
+            self._streams[name] = _hash_of_ones(self._ones.pop(name, 0)).copy()
         self._streams[name].update(np.ascontiguousarray(values).data)
 
     def _walk(self, name: str, array: pa.Array) -> None:
@@ -56,7 +68,10 @@ class ContentDigest:
             return self._walk(name, array.storage)
         if pa.types.is_dictionary(kind):
             return self._walk(name, array.dictionary_decode())
-        self._feed(name + "?", pc.is_valid(array).cast(pa.uint8()).to_numpy(zero_copy_only=False))
+        if array.null_count:
+            self._feed(name + "?", pc.is_valid(array).cast(pa.uint8()).to_numpy(zero_copy_only=False))
+        else:
+            self._feed_ones(name + "?", len(array))
         if pa.types.is_null(kind):
             return None
         if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
@@ -72,7 +87,10 @@ class ContentDigest:
         if pa.types.is_boolean(kind):
             return self._feed(name, array.fill_null(False).cast(pa.uint8()).to_numpy(zero_copy_only=False))
         if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-            return self._feed(name, _numbers(array))
+            values = _numbers(array)
+            if kind == pa.int8() and (values == 1).all():
+                return self._feed_ones(name, len(values))
+            return self._feed(name, values)
         if pa.types.is_temporal(kind):
             return self._feed(name, _numbers(array.cast(pa.int64() if kind.bit_width == 64 else pa.int32())))
         binary = array.cast(pa.string()) if not _is_text(kind) else array
@@ -86,6 +104,15 @@ class ContentDigest:
         if stop > start:
             self._feed(name, np.frombuffer(binary.buffers()[2], np.uint8)[start:stop])
         return None
+
+
+@functools.lru_cache(8)
+def _hash_of_ones(n: int) -> Any:
+    """SHA-256 over n bytes of 1, which masks of attention and of valid values mostly are. Not to be changed."""
+    found, ones = hashlib.sha256(), bytes([1]) * min(n, _ONES)
+    for first in range(0, n, _ONES):
+        found.update(ones[: n - first])
+    return found
 
 
 def _numbers(array: pa.Array) -> np.ndarray[Any, Any]:

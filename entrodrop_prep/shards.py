@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,12 +107,17 @@ def shard_names(directory: Path, kind: str) -> list[str]:
 
 
 def write_shard(
-    path: Path, schema: pa.Schema, tables: Iterable[pa.Table], info: dict[str, Any], *, compression: str = "zstd"
+    path: Path,
+    schema: pa.Schema,
+    tables: Iterable[pa.Table],
+    info: dict[str, Any] | Callable[[], dict[str, Any]],
+    *,
+    compression: str = "zstd",
 ) -> Footer:
     """Write tables as one Parquet file, one row group each, atomically.
 
-    ``info`` goes into the footer as JSON, with the row count and the content digest added. It is read again after the
-    tables are used up, so their producer may add to it.
+    ``info``, or what it gives once the tables are used up, goes into the footer as JSON, with the row count and the
+    content digest added.
     """
     digest, rows = ContentDigest(schema), 0
     with (
@@ -129,7 +134,8 @@ def write_shard(
             digest.update(table)
             rows += table.num_rows
             writer.write_table(table, row_group_size=max(1, table.num_rows))
-        footer = json.loads(_json({**info, "rows": rows, "content_digest": digest.hexdigest()}))
+        told = info() if callable(info) else info
+        footer = json.loads(_json({**told, "rows": rows, "content_digest": digest.hexdigest()}))
         writer.add_key_value_metadata({META_KEY.decode(): _json({**footer, FOOTER_DIGEST: of_json(footer)})})
     return Footer(rows, footer["content_digest"], footer)
 

@@ -13,14 +13,13 @@ from entrodrop_prep.config import MaterializeConfig, build
 from entrodrop_prep.digest import ContentDigest
 from entrodrop_prep.disk import scratch
 from entrodrop_prep.errors import EntrodropError, IntegrityError, OutputError
-from entrodrop_prep.export.epoch import OTHER_FILES, VALIDATION, Part
-from entrodrop_prep.export.job import Job
-from entrodrop_prep.export.materialize import open_job
-from entrodrop_prep.export.order import Order
-from entrodrop_prep.export.plan import SOURCE
+from entrodrop_prep.export.epoch import OTHER_FILES, VALIDATION, Part, ShardCounts
+from entrodrop_prep.export.job import Job, open_job
 from entrodrop_prep.export.provenance import told_of, told_of_source
-from entrodrop_prep.export.sources import EVAL, arguments, named_path
 from entrodrop_prep.locks import reading_lock
+from entrodrop_prep.masking.histogram import told_bins
+from entrodrop_prep.masking.parallel import in_order
+from entrodrop_prep.masking.sources import EVAL, SOURCE, arguments, named_path
 from entrodrop_prep.places import is_repo_id
 from entrodrop_prep.schema import MASKED, family
 from entrodrop_prep.scored import ScoredDataset
@@ -162,23 +161,33 @@ def _masks(path: Path, against: list[str], report: Report) -> Iterator[str]:
         scored.check()
     for line in manifest.differences(identity, job.identity):
         yield f"{path}: its recipe does not give its identity: {line}"
-    job.survey(e["epoch"] for e in described["epochs"])
-    if described.get("entropy_histogram", told := job.spread.told()) != told:
+    job.plan(e["epoch"] for e in described["epochs"])
+    with scratch() as tmp:
+        job.open(tmp)
+        yield from _figures(path, described, job)
+        told_of = {e["folder"]: e for e in described["epochs"]} | {
+            n: described[n] for n in OTHER_FILES if n in described
+        }
+        parts = job.parts(e["epoch"] for e in described["epochs"])
+        every = [(part, shard) for part in parts for shard in range(part.layout.shards)]
+        made = in_order(lambda one: _content(job, *one), every, job.jobs)
+        for part in parts:
+            yield from _part(path, described, job, part, made, told_of.get(part.folder, {}))
+    report.notes.append(f"masks made again from {', '.join(given.values())} and compared")
+
+
+def _figures(path: Path, described: dict[str, Any], job: Job) -> Iterator[str]:
+    """What the manifest says of the rows before they are masked."""
+    rows, validation = job.rows, job.validation_rows
+    if described.get("entropy_histogram", told := told_bins(rows.columns.facts["spread"])) != told:
         yield f"{path}: its entropy_histogram is not that of the scores"
     yield from _origins(path, described, job)
-    if described["tau_nats"] != job.told_tau:
+    if described["tau_nats"] != rows.told_tau:
         yield f"{path}: its threshold (tau_nats) is not that of the scores"
-    if described["rows_without_loss"] != job.rows_without_loss:
+    if described["rows_without_loss"] != rows.rows_without_loss:
         yield f"{path}: its rows_without_loss are not those of the scores"
-    if job.validation_count and described[VALIDATION]["rows_without_loss"] != job.validation_count.rows_without_loss:
+    if validation and described[VALIDATION]["rows_without_loss"] != validation.rows_without_loss:
         yield f"{path}: its rows_without_loss of the validation rows are not those of their scores"
-    told_of = {e["folder"]: e for e in described["epochs"]} | {n: described[n] for n in OTHER_FILES if n in described}
-    with scratch() as tmp:
-        order = job.order(tmp / "order")
-        for part in job.parts(e["epoch"] for e in described["epochs"]):
-            yield from _part(path, described, job, part, order, told_of.get(part.folder, {}))
-        order.close()
-    report.notes.append(f"masks made again from {', '.join(given.values())} and compared")
 
 
 def _origins(path: Path, described: dict[str, Any], job: Job) -> Iterator[str]:
@@ -203,20 +212,31 @@ def _origins(path: Path, described: dict[str, Any], job: Job) -> Iterator[str]:
             yield f"{path}: the manifest is not what the scores of {name} say: {'; '.join(lines)}"
 
 
+def _content(job: Job, part: Part, shard: int) -> tuple[str, ShardCounts]:
+    """Make a file's rows again: their content digest, and what masking did to them."""
+    content, counts = ContentDigest(job.schema), job.counts(part)
+    for table in job.tables(part, shard, counts):
+        content.update(table)
+    return content.hexdigest(), counts
+
+
 def _part(
-    path: Path, described: dict[str, Any], job: Job, part: Part, order: Order, told: dict[str, Any]
+    path: Path,
+    described: dict[str, Any],
+    job: Job,
+    part: Part,
+    made: Iterator[tuple[str, ShardCounts]],
+    told: dict[str, Any],
 ) -> Iterator[str]:
-    """Make the files of one part again; ``told`` are its figures in the manifest."""
+    """Compare the files of one part with those ``made`` again; ``told`` are its figures in the manifest."""
     listed = {e["file"]: e for e in described["files"]}
-    shards = list(range(part.layout.shards))
-    counts, reader = job.counts(part), job.reader(part, order, shards)
-    for shard in shards:
-        content, name = ContentDigest(job.schema), part.name(shard)
-        for table in reader.shard(shard, counts):
-            content.update(table)
+    counts = job.counts(part)
+    for shard in range(part.layout.shards):
+        (content, more), name = next(made), part.name(shard)
+        counts.merge(more)
         if name not in listed:
             yield f"{path / name}: the file is missing"
-        elif listed[name]["content_digest"] != content.hexdigest():
+        elif listed[name]["content_digest"] != content:
             yield f"{path / name}: its masks are not those of the recipe"
     figures: dict[str, Any] = {**counts.values, "rows": counts.rows}
     figures |= {"rate_min": counts.rates[0], "rate_max": counts.rates[1]}

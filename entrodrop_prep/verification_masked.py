@@ -11,9 +11,9 @@ from entrodrop_prep.config import MaterializeConfig, build
 from entrodrop_prep.export import derived
 from entrodrop_prep.export.columns import check_rows
 from entrodrop_prep.export.epoch import OTHER_FILES, VALIDATION, add_counts, misplaced
-from entrodrop_prep.export.plan import SOURCE, identity_of, recipe_values
+from entrodrop_prep.export.identity import identity_of, recipe_values
 from entrodrop_prep.export.provenance import stamped
-from entrodrop_prep.export.sources import arguments
+from entrodrop_prep.masking.sources import SOURCE, arguments
 from entrodrop_prep.schema import MASKED, masked_schema
 from entrodrop_prep.shards import read_batches, read_footer
 from entrodrop_prep.verification_scored import shard_findings

@@ -20,8 +20,8 @@ from entrodrop_prep import MaterializeConfig, materialize
 from entrodrop_prep.export.card import BEGIN, END, license_of, merged_card, with_license, write_card
 from entrodrop_prep.export.card.picture import HEIGHT, WIDTH, picture
 from entrodrop_prep.export.card.values import values
-from entrodrop_prep.export.histogram import BINS, PER_NAT, EntropyHistogram
 from entrodrop_prep.manifest import read
+from entrodrop_prep.masking.histogram import BINS, PER_NAT, EntropyHistogram
 from entrodrop_prep.schema import MASKED, masked_schema
 from entrodrop_prep.verification import verify
 

@@ -109,6 +109,37 @@ def test_sample_is_pure_numpy() -> None:
             assert top == "numpy" or top in sys.stdlib_module_names or inside(i.name, *allowed), f"{module}: {i.name}"
 
 
+def test_masking_knows_scored_directories_and_nothing_of_files_of_rows() -> None:
+    """It reads what scoring wrote; what is written of its rows, and by whom, it does not know."""
+    below = ("masking", "sample", "config", "errors", "scored", "schema", "shards", "disk", "digest")
+    allowed = ("entrodrop_prep", "numpy", "pyarrow", *sys.stdlib_module_names)
+    for module in in_package("masking"):
+        for i in imports_of(module):
+            assert i.name.split(".")[0] in allowed, f"{module}: {i.name}"
+            known = i.name == "entrodrop_prep" or inside(i.name, *(f"entrodrop_prep.{name}" for name in below))
+            assert known or not inside(i.name, "entrodrop_prep"), f"{module}: {i.name}"
+
+
+def test_nothing_but_epoch_rows_makes_masks() -> None:
+    """Files, their proof, the loader, the demo and inspect take rows from one function."""
+    makers = ("apply", "unmasked", "token_words", "token_words64")
+    for file in FILES:
+        module = module_of(file)
+        if inside(module, "entrodrop_prep.sample", "entrodrop_prep.masking"):
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and inside(node.module or "", "entrodrop_prep.sample"):
+                assert not {a.name for a in node.names} & set(makers), module
+    masks = [f for f in FILES if "entrodrop_prep.sample.mask" in ours(module_of(f))]
+    callers = [
+        module_of(file)
+        for file in masks
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("apply", "unmasked")
+    ]
+    assert callers == ["entrodrop_prep.masking.epoch_rows"] * 2
+
+
 def test_backends_know_neither_scoring_nor_export() -> None:
     for module in in_package("backends"):
         assert not [n for n in ours(module) if inside(n, "entrodrop_prep.scoring", "entrodrop_prep.export")], module

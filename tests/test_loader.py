@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import multiprocessing
 import pickle
@@ -23,7 +22,7 @@ from entrodrop_prep import MaskedLoader, MaskedRows, MaskedStream
 from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.errors import ConfigError, IntegrityError, OutputError, SourceError
 from entrodrop_prep.export.materialize import materialize
-from entrodrop_prep.loader import columns
+from entrodrop_prep.masking import arrays
 
 EPOCHS = 3
 STEEP: dict[str, Any] = {"epochs": EPOCHS, "schedule": "linear", "max_rate": 1}
@@ -183,9 +182,10 @@ def test_the_scored_rows_are_read_once(
     caplog.clear()
     assert tuples(MaskedRows.open(copy(scored, tmp_path / "moved"), **STEEP)) == first
     assert not caplog.records
-    with pytest.raises(IntegrityError, match="the file is missing"):  # another recipe has to look at the scores
-        MaskedRows.open(scored, **STEEP, quantile=0.3)
+    assert tuples(MaskedRows.open(scored, **STEEP, quantile=0.3)) != first  # from the cached rows
     assert [cached] == list(cached.parent.iterdir())
+    with pytest.raises(IntegrityError, match="the file is missing"):  # log-probabilities were not cached
+        MaskedRows.open(scored, **STEEP, keep_surprising=1.0)
 
 
 @pytest.mark.parametrize("name", ["entropy", "columns.json"])
@@ -203,12 +203,13 @@ def test_a_cache_that_was_cut_short(name: str, given: Path, tmp_path: Path) -> N
 
 def test_a_flipped_bit_of_the_cache_is_found(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In any file, at its ends and in between, in blocks of which several make a file."""
-    monkeypatch.setattr(columns, "BLOCK", 64)
+    monkeypatch.setattr(arrays, "BLOCK", 64)
     settings: dict[str, Any] = {**STEEP, "target": "both", "keep_surprising": 2.0}
     first = tuples(MaskedRows.open(given / "one", **settings, cache_dir=tmp_path))
     rng, flipped = np.random.default_rng(0), 0
-    files = [file for file in sorted(tmp_path.glob("*/*")) if file.name != ".lock"]
-    assert {"input_ids", "logprob", "columns.json"} < {file.name for file in files}
+    files = [file for file in sorted(tmp_path.rglob("*")) if file.is_file() and file.name != ".lock"]
+    assert {"input_ids", "logprob", "flags", "columns.json"} < {file.name for file in files}
+    assert len([file for file in files if file.name == "columns.json"]) == 2
     for file in files:
         data = file.read_bytes()
         for place in {0, 64, len(data) - 1, *rng.integers(0, len(data), 8).tolist()}:
@@ -221,21 +222,6 @@ def test_a_flipped_bit_of_the_cache_is_found(given: Path, tmp_path: Path, monkey
         file.write_bytes(data)
     assert flipped > 80
     assert tuples(MaskedRows.open(given / "one", **settings, cache_dir=tmp_path)) == first
-
-
-def test_a_cache_of_an_earlier_version_is_made_again(given: Path, tmp_path: Path) -> None:
-    """It had no checksums. Arrays that another process has open stay what they are."""
-    first = tuples(MaskedRows.open(given / "one", **STEEP, cache_dir=tmp_path))
-    (file,), (survey,) = tmp_path.glob("*/columns.json"), tmp_path.glob("*/survey-*.json")
-    made = {path: path.read_bytes() for path in file.parent.iterdir()}
-    ids = np.memmap(file.parent / "input_ids", np.int32, "r+")
-    ids[:] += 1
-    file.write_text(json.dumps({name: told[:2] for name, told in columns.stored(file).items()}, indent=1))
-    survey.write_bytes(survey.read_bytes().partition(b"\n")[2])
-    wrong = ids.copy()
-    assert tuples(MaskedRows.open(given / "one", **STEEP, cache_dir=tmp_path)) == first
-    assert {path: path.read_bytes() for path in file.parent.iterdir()} == made
-    assert (ids == wrong).all()
 
 
 def test_damaged_scores_are_not_cached(given: Path, tmp_path: Path) -> None:
@@ -411,14 +397,14 @@ def test_a_map_style_loader(mixed: tuple[MaskedRows, list[list[Row]]]) -> None:
 def test_packed_rows_in_several_blocks_by_workers_and_going_on(
     given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("entrodrop_prep.export.packing.BLOCK_TOKENS", 120)
+    monkeypatch.setattr("entrodrop_prep.masking.packing.BLOCK_TOKENS", 120)
     settings = settings_of("packed, a mixture", given)
     every = [row for epoch in written(tmp_path / "masked", settings) for row in epoch]
     rows = MaskedRows.open(**settings, cache_dir=tmp_path / "cache")
-    monkeypatch.setattr("entrodrop_prep.export.packing.BLOCK_TOKENS", 1 << 22)
+    monkeypatch.setattr("entrodrop_prep.masking.packing.BLOCK_TOKENS", 1 << 22)
     in_one_block = MaskedRows.open(**settings, cache_dir=tmp_path / "other")
     assert tuples(in_one_block) != every
-    monkeypatch.setattr("entrodrop_prep.export.packing.BLOCK_TOKENS", 120)
+    monkeypatch.setattr("entrodrop_prep.masking.packing.BLOCK_TOKENS", 120)
     expected = naive_steps(every, 3, 2)
     for workers in (1, 2, 4):
         for rank in (0, 1):

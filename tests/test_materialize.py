@@ -27,9 +27,9 @@ from entrodrop_prep import cli, manifest, scored
 from entrodrop_prep.config import MaterializeConfig, Recipe
 from entrodrop_prep.errors import ConfigError, DiskSpaceError, IntegrityError, MismatchError, OutputError, SourceError
 from entrodrop_prep.export import epoch as epoch_module
-from entrodrop_prep.export import order
 from entrodrop_prep.export.materialize import MaterializeSummary, materialize
 from entrodrop_prep.locks import locked
+from entrodrop_prep.masking import columns
 from entrodrop_prep.sample.counter import DROP, REPLACE, order_keys, stream_key, token_words, token_words64
 from entrodrop_prep.sample.mask import Rows
 from entrodrop_prep.verification import verify
@@ -269,10 +269,11 @@ def test_internal_sizes_change_nothing(
 ) -> None:
     settings = {"shuffle": shuffle, "progress": "row", "target": "both", "rows_per_shard": 9}
     run(scored_at, tmp_path / "usual", **settings)
-    for bucket, batch in ((300, 1 << 20), (1 << 20, 1), (700, 90), (5000, 333)):
-        monkeypatch.setattr(order, "BUCKET_BYTES", bucket)
+    for jobs, chunk, batch in (("1", 300, 1 << 20), ("2", 1 << 20, 1), ("3", 1, 90), ("auto", 5000, 333)):
+        monkeypatch.setattr(columns, "CHUNK_TOKENS", chunk)
+        monkeypatch.setattr(columns, "MAPPED_BYTES", chunk)
         monkeypatch.setattr(scored, "BATCH_TOKENS", batch)
-        run(scored_at, tmp_path / "other", overwrite=True, **settings)
+        run(scored_at, tmp_path / "other", overwrite=True, jobs=jobs, **settings)
         assert all_bytes(tmp_path / "other", without=("README.md",)) == all_bytes(
             tmp_path / "usual", without=("README.md",)
         )
@@ -711,7 +712,7 @@ def test_too_little_space_is_said_before_the_first_byte(
     assert all_bytes(tmp_path / "out") == {}
     monkeypatch.setattr(shutil, "disk_usage", lambda path: real._replace(free=10**6))
     run(scored_at, tmp_path / "out", epochs=4)
-    assert "for sorting while it runs" in caplog.text
+    assert "for the scored rows while it runs" in caplog.text
     monkeypatch.setattr(shutil, "disk_usage", lambda path: real._replace(free=0))
     assert run(scored_at, tmp_path / "out", epochs=4).already_complete
 
@@ -723,7 +724,7 @@ def test_the_estimate_is_on_the_safe_side(tmp_path: Path, caplog: pytest.LogCapt
         caplog.clear()
         run(at, tmp_path / compression, compression=compression, target="both", schedule="constant")
         written = sum(p.stat().st_size for p in (tmp_path / compression).rglob("*.parquet"))
-        said = caplog.text.split("about ")[1].split(" to write")[0]
+        said = caplog.text.split(" to write")[0].split("about ")[-1]
         amount, unit = said.split(" ")
         assert float(amount) * {"kB": 1e3, "MB": 1e6}[unit] >= 0.98 * written
 
@@ -735,10 +736,10 @@ def test_the_estimate_counts_what_a_file_takes(
 ) -> None:
     """Of a set so small that its tokens are the least of it, the whole directory fits into the estimate."""
     at = write_scored(tmp_path / "scored", some_rows(rows, lengths=(2, 4)))
-    real = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: real._replace(free=0))
+    real, free = shutil.disk_usage(tmp_path), [0, 1 << 30]  # the second is looked at first, for the scored rows
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real._replace(free=free.pop()))
     settings = {"compression": compression, "rows_per_shard": per_shard, "target": "both", "shuffle": "none"}
-    with pytest.raises(DiskSpaceError, match=r"about ([\d.]+) kB to write and 0 B for sorting") as e:
+    with pytest.raises(DiskSpaceError, match=r"about ([\d.]+) kB to write, but only 0 B") as e:
         run(at, tmp_path / "out", **settings)
     said = float(str(e.value).split("about ")[1].split(" ")[0]) * 1000
     monkeypatch.undo()

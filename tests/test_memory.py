@@ -1,4 +1,4 @@
-"""Memory: ten times the rows take at most 1.1 times the memory, both corpora being larger than the buffers.
+"""Memory: bounded by a constant and some bytes a row, whatever the number of tokens.
 
 Each run is a process of its own, which tells its own peak (VmHWM) when it has finished.
 """
@@ -17,16 +17,14 @@ import pytest
 from scored_for_tests import VOCABULARY, some_rows, write_shards
 from tokenizers_for_tests import byte_bpe
 
-from entrodrop_prep.export.order import BUCKET_BYTES, ORDER_BYTES
-from entrodrop_prep.export.packing import BLOCK_TOKENS
 from entrodrop_prep.sample.mask import Rows
 from entrodrop_prep.scored import BATCH_TOKENS
 
 pytestmark = pytest.mark.heavy
-SMALL, MEDIUM, BIG = 4_000_000, 12_000_000, 40_000_000
-BYTES_PER_TOKEN = 13
+SMALL, BIG = 4_000_000, 40_000_000
 ROWS_PER_SHARD = 250
-BENCHMARK = Path(__file__).resolve().parent.parent / "benchmarks" / "row_order.py"
+CONSTANT, PER_ROW = 700 << 20, 48
+"""Bytes that materialize takes at most, and more for each row."""
 
 
 def peak_of(kind: str, settings: dict[str, Any]) -> int:
@@ -68,43 +66,41 @@ def shards_of(tokens: int) -> Iterator[Rows]:
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    assert SMALL * BYTES_PER_TOKEN > 1.5 * BUCKET_BYTES
     assert SMALL > 3 * BATCH_TOKENS
     folder = tmp_path_factory.mktemp("memory")
-    return {n: write_shards(folder / str(n), shards_of(n), ROWS_PER_SHARD) for n in (SMALL, MEDIUM, BIG)}
+    return {n: write_shards(folder / str(n), shards_of(n), ROWS_PER_SHARD) for n in (SMALL, BIG)}
 
 
-@pytest.mark.parametrize("settings", [{"target": "both"}, {"shuffle": "none", "scope": "row"}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target": "both"},
+        {"shuffle": "none", "scope": "row"},
+        {"pack": 1000, "add_columns": ["position_ids"]},
+    ],
+    ids=str,
+)
 def test_materialize(settings: dict[str, Any], scored: dict[int, Path], tmp_path: Path) -> None:
-    peaks, more = {}, {"epochs": 1, **settings}
+    """A constant, whatever the tokens, and a few bytes a row."""
     for n in (SMALL, BIG):
-        peaks[n] = min(
-            peak_of("materialize", {"scored": str(scored[n]), "out": str(tmp_path / f"{n}-{run}"), **more})
-            for run in range(2)
-        )
-    assert peaks[BIG] < 0.9 * BIG * BYTES_PER_TOKEN
-    assert peaks[BIG] <= 1.1 * peaks[SMALL], peaks
+        out = str(tmp_path / str(n))
+        found = peak_of("materialize", {"scored": str(scored[n]), "out": out, "epochs": 1, "jobs": "2", **settings})
+        assert found <= CONSTANT + PER_ROW * n // 400, found
 
 
-def test_the_order_of_short_rows(tmp_path: Path) -> None:
-    """The benchmark's bounds, with fewer rows; they are more than one bucket."""
-    command = [sys.executable, str(BENCHMARK), "--rows", "1000000", "--tmp", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["order"]["rows"] == told["materialize"]["rows"] == 1_000_000
-    assert 0 < told["order"]["order_bytes"] <= ORDER_BYTES
-
-
-def test_packed(scored: dict[int, Path], tmp_path: Path) -> None:
-    """Both corpora are larger than a block of rows that are packed together."""
-    assert MEDIUM > 2 * BLOCK_TOKENS
+def test_short_rows(tmp_path: Path) -> None:
+    """Ten times the rows take at most 48 bytes a row more."""
     peaks = {}
-    for n in (MEDIUM, BIG):
-        settings = {"scored": str(scored[n]), "epochs": 1, "pack": 1000, "add_columns": ["position_ids"]}
-        peaks[n] = min(peak_of("materialize", {**settings, "out": str(tmp_path / f"{n}-{run}")}) for run in range(2))
-    assert peaks[BIG] < 0.9 * BIG * BYTES_PER_TOKEN
-    assert peaks[BIG] <= 1.1 * peaks[MEDIUM], peaks
+    for rows in (300_000, 3_000_000):
+
+        def shards(rows: int = rows) -> Iterator[Rows]:
+            for first in range(0, rows, 100_000):
+                yield some_rows(100_000, seed=first, lengths=(2, 6), first_row=first)
+
+        scored = write_shards(tmp_path / f"scored-{rows}", shards(), 100_000)
+        peaks[rows] = peak_of("materialize", {"scored": str(scored), "out": str(tmp_path / str(rows)), "epochs": 2})
+    windows = 3_000_000 * 9 // 7
+    assert peaks[3_000_000] <= CONSTANT + PER_ROW * windows, peaks
 
 
 def test_score(tmp_path: Path) -> None:

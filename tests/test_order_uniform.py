@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from scored_for_tests import some_rows, write_scored
 
-from entrodrop_prep.export import order
-from entrodrop_prep.export.order import Order
+from entrodrop_prep.config import MaterializeConfig
+from entrodrop_prep.export.job import open_job
 from entrodrop_prep.sample.counter import order_keys
-from entrodrop_prep.scored import ScoredDataset
 
 SIGMAS = 5.2
 CELLS = 12
@@ -75,17 +74,16 @@ def keyed(seeds: range, epochs: range, rows: int) -> Orders:
     return np.argsort(np.stack(keys), axis=1, kind="stable")
 
 
-def test_the_order_as_it_is_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = ScoredDataset(write_scored(tmp_path / "scored", some_rows(3000, lengths=(2, 5)), rows_per_shard=700))
-    monkeypatch.setattr(order, "BUCKET_BYTES", 20_000)
+def test_the_order_that_rows_are_made_in(tmp_path: Path) -> None:
+    scored = write_scored(tmp_path / "scored", some_rows(3000, lengths=(2, 5)), rows_per_shard=700)
     made = []
     for seed in range(6):
-        values = {"shuffle": "epoch", "source": "source", "tmp": tmp_path / "order", "total_bytes": 500_000}
-        one = Order(dataset, seed=seed, **values)
-        for epoch in range(8):
-            tables = [table for _, table in one.tables(epoch, lambda first, stop: True)]
-            made.append(np.concatenate([t["row_id"].to_numpy() * 3 + t["window"].to_numpy() for t in tables]))
-        one.close()
+        job = open_job(MaterializeConfig(scored=str(scored), out="nowhere", epochs=8, seed=seed))
+        job.plan(range(8))
+        job.open(tmp_path / f"seed-{seed}")
+        arrays = job.rows.columns.arrays
+        number = arrays["row_id"] * 3 + arrays["window"]
+        made += [number[job.rows.order(epoch).index] for epoch in range(8)]
     ranked = np.searchsorted(np.sort(made[0]), np.stack(made))
     assert ranked.shape[1] > 3000
     assert failed(ranked) == set()

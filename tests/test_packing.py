@@ -19,9 +19,9 @@ from scored_for_tests import all_bytes, copy, rewrite_manifest, some_rows, write
 from entrodrop_prep import cli
 from entrodrop_prep.config import EXTRA_COLUMNS, MaterializeConfig, Recipe
 from entrodrop_prep.errors import MismatchError, SourceError
-from entrodrop_prep.export import packing
 from entrodrop_prep.export.materialize import MaterializeSummary, materialize
-from entrodrop_prep.export.packing import Bins, Segments, block_rows, cut, pack
+from entrodrop_prep.masking import packing
+from entrodrop_prep.masking.packing import Bins, Segments, block_rows, cut, pack
 from entrodrop_prep.sample.mask import Rows
 from entrodrop_prep.verification import verify
 
@@ -297,12 +297,12 @@ def test_file_and_group_sizes_change_nothing(
 ) -> None:
     from entrodrop_prep import scored
     from entrodrop_prep.export import epoch as epoch_module
-    from entrodrop_prep.export import order
+    from entrodrop_prep.masking import columns
 
     monkeypatch.setattr(packing, "BLOCK_TOKENS", 300)
     run(made, tmp_path / "usual", **arguments(kind, made))
     monkeypatch.setattr(epoch_module, "GROUP_TOKENS", 100)
-    monkeypatch.setattr(order, "BUCKET_BYTES", 700)
+    monkeypatch.setattr(columns, "CHUNK_TOKENS", 70)
     monkeypatch.setattr(scored, "BATCH_TOKENS", 50)
     run(made, tmp_path / "small", **arguments(kind, made), rows_per_shard=3)
     for epoch in range(2):

@@ -276,6 +276,15 @@ class MaterializeConfig(Recipe):
     ] = None
     rows_per_shard: Annotated[int, Setting("Rows in one output file.", ge=1)] = 100_000
     compression: Annotated[Literal["zstd", "snappy", "none"], Setting("Compression of the Parquet files.")] = "zstd"
+    jobs: Annotated[
+        str,
+        Setting(
+            "Files written at the same time, a thread for each; auto takes as many as there are processors. It changes "
+            "no byte.",
+            metavar="auto|N",
+            role="operation",
+        ),
+    ] = "auto"
     push_to_hub: Annotated[
         str | None,
         Setting(
@@ -295,6 +304,8 @@ class MaterializeConfig(Recipe):
             raise ConfigError("SCORED is missing", fix="give a scored directory")
         self.check()
         self.epochs_to_write()
+        if self.jobs != "auto" and not (self.jobs.isdecimal() and int(self.jobs)):
+            raise ConfigError(f"--jobs {self.jobs!r} is not understood", fix="give auto, or a number from 1 on")
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -14,14 +14,12 @@ import numpy as np
 
 from entrodrop_prep.config import MaterializeConfig, ScoreConfig
 from entrodrop_prep.demo.corpus import write_corpus
-from entrodrop_prep.disk import check_held, check_regular, held
+from entrodrop_prep.disk import check_held, check_regular, held, scratch
 from entrodrop_prep.errors import IntegrityError, ModelError
 from entrodrop_prep.export.card import aligned, epoch_table
+from entrodrop_prep.export.job import open_job
 from entrodrop_prep.export.materialize import materialize
-from entrodrop_prep.export.plan import mask_plan, survey
-from entrodrop_prep.sample.curriculum import epoch_rates
-from entrodrop_prep.sample.mask import apply
-from entrodrop_prep.scored import ScoredDataset, to_rows
+from entrodrop_prep.masking.assembly import Stored
 from entrodrop_prep.scoring.run import score
 from entrodrop_prep.shards import local_directory
 
@@ -77,7 +75,7 @@ def _demo(directory: Path, started: float) -> None:
     print("\n".join(aligned(epoch_table(materialize(config).epochs))))
 
     _say(f"3. what it drops: one stretch of source, dropped tokens shaded ({SHADE})")
-    _show_stretch(ScoredDataset(directory / "scored"), config, tokenizer)
+    _show_stretch(config, tokenizer)
 
     _say("4. train: transformers.Trainer on the first and the last epoch, files read as they are")
     for epoch in (0, EPOCHS - 1):
@@ -110,20 +108,27 @@ def _tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     return loaded
 
 
-def _show_stretch(scored: ScoredDataset, config: MaterializeConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """One stretch of a document as it is, and as the first and the last epoch have it."""
-    corpus = survey(scored, config)
-    plan = mask_plan(scored, config, corpus)
-    batch = next(scored.batches())
-    row = to_rows(batch.slice(int(np.argmax(np.diff(to_rows(batch).offsets))), 1))
+def _show_stretch(config: MaterializeConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """One stretch of a document as it is, and as some of the epochs have it: the longest one of the first shard."""
     window = slice(SHOWN_FROM, SHOWN_FROM + SHOWN_TOKENS)
-    print(f"\n-- every token trained on\n{tokenizer.decode(row.input_ids[window])}")
-    for epoch in (0, EPOCHS // 2, EPOCHS - 1):
-        rate = epoch_rates(config)[epoch]
-        dropped = apply(row, plan, epoch, np.array([rate])).dropped[window]
-        pieces = [str(tokenizer.decode([int(i)])) for i in row.input_ids[window]]
-        text = "".join(_shaded(p) if d else p for p, d in zip(pieces, dropped, strict=True))
-        print(f"\n-- epoch {epoch}: {dropped.mean():.0%} of these dropped\n{text}")
+    job = open_job(config)
+    job.plan(range(EPOCHS))
+    with scratch() as tmp:
+        job.open(tmp)
+        rows = job.rows
+        number = int(np.argmax(rows.columns.lengths[: job.directories[0].files[0]["rows"]]))
+
+        def made(order_of: int, epoch: int | None) -> Stored:
+            return rows.epoch(epoch)[np.flatnonzero(rows.order(order_of).index == number)].stored
+
+        whole = made(0, None)
+        ids = whole.input_ids[window]
+        print(f"\n-- every token trained on\n{tokenizer.decode(ids)}")
+        for epoch in (0, EPOCHS // 2, EPOCHS - 1):
+            dropped = (made(epoch, epoch).labels != whole.labels)[window]
+            pieces = [str(tokenizer.decode([int(i)])) for i in ids]
+            text = "".join(_shaded(p) if d else p for p, d in zip(pieces, dropped, strict=True))
+            print(f"\n-- epoch {epoch}: {dropped.mean():.0%} of these dropped\n{text}")
 
 
 def _shaded(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,49 +10,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from entrodrop_prep.masking.assembly import Stored, positions
 from entrodrop_prep.sample.mask import IGNORE
 
 
-@dataclass(frozen=True)
-class Stored:
-    """R rows of N tokens and D documents in all, as they are stored: row r is ``offsets[r]:offsets[r + 1]``."""
-
-    offsets: NDArray[np.int64]
-    """[R + 1] from 0 to N."""
-    input_ids: NDArray[np.int32]
-    """[N] token ids."""
-    labels: NDArray[np.int32]
-    """[N] unshifted; -100 = no loss."""
-    trainable: NDArray[np.int64]
-    """[R] tokens of each row that may be trained on, dropped or not."""
-    lengths: NDArray[np.int64]
-    """[D] tokens of each document."""
-    documents: NDArray[np.int64]
-    """[R + 1] row r holds the documents ``documents[r]:documents[r + 1]``."""
-
-    def table(self, schema: pa.Schema) -> pa.Table:
-        """The columns of ``schema`` (see ``schema.masked_schema``)."""
-        return pa.table([self._column(field) for field in schema], schema=schema)
-
-    def _column(self, field: pa.Field) -> pa.Array:
-        if field.name == "n_trainable":
-            return pa.array(self.trainable.astype(np.int32))
-        offsets = self.documents if field.name == "seq_lengths" else self.offsets
-        values: dict[str, Any] = {
-            "input_ids": lambda: self.input_ids,
-            "attention_mask": lambda: np.ones(len(self.input_ids), np.int8),
-            "labels": lambda: self.labels,
-            "position_ids": lambda: positions(self.lengths).astype(np.int32),
-            "seq_lengths": lambda: self.lengths.astype(np.int32),
-        }
-        flat = pa.array(values[field.name]())
-        return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), flat, type=field.type)
+def table_of(stored: Stored, schema: pa.Schema) -> pa.Table:
+    """The columns of ``schema`` (see ``schema.masked_schema``); nothing is copied."""
+    return pa.table([_column(stored, field) for field in schema], schema=schema)
 
 
-def positions(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[N] 0, 1, 2, ... in each of [D] stretches of these lengths."""
-    ends = np.cumsum(lengths)
-    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+def _column(stored: Stored, field: pa.Field) -> pa.Array:
+    if field.name == "n_trainable":
+        return pa.array(stored.trainable.astype(np.int32))
+    offsets = stored.documents if field.name == "seq_lengths" else stored.offsets
+    values: dict[str, Callable[[], NDArray[Any]]] = {
+        "input_ids": lambda: stored.input_ids,
+        "attention_mask": lambda: np.ones(len(stored.input_ids), np.int8),
+        "labels": lambda: stored.labels,
+        "position_ids": lambda: positions(stored.lengths).astype(np.int32),
+        "seq_lengths": lambda: stored.lengths.astype(np.int32),
+    }
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values[field.name]()), type=field.type)
 
 
 def check_rows(batch: pa.RecordBatch, vocab_size: int, target: str, limit: int | None = None) -> tuple[str, int]:

@@ -43,7 +43,7 @@ CONTENTS = Contents(
     misplaced=misplaced,
     drawn=(PICTURE,),
     edited=(CARD,),
-    temporary=(f"{TMP}order", f"{TMP}cache", f"{TMP}link", f"{TMP}linked"),
+    temporary=(f"{TMP}columns", f"{TMP}order", f"{TMP}cache", f"{TMP}link", f"{TMP}linked"),
 )
 """What a masked directory holds beside its shards."""
 _NO_LINK = (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EACCES)

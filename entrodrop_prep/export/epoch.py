@@ -1,23 +1,20 @@
-"""One epoch as files: rows in order, masked, cut into row groups and shards at places that nothing else decides."""
+"""One epoch as files: its rows cut into row groups and shards at positions that nothing else decides."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from entrodrop_prep.digest import ContentDigest
 from entrodrop_prep.errors import IntegrityError
-from entrodrop_prep.export.assembly import FIGURES
-from entrodrop_prep.export.columns import Stored
-from entrodrop_prep.export.order import Wanted
-from entrodrop_prep.export.packing import PackedSize
-from entrodrop_prep.sample.mask import Masked, Rows
+from entrodrop_prep.masking.assembly import FIGURES
+from entrodrop_prep.masking.epoch_rows import Made
+from entrodrop_prep.masking.packing import PackedSize
 from entrodrop_prep.shards import read_batches, read_footer
 
 GROUP_TOKENS = 1 << 18
@@ -26,21 +23,6 @@ SHARD_FILES = f"{EPOCHS}/*.parquet"
 PLAIN, VALIDATION = "plain", "validation"
 OTHER_FILES = {PLAIN: "plain/train-*.parquet", VALIDATION: "validation/validation-*.parquet"}
 COUNTS = FIGURES
-
-
-Tables = Callable[[Wanted], Iterator[tuple[int, pa.Table]]]
-"""Gives ``(place of the first, rows)`` in order; may leave out what is not wanted."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Some rows of a table, of one source, as they are trained on."""
-
-    source: str
-    places: NDArray[np.int64] | None
-    """[R] which rows of the table; None for all of them, in order."""
-    rows: Rows
-    masked: Masked
 
 
 @dataclass
@@ -53,23 +35,25 @@ class ShardCounts:
     sources: dict[str, dict[str, int]] | None = None
     """Rows and figures of each source, where they are kept."""
 
-    def add(self, piece: Piece) -> None:
-        """Count a piece."""
-        rows, masked = piece.rows, piece.masked
-        added = (rows.lengths, masked.trainable, masked.eligible, masked.dropped_count, masked.labels_left)
-        figures = {name: int(value.sum()) for name, value in zip(COUNTS, added, strict=True)}
-        self.rows += len(rows.row_id)
-        add_counts(self.values, figures)
-        if self.sources is not None:
-            of_source = self.sources.setdefault(piece.source, {})
-            add_counts(of_source, {"rows": len(rows.row_id), **figures})
+    def add(self, made: Made, names: Sequence[str], *, packed: bool) -> None:
+        """Count rows of sources with these ``names``; those of ``packed`` rows are their documents."""
+        self.rates = [min(self.rates[0], made.rates[0]), max(self.rates[1], made.rates[1])]
+        self.rows += len(made.stored.offsets) - 1
+        for number, documents, values in made.counts:
+            figures = dict(zip(COUNTS, values, strict=True))
+            add_counts(self.values, {"documents": documents, **figures} if packed else figures)
+            if self.sources is not None:
+                of_source = self.sources.setdefault(names[number], {})
+                add_counts(of_source, {"documents" if packed else "rows": documents, **figures})
 
-    def add_documents(self, source: str, documents: int, figures: list[int]) -> None:
-        """Count documents of packed rows, whose ``rows`` are the caller's to count; ``figures`` are those of COUNTS."""
-        counted = {"documents": documents, **dict(zip(COUNTS, figures, strict=True))}
-        add_counts(self.values, counted)
+    def merge(self, other: ShardCounts) -> None:
+        """Add what another counted."""
+        self.rates = [min(self.rates[0], other.rates[0]), max(self.rates[1], other.rates[1])]
+        self.rows += other.rows
+        add_counts(self.values, other.values)
         if self.sources is not None:
-            add_counts(self.sources.setdefault(source, {}), counted)
+            for name, figures in (other.sources or {}).items():
+                add_counts(self.sources.setdefault(name, {}), figures)
 
     def info(self) -> dict[str, Any]:
         """As stored in the shard's footer. It goes on counting."""
@@ -111,6 +95,12 @@ class Layout:
     def places(self, shard: int) -> tuple[int, int]:
         """First place of a shard and the place behind its last."""
         return shard * self.rows_per_shard, min((shard + 1) * self.rows_per_shard, self.rows)
+
+    def groups(self, shard: int) -> Iterator[slice]:
+        """The places of each row group of a shard."""
+        first, stop = self.places(shard)
+        for begin in range(first, stop, self.rows_per_group):
+            yield slice(begin, min(begin + self.rows_per_group, stop))
 
 
 @dataclass(frozen=True)
@@ -155,73 +145,3 @@ def check_content(path: Path, schema: pa.Schema) -> None:
         content.update(batch)
     if content.hexdigest() != read_footer(path).content_digest:
         raise IntegrityError("its rows are not those that were written", where=str(path), fix="remove it and run again")
-
-
-class FromPlace:
-    """Rows of a part by their places, ascending, whatever tables they come in."""
-
-    def __init__(self, tables: Iterator[tuple[int, pa.Table]]) -> None:
-        self._tables = tables
-        self._place, self._held = 0, pa.table({})
-
-    def take(self, first: int, stop: int) -> pa.Table:
-        """Rows at places [first, stop)."""
-        return pa.concat_tables(list(self._some(first, stop)))
-
-    def _some(self, first: int, stop: int) -> Iterator[pa.Table]:
-        while first < stop:
-            if self._place + len(self._held) <= first:
-                self._place, self._held = next(self._tables)
-                continue
-            part = self._held.slice(first - self._place, stop - first)
-            yield part
-            first += len(part)
-
-
-class Reader:
-    """Masked row groups of one part, shard by shard in ascending order; shards not asked for cost little.
-
-    ``schema`` is that of what is given out. ``tables`` gives ``(place, rows)`` of what is wanted, ``rates(place, n)``
-    the drop rates of n rows from a place on, and ``mask`` the rows of a table as pieces.
-    """
-
-    def __init__(
-        self,
-        schema: pa.Schema,
-        layout: Layout,
-        shards: list[int],
-        tables: Tables,
-        rates: Callable[[int, int], NDArray[np.float64]],
-        mask: Callable[[pa.Table, NDArray[np.float64]], list[Piece]],
-    ) -> None:
-        self._schema, self._layout, self._rates, self._mask = schema, layout, rates, mask
-        asked = [layout.places(s) for s in shards]
-        self._rows = FromPlace(tables(lambda first, stop: any(a < stop and first < b for a, b in asked)))
-
-    def shard(self, shard: int, counts: ShardCounts) -> Iterator[pa.Table]:
-        """The row groups of a shard; ``counts`` is filled on the way."""
-        first, stop = self._layout.places(shard)
-        while first < stop:
-            end = min(first + self._layout.rows_per_group, stop)
-            yield self._masked(self._rows.take(first, end), first, counts)
-            first = end
-
-    def _masked(self, table: pa.Table, place: int, counts: ShardCounts) -> pa.Table:
-        """A row group as it is trained on."""
-        rates = self._rates(place, len(table))
-        counts.rates[:] = [min(counts.rates[0], float(rates.min())), max(counts.rates[1], float(rates.max()))]
-        pieces = self._mask(table, rates)
-        for piece in pieces:
-            counts.add(piece)
-        result = pa.concat_tables([_stored(p).table(self._schema) for p in pieces])
-        if len(pieces) == 1:
-            return result
-        places = np.concatenate([p.places for p in pieces if p.places is not None])
-        return result.combine_chunks().take(pa.array(np.argsort(places)))
-
-
-def _stored(piece: Piece) -> Stored:
-    """A piece as it is stored: every row is one document."""
-    rows, masked = piece.rows, piece.masked
-    one_each = np.arange(len(rows.row_id) + 1)
-    return Stored(rows.offsets, masked.input_ids, masked.labels, masked.trainable, rows.lengths, one_each)

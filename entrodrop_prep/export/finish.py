@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,16 @@ from entrodrop_prep import __version__, digest, manifest
 from entrodrop_prep.export import derived
 from entrodrop_prep.export.card import PICTURE, write_card
 from entrodrop_prep.export.epoch import VALIDATION, Part, add_counts
+from entrodrop_prep.export.identity import recipe_values
 from entrodrop_prep.export.job import Job
-from entrodrop_prep.export.plan import recipe_values
 from entrodrop_prep.export.provenance import told_of, told_of_source
+from entrodrop_prep.masking.histogram import told_bins
 from entrodrop_prep.ownership import Owned
 from entrodrop_prep.schema import MASKED
-from entrodrop_prep.shards import read_footer
+from entrodrop_prep.shards import Footer, read_footer
+
+Written = tuple[Footer, dict[str, Any]]
+"""A file's footer, and what ``manifest.file_entry`` says of it."""
 
 
 def finish(
@@ -24,15 +29,19 @@ def finish(
     identity: dict[str, Any],
     layouts: list[str],
     used: list[dict[str, str]],
+    made: Mapping[str, Written],
 ) -> dict[str, Any]:
-    """Gather the shards' footers into the manifest, derive the ``layouts``, and write the card."""
+    """Gather the shards' footers into the manifest, derive the ``layouts``, and write the card.
+
+    ``made`` are the files of this run by name, so that they are not read again.
+    """
     files: list[dict[str, Any]] = []
-    told = {part: _gathered(out, part, files, job) for part in parts}
+    told = {part: _gathered(out, part, files, job, made) for part in parts}
     table = [figures for part, figures in told.items() if part.epoch is not None]
     others = {part.folder: figures for part, figures in told.items() if part.epoch is None}
-    if job.validation and job.validation_count:
+    if job.validation and job.validation_rows:
         others[VALIDATION] |= {
-            "rows_without_loss": job.validation_count.rows_without_loss,
+            "rows_without_loss": job.validation_rows.rows_without_loss,
             "scored": job.validation.content_digest,
             **{k: v for k, v in told_of(job.validation).items() if k != "content_digest"},
         }
@@ -44,10 +53,10 @@ def finish(
         "scored": [told_of_source(s, named=True) for s in job.sources.all]
         if job.sources.named
         else told_of_source(job.sources.all[0], named=False),
-        "tau_nats": job.told_tau,
-        "entropy_histogram": job.spread.told(),
+        "tau_nats": job.rows.told_tau,
+        "entropy_histogram": told_bins(job.rows.columns.facts["spread"]),
         "environments": used,
-        "rows_without_loss": job.rows_without_loss,
+        "rows_without_loss": job.rows.rows_without_loss,
         "epochs": table,
         **others,
         "content_digest": digest.of_json([f["content_digest"] for f in files]),
@@ -68,30 +77,24 @@ def publish(out: Path, described: dict[str, Any]) -> dict[str, Any]:
     return manifest.write(out, {**described, "files": files})
 
 
-def _gathered(out: Path, part: Part, files: list[dict[str, Any]], job: Job) -> dict[str, Any]:
+def _gathered(
+    out: Path, part: Part, files: list[dict[str, Any]], job: Job, made: Mapping[str, Written]
+) -> dict[str, Any]:
     """A part's figures, from the footers of its files, which are added to ``files``."""
     sums: dict[str, int] = {}
     rates, rows = [1.0, 0.0], 0
     sources: dict[str, dict[str, int]] = {}
     for shard in range(part.layout.shards):
-        path = out / part.name(shard)
-        footer = read_footer(path)
+        name = part.name(shard)
+        footer, entry = made[name] if name in made else (read_footer(out / name), manifest.file_entry(out, out / name))
         counts = footer.info["counts"]
         rows += footer.rows
         add_counts(sums, counts)
         rates = [min(rates[0], footer.info["rates"][0]), max(rates[1], footer.info["rates"][1])]
         for name, figures in footer.info.get("sources", {}).items():
             add_counts(sources.setdefault(name, {}), figures)
-        files.append(
-            manifest.file_entry(
-                out,
-                path,
-                rows=footer.rows,
-                tokens=counts["tokens"],
-                **part.label,
-                content_digest=footer.content_digest,
-            )
-        )
+        more = {"rows": footer.rows, "tokens": counts["tokens"], **part.label, "content_digest": footer.content_digest}
+        files.append(entry | more)
     by_source = {"sources": sources} if sources else {}
     beside = job.beside(part, rows, sums["tokens"])
     if part.epoch is None:

@@ -1,55 +1,43 @@
-"""What a masked dataset is made of, for those who write it and those who prove it: rows, order, masks, parts."""
+"""What a masked dataset is made of, for those who write it and those who prove it: its identity, parts and tables."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from entrodrop_prep.config import MaterializeConfig
-from entrodrop_prep.export.epoch import PLAIN, VALIDATION, Layout, Part, Piece, Reader, ShardCounts, folder
-from entrodrop_prep.export.histogram import EntropyHistogram
-from entrodrop_prep.export.order import Order, has_label, payload_bytes, tables_of, trainable_batches
-from entrodrop_prep.export.packed import PackedReader, Packer
-from entrodrop_prep.export.packing import PackedSize
-from entrodrop_prep.export.plan import SOURCE, Corpus, identity_of, mask_plan, survey
-from entrodrop_prep.export.sources import Sources
-from entrodrop_prep.sample.counter import order_keys
-from entrodrop_prep.sample.curriculum import row_rates
-from entrodrop_prep.sample.mask import Masked, MaskPlan, Rows, apply, unmasked
+from entrodrop_prep.export.columns import table_of
+from entrodrop_prep.export.epoch import PLAIN, VALIDATION, Layout, Part, ShardCounts, folder
+from entrodrop_prep.export.identity import identity_of
+from entrodrop_prep.masking import epoch_rows
+from entrodrop_prep.masking.epoch_rows import EpochRows, Spec
+from entrodrop_prep.masking.parallel import cores
+from entrodrop_prep.masking.sources import SOURCE, Source, Sources, open_eval, open_sources
 from entrodrop_prep.schema import masked_schema
-from entrodrop_prep.scored import ScoredDataset, to_rows
+from entrodrop_prep.scored import ScoredDataset
 
 
-@dataclass(frozen=True)
-class Count:
-    """Rows with something to train on, rows without, and the tokens of the former."""
+@dataclass
+class Job:
+    """One run's sources and recipe; ``plan`` and ``open`` come before all that speaks of rows."""
 
-    rows: int
-    rows_without_loss: int
-    tokens: int
-
-
-class Job(ABC):
-    """One run's rows and masks. ``survey`` comes before all that speaks of rows."""
-
-    def __init__(self, sources: Sources, config: MaterializeConfig, validation: ScoredDataset | None) -> None:
-        self.sources, self.config, self.validation = sources, config, validation
-        self.validation_count: Count | None = None
-        self._packer: Packer | None = None
-        self._packed: dict[int, PackedSize] = {}
+    sources: Sources
+    config: MaterializeConfig
+    validation: ScoredDataset | None
 
     @property
     def directories(self) -> list[ScoredDataset]:
         """Every scored directory that is read."""
         return [*(s.scored for s in self.sources.all), *([self.validation] if self.validation else [])]
+
+    @property
+    def jobs(self) -> int:
+        """Threads that work at once."""
+        return cores() if self.config.jobs == "auto" else int(self.config.jobs)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -71,104 +59,56 @@ class Job(ABC):
         """Of the files that are written."""
         return masked_schema(self.config.add_columns)
 
-    def survey(self, epochs: Iterable[int]) -> None:
-        """Read the scores for all that depends on more than one row."""
+    @property
+    def cache_bytes(self) -> int:
+        """About how many bytes the scored rows take on the disk while masked ones are made from them."""
+        scores = 2 if self.config.keep_surprising is not None else 1
+        width = max((s.scored.score_dtype.itemsize for s in self.sources.masked), default=2)
+        rows, tokens = (sum(e[n] for d in self.directories for e in d.files) for n in ("rows", "tokens"))
+        return int(tokens) * (6 + scores * width) + int(rows) * 24
+
+    def plan(self, epochs: Iterable[int]) -> None:
+        """What will be asked for. Raises ConfigError for what cannot be; no row is read."""
         every = sorted({*epochs, *([0] if self.config.plain_config else [])})
-        self._survey(every)
-        if self.config.pack:
-            self._packer = Packer(self.order(Path()), self.config.pack)
-            self._packed = {e: self._packer.size(e, *self.size(e)) for e in every if self.size(e)[0]}
+        self._specs = {"": Spec.of(self.sources, self.config, every)}
         if self.validation:
-            self.validation_count = count(self.validation)
+            whole = replace(self.config, pack=None, shuffle="none", scope="corpus", keep_surprising=None)
+            sources = Sources((Source(VALIDATION, self.validation, plain=True),), named=True)
+            self._specs[VALIDATION] = Spec.of(sources, whole, [0])
+
+    def open(self, directory: Path) -> None:
+        """Read the scored rows, once, into a folder of temporary files, and all that depends on more than one row."""
+        for name, spec in self._specs.items():
+            epoch_rows.write(directory / name, spec, lasting=False, jobs=self.jobs)
+        opened = {name: EpochRows(spec, directory / name) for name, spec in self._specs.items()}
+        self.rows, self.validation_rows = opened[""], opened.get(VALIDATION)
 
     def parts(self, epochs: Iterable[int]) -> list[Part]:
         """The folders that ``epochs`` come with, in the order in which the manifest lists them."""
-        parts = [Part(folder(e), self.layout(e), e, self._packed.get(e)) for e in epochs]
+        packed = self.rows.packed
+        parts = [Part(folder(e), self.layout(e), e, packed.get(e)) for e in epochs]
         if self.config.plain_config:
-            parts.append(Part(PLAIN, self.layout(0), None, self._packed.get(0)))
-        if self.validation_count:
-            found = self.validation_count
-            parts.append(Part(VALIDATION, Layout.of(found.rows, found.tokens, self.config.rows_per_shard)))
+            parts.append(Part(PLAIN, self.layout(0), None, packed.get(0)))
+        if self.validation_rows:
+            parts.append(Part(VALIDATION, Layout.of(*self.validation_rows.size(0), self.config.rows_per_shard)))
         return parts
 
-    def reader(self, part: Part, order: Order, shards: list[int]) -> Reader | PackedReader:
-        """The files of a part."""
-        if part.folder == VALIDATION:
-            return self._validation_reader(part, shards)
-        epoch = part.epoch
-        tables = partial(order.tables, epoch or 0)
-        size = self.size(epoch or 0)
+    def layout(self, epoch: int) -> Layout:
+        """How an epoch's rows fall into files."""
+        return layout_of(self.rows, epoch)
 
-        def rates(place: int, n: int) -> NDArray[np.float64]:
-            return np.zeros(n) if epoch is None else row_rates(self.config, epoch, place, n, size[0])
-
-        def mask(table: pa.Table, rates: NDArray[np.float64]) -> list[Piece]:
-            return self.pieces(table, epoch, rates)
-
-        if self._packer is None:
-            return Reader(self.schema, part.layout, shards, tables, rates, mask)
-        whole, bins = Layout.of(*size, size[0]), self._packer.plan(epoch or 0, *size)
-        return PackedReader(self.schema, part.layout, shards, tables, rates, mask, whole, bins)
+    def tables(self, part: Part, shard: int, counts: ShardCounts) -> Iterator[pa.Table]:
+        """The row groups of a file; ``counts`` is filled on the way."""
+        rows = self.rows if part.folder != VALIDATION or not self.validation_rows else self.validation_rows
+        epoch, names = rows.epoch(part.epoch), [s.name for s in rows.sources.all]
+        for places in part.layout.groups(shard):
+            made = epoch[places]
+            counts.add(made, names, packed=part.packed is not None)
+            yield table_of(made.stored, self.schema)
 
     def counts(self, part: Part) -> ShardCounts:
         """Empty figures for a file of a part."""
         return ShardCounts(sources={} if self.sources.named and part.folder != VALIDATION else None)
-
-    def _validation_reader(self, part: Part, shards: list[int]) -> Reader:
-        if not self.validation:
-            raise ValueError("there are no validation rows")
-        batches = trainable_batches(self.validation, ["row_id", "window", "input_ids", "entropy", "loss_mask"])
-
-        def whole(table: pa.Table, rates: NDArray[np.float64]) -> list[Piece]:
-            rows = to_rows(table)
-            return [Piece(VALIDATION, None, rows, unmasked(rows))]
-
-        return Reader(self.schema, part.layout, shards, partial(tables_of, batches), _no_rates, whole)
-
-    def layout(self, epoch: int) -> Layout:
-        """How an epoch's rows fall into files."""
-        packed = self._packed.get(epoch)
-        rows, tokens = (packed.rows, packed.tokens) if packed else self.size(epoch)
-        return Layout.of(rows, tokens, self.config.rows_per_shard, self.config.rows_multiple)
-
-    # For rows that are made one by one, in any order.
-
-    @property
-    @abstractmethod
-    def rows_identity(self) -> dict[str, Any]:
-        """What ``once`` depends on."""
-
-    @abstractmethod
-    def once(self) -> Iterator[tuple[Rows, NDArray[np.int32]]]:
-        """Every row that any epoch may hold, once, with [R] the number of its source: by (source, row_id, window)."""
-
-    @abstractmethod
-    def times(self, rows: pa.RecordBatch, epoch: int) -> NDArray[np.int64]:
-        """[R] how often each row of ``once`` stands in ``epoch``, by its ``source``, ``row_id`` and ``window``."""
-
-    @abstractmethod
-    def keys(self, rows: pa.RecordBatch, epoch: int) -> NDArray[np.uint64]:
-        """[R] sort keys of rows with ``source``, ``repeat``, ``row_id`` and ``window`` in the order of ``epoch``."""
-
-    @abstractmethod
-    def masked(self, rows: Rows, source: int, repeat: int, epoch: int, rates: NDArray[np.float64]) -> Masked:
-        """Rows of one source, standing in ``epoch`` for the ``repeat``-th time, at drop rates ``rates`` [R]."""
-
-    @property
-    def surveyed(self) -> dict[str, Any]:
-        """What ``survey`` found, as values that JSON keeps."""
-        return {**self._found(), "packed": [[e, asdict(size)] for e, size in self._packed.items()]}
-
-    def recall(self, surveyed: dict[str, Any]) -> None:
-        """Take what ``survey`` of an equal job found for its own, but for ``spread``, which stays empty."""
-        self._packed = {epoch: PackedSize(**size) for epoch, size in surveyed["packed"]}
-        self._recall({name: value for name, value in surveyed.items() if name != "packed"})
-
-    @abstractmethod
-    def _found(self) -> dict[str, Any]: ...
-
-    @abstractmethod
-    def _recall(self, found: dict[str, Any]) -> None: ...
 
     def beside(self, part: Part, rows: int, tokens: int) -> dict[str, Any]:
         """What the manifest says of a part that is packed, or cut to a multiple, and holds so many rows and tokens."""
@@ -180,137 +120,15 @@ class Job(ABC):
             told |= {"rows_cut": part.packed.rows_cut, "pieces_left_out": part.packed.pieces_left_out}
         return told
 
-    @property
-    @abstractmethod
-    def rows_without_loss(self) -> int:
-        """Rows with nothing to train on, which are left out of every epoch."""
 
-    @property
-    @abstractmethod
-    def told_tau(self) -> Any:
-        """The thresholds as the manifest has them."""
-
-    @property
-    @abstractmethod
-    def spread(self) -> EntropyHistogram:
-        """How the entropies of the trainable tokens are spread, each row of a masked source taken once."""
-
-    @property
-    @abstractmethod
-    def sorting_bytes(self) -> int:
-        """About how many bytes are held on disk while the rows of an epoch are sorted."""
-
-    @abstractmethod
-    def size(self, epoch: int) -> tuple[int, int]:
-        """Rows and tokens of an epoch."""
-
-    @abstractmethod
-    def order(self, tmp: Path) -> Order:
-        """The row order that the recipe asks for."""
-
-    @abstractmethod
-    def pieces(self, table: pa.Table, epoch: int | None, rates: NDArray[np.float64]) -> list[Piece]:
-        """Rows as they are trained on in ``epoch``; with nothing dropped where it is None."""
-
-    @abstractmethod
-    def _survey(self, epochs: list[int]) -> None: ...
+def layout_of(rows: EpochRows, epoch: int) -> Layout:
+    """How an epoch's rows fall into files."""
+    packed = rows.packed.get(epoch)
+    size = (packed.rows, packed.tokens) if packed else rows.size(epoch)
+    return Layout.of(*size, rows.config.rows_per_shard, rows.config.rows_multiple)
 
 
-class Single(Job):
-    """One directory, every row once in every epoch."""
-
-    _corpus: Corpus
-    _plan: MaskPlan
-
-    @property
-    def _scored(self) -> ScoredDataset:
-        return self.sources.all[0].scored
-
-    def _survey(self, epochs: list[int]) -> None:
-        self._corpus = survey(self._scored, self.config)
-        self._plan = mask_plan(self._scored, self.config, self._corpus)
-
-    @property
-    def rows_without_loss(self) -> int:
-        return self._corpus.rows_without_loss
-
-    @property
-    def told_tau(self) -> Any:
-        return json_tau(self._corpus.tau)
-
-    @property
-    def spread(self) -> EntropyHistogram:
-        return self._corpus.spread
-
-    @property
-    def sorting_bytes(self) -> int:
-        scores = 2 if self._scored.has_logprob else 1
-        return payload_bytes(self._corpus.rows, self._corpus.tokens, scores, self._scored.score_dtype)
-
-    def size(self, epoch: int) -> tuple[int, int]:
-        return self._corpus.rows, self._corpus.tokens
-
-    def order(self, tmp: Path) -> Order:
-        return Order(
-            self._scored,
-            shuffle=self.config.shuffle,
-            seed=self.config.seed,
-            source=self._plan.source,
-            tmp=tmp,
-            total_bytes=self.sorting_bytes,
-        )
-
-    @property
-    def rows_identity(self) -> dict[str, Any]:
-        return {"scored": self._scored.content_digest, "columns": self._columns}
-
-    @property
-    def _columns(self) -> list[str]:
-        logprob = ["logprob"] if self.config.keep_surprising is not None else []
-        return ["row_id", "window", "input_ids", "entropy", *logprob, "loss_mask"]
-
-    def once(self) -> Iterator[tuple[Rows, NDArray[np.int32]]]:
-        for batch in trainable_batches(self._scored, self._columns):
-            yield to_rows(batch), np.zeros(batch.num_rows, np.int32)
-
-    def times(self, rows: pa.RecordBatch, epoch: int) -> NDArray[np.int64]:
-        return np.ones(rows.num_rows, np.int64)
-
-    def keys(self, rows: pa.RecordBatch, epoch: int) -> NDArray[np.uint64]:
-        row_id, window = (rows.column(n).to_numpy() for n in ("row_id", "window"))
-        return order_keys(self.config.seed, SOURCE, epoch, row_id, window)
-
-    def masked(self, rows: Rows, source: int, repeat: int, epoch: int, rates: NDArray[np.float64]) -> Masked:
-        return apply(rows, self._plan, epoch, rates)
-
-    def _found(self) -> dict[str, Any]:
-        return {f.name: getattr(self._corpus, f.name) for f in fields(Corpus) if f.name != "spread"}
-
-    def _recall(self, found: dict[str, Any]) -> None:
-        self._corpus = Corpus(**found, spread=EntropyHistogram())
-        self._plan = mask_plan(self._scored, self.config, self._corpus)
-
-    def pieces(self, table: pa.Table, epoch: int | None, rates: NDArray[np.float64]) -> list[Piece]:
-        rows = to_rows(table)
-        return [Piece(SOURCE, None, rows, unmasked(rows) if epoch is None else apply(rows, self._plan, epoch, rates))]
-
-
-def count(scored: ScoredDataset) -> Count:
-    """Count a directory's rows, without its scores."""
-    rows = windows = tokens = 0
-    for batch in scored.batches(["input_ids", "loss_mask"]):
-        lengths = np.diff(batch.column("input_ids").offsets.to_numpy())
-        keep = has_label(batch.column("loss_mask"))
-        windows += batch.num_rows
-        rows += int(keep.sum())
-        tokens += int(lengths[keep].sum())
-    return Count(rows, windows - rows, tokens)
-
-
-def json_tau(value: float | None) -> float | str | None:
-    """Infinity has no JSON number; a threshold that selects none is told in words."""
-    return value if value is None or abs(value) != float("inf") else "selects none"
-
-
-def _no_rates(place: int, n: int) -> NDArray[np.float64]:
-    return np.zeros(n)
+def open_job(config: MaterializeConfig) -> Job:
+    """Open the scored directories that ``config`` names. Raises ConfigError for what does not go together."""
+    sources = open_sources(config)
+    return Job(sources, config, open_eval(config, sources))

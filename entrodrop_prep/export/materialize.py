@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,19 +12,18 @@ import pyarrow as pa
 
 from entrodrop_prep import digest, inside, manifest
 from entrodrop_prep.config import MaterializeConfig, PushConfig
-from entrodrop_prep.disk import check_folder, check_regular, writing
+from entrodrop_prep.disk import TMP, check_folder, check_regular, remove_tree, writing
 from entrodrop_prep.errors import ConfigError, IntegrityError, OutputError, SourceError
 from entrodrop_prep.export import derived
 from entrodrop_prep.export.card import NAME as CARD
 from entrodrop_prep.export.epoch import VALIDATION, Part, check_content, misplaced
-from entrodrop_prep.export.finish import finish, publish
-from entrodrop_prep.export.job import Job, Single
-from entrodrop_prep.export.mixture import Mixture
-from entrodrop_prep.export.plan import warn_if_flat
+from entrodrop_prep.export.finish import Written, finish, publish
+from entrodrop_prep.export.job import Job, open_job
 from entrodrop_prep.export.provenance import environments, stamp, written_with
-from entrodrop_prep.export.sources import open_eval, open_sources
-from entrodrop_prep.export.space import check_space
+from entrodrop_prep.export.space import check_cache, check_space
 from entrodrop_prep.locks import locked, reading_lock
+from entrodrop_prep.masking.parallel import in_order, unless
+from entrodrop_prep.masking.plan import warn_if_flat
 from entrodrop_prep.ownership import Owned, remove_files, remove_leftovers
 from entrodrop_prep.progress import Progress
 from entrodrop_prep.sample.curriculum import horizon
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ORDER_TMP = ".tmp-order"
+COLUMNS = f"{TMP}columns"
+"""Folder of the scored rows that masked ones are made from; removed at the end."""
 
 
 @dataclass(frozen=True)
@@ -96,38 +97,53 @@ def _materialize(config: MaterializeConfig) -> MaterializeSummary:
         ours = owned.check(shards=config.overwrite, folders=derived.folders(before))
         for scored in job.directories:
             scored.check()
-        job.survey(wanted)
-        parts = job.parts(sorted(wanted))
-        _check_rows(job, parts)
-        warn_if_flat(config, job.size(parts[0].epoch or 0)[0])
-        _warn_of_left_out(config, parts)
-        if config.pack:
-            _warn_of_packing(config, parts[0])
-        if config.overwrite:
-            missing = {part: list(range(part.layout.shards)) for part in parts}
-        else:
-            missing = {part: _missing(out, part, job.schema, identity, finished) for part in parts}
-        freed = sum((out / name).stat().st_size for name in ours) if config.overwrite else 0
-        check_space(out, missing, job.sorting_bytes, config, sum(p.layout.tokens for p in parts), layouts, freed)
-        for part in parts:
-            check_folder(out / part.folder)
-        if config.overwrite:
-            owned.remove(ours, {"schema": MASKED, "layouts": before})
-        used = environments(None if config.overwrite else manifest.read_state(out), finished)
-        state = {"schema": MASKED, "identity": identity, "layouts": layouts, "environments": used}
-        manifest.write_state(out, {**state, **_noted(owned)})
-        with writing(out):
-            remove_files(out, [manifest.NAME])
-        seconds, tokens = _write(out, job, missing, identity)
-        described = finish(out, job, parts, identity, layouts, used)
-        return MaterializeSummary(out, described["epochs"], seconds, tokens, already_complete=False)
+        job.plan(wanted)
+        check_cache(out, job.cache_bytes)
+        try:
+            job.open(out / COLUMNS)
+            return _make(out, job, sorted(wanted), identity, finished, layouts, owned, ours, before)
+        finally:
+            with writing(out):
+                remove_tree(out / COLUMNS)
 
 
-def open_job(config: MaterializeConfig) -> Job:
-    """Open the scored directories that ``config`` names. Raises ConfigError for what does not go together."""
-    sources = open_sources(config)
-    kind = Mixture if sources.named or config.scope_column else Single
-    return kind(sources, config, open_eval(config, sources))
+def _make(
+    out: Path,
+    job: Job,
+    wanted: list[int],
+    identity: dict[str, Any],
+    finished: dict[str, Any] | None,
+    layouts: list[str],
+    owned: Owned,
+    ours: list[str],
+    before: list[str],
+) -> MaterializeSummary:
+    """Write what is missing of the epochs ``wanted``; ``before`` are layouts of an earlier run, ``ours`` its files."""
+    config, parts = job.config, job.parts(wanted)
+    _check_rows(job, parts)
+    warn_if_flat(config, job.rows.size(wanted[0])[0])
+    _warn_of_left_out(config, parts)
+    if config.pack:
+        _warn_of_packing(config, parts[0])
+    if config.overwrite:
+        missing = {part: list(range(part.layout.shards)) for part in parts}
+    else:
+        missing = {part: _missing(out, part, job.schema, identity, finished) for part in parts}
+    freed = sum((out / name).stat().st_size for name in ours) if config.overwrite else 0
+    check_space(out, missing, config, sum(p.layout.tokens for p in parts), layouts, freed)
+    for part in parts:
+        check_folder(out / part.folder)
+    if config.overwrite:
+        owned.remove(ours, {"schema": MASKED, "layouts": before})
+    used = environments(None if config.overwrite else manifest.read_state(out), finished)
+    state = {"schema": MASKED, "identity": identity, "layouts": layouts, "environments": used}
+    manifest.write_state(out, {**state, **_noted(owned)})
+    with writing(out):
+        remove_files(out, [manifest.NAME])
+    made, seconds = _write(out, job, missing, identity)
+    described = finish(out, job, parts, identity, layouts, used, made)
+    tokens = sum(footer.info["counts"]["tokens"] for footer, _ in made.values())
+    return MaterializeSummary(out, described["epochs"], seconds, tokens, already_complete=False)
 
 
 def _check_rows(job: Job, parts: list[Part]) -> None:
@@ -175,44 +191,34 @@ def _warn_of_packing(config: MaterializeConfig, part: Part) -> None:
         log.info("validation rows are not packed")
 
 
-def _write(out: Path, job: Job, missing: dict[Part, list[int]], identity: dict[str, Any]) -> tuple[float, int]:
-    """Write the missing shards; returns seconds and tokens."""
-    rows = sum(stop - first for part, shards in missing.items() for first, stop in map(part.layout.places, shards))
-    order = job.order(out / ORDER_TMP)
+def _write(
+    out: Path, job: Job, missing: dict[Part, list[int]], identity: dict[str, Any]
+) -> tuple[dict[str, Written], float]:
+    """Write the missing shards, several at a time; returns them by name, and seconds."""
     told = {
         "fingerprint": digest.of_json(identity),
         "identity": identity,
         "provenance": stamp(job.sources.all, job.validation),
         "environment": written_with(),
     }
-    tokens = 0
+    stopped = threading.Event()
+
+    def write(wanted: tuple[Part, int]) -> tuple[str, Written]:
+        part, shard = wanted
+        counts, path = job.counts(part), out / part.name(shard)
+        info: dict[str, Any] = {"schema": MASKED, **part.label, "shard": shard, **told}
+        tables = unless(stopped, job.tables(part, shard, counts))
+        footer = write_shard(path, job.schema, tables, lambda: info | counts.info(), compression=job.config.compression)
+        progress.add(counts.rows, counts.values["tokens"])
+        return part.name(shard), (footer, manifest.file_entry(out, path))
+
+    every = [(part, shard) for part, shards in missing.items() for shard in shards]
+    rows = sum(stop - first for part, shard in every for first, stop in [part.layout.places(shard)])
     with Progress("materializing", rows, "rows") as progress:
         try:
-            for part, shards in missing.items():
-                if not shards:
-                    continue
-                reader = job.reader(part, order, shards)
-                for shard in shards:
-                    counts = job.counts(part)
-                    info: dict[str, Any] = {
-                        "schema": MASKED,
-                        **part.label,
-                        "shard": shard,
-                        **told,
-                        **counts.info(),
-                    }
-                    write_shard(
-                        out / part.name(shard),
-                        job.schema,
-                        reader.shard(shard, counts),
-                        info,
-                        compression=job.config.compression,
-                    )
-                    progress.add(counts.rows, counts.values["tokens"])
-                    tokens += counts.values["tokens"]
+            return dict(in_order(write, every, job.jobs)), progress.seconds
         finally:
-            order.close()
-        return progress.seconds, tokens
+            stopped.set()
 
 
 def _of_this_run(out: Path, path: Path, identity: dict[str, Any], epochs: int) -> bool:
@@ -288,7 +294,7 @@ def _derive(out: Path, finished: dict[str, Any], layouts: list[str], config: Mat
     """What a finished directory still lacks: derived files, its card."""
     complete = derived.holds(out, finished, layouts)
     if not complete:
-        check_space(out, {}, 0, config, sum(e.get("tokens", 0) for e in finished["files"]), layouts)
+        check_space(out, {}, config, sum(e.get("tokens", 0) for e in finished["files"]), layouts)
         known = {name: finished[name] for name in ("identity", "environments")}
         owned = Owned(out, derived.CONTENTS)
         owned.check(shards=False, folders=derived.folders(derived.known(out)))

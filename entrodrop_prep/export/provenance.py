@@ -7,7 +7,7 @@ from typing import Any
 
 from entrodrop_prep import digest
 from entrodrop_prep.environment import host_environment
-from entrodrop_prep.export.sources import Source
+from entrodrop_prep.masking.sources import Source
 from entrodrop_prep.scored import ScoredDataset
 
 _FILES = 8

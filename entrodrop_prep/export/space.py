@@ -22,10 +22,21 @@ LINE_BYTES = 16
 """Of a token in a JSONL file: two ids of up to six digits, a 1, three commas."""
 
 
+def check_cache(out: Path, need: int) -> None:
+    """Say how much the scored rows take while masked ones are made of them; raises DiskSpaceError without room."""
+    free = shutil.disk_usage(out).free
+    log.info("about %s for the scored rows while it runs", _size(need))
+    if need > free:
+        raise DiskSpaceError(
+            f"about {_size(need)} for the scored rows while it runs, but only {_size(free)} are free",
+            where=str(out),
+            fix="make room there",
+        )
+
+
 def check_space(
     out: Path,
     missing: dict[Part, list[int]],
-    sorting_bytes: int,
     config: MaterializeConfig,
     all_tokens: int,
     layouts: list[str],
@@ -33,8 +44,8 @@ def check_space(
 ) -> None:
     """Say what is about to be written; raises DiskSpaceError where the disk cannot hold it.
 
-    ``missing`` are the shards to write of each part, ``sorting_bytes`` what an epoch's rows take while they are sorted,
-    ``layouts`` what is derived from all the ``all_tokens`` in the end, ``freed`` the bytes that are removed first.
+    ``missing`` are the shards to write of each part, ``layouts`` what is derived from all the ``all_tokens`` in the
+    end, ``freed`` the bytes that are removed first.
     """
     tokens = 0.0
     for part, shards in missing.items():
@@ -44,14 +55,13 @@ def check_space(
     need = int(tokens * plain * STORED_SHARE[config.compression])
     need += FILE_BYTES * sum(map(len, missing.values())) + DIRECTORY_BYTES
     need += int(all_tokens * _derived_bytes(out, layouts, plain * STORED_SHARE[config.compression], plain))
-    spill = sorting_bytes if config.shuffle != "none" and tokens else 0
     free = shutil.disk_usage(out).free + freed
-    log.info("about %s to write, and %s for sorting while it runs", _size(need), _size(spill))
-    if need + spill > free:
+    log.info("about %s to write", _size(need))
+    if need > free:
         raise DiskSpaceError(
-            f"about {_size(need)} to write and {_size(spill)} for sorting, but only {_size(free)} are free",
+            f"about {_size(need)} to write, but only {_size(free)} are free",
             where=str(out),
-            fix="make room, write fewer epochs (--only-epochs), or use --shuffle none",
+            fix="make room, or write fewer epochs (--only-epochs)",
         )
 
 

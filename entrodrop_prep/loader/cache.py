@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from entrodrop_prep import __version__, digest
 from entrodrop_prep.errors import OutputError
 from entrodrop_prep.export.job import Job
-from entrodrop_prep.loader.columns import NAME as FINISHED
-from entrodrop_prep.loader.columns import Columns, store, stored, write_columns
 from entrodrop_prep.locks import locked, reading_lock
+from entrodrop_prep.masking import epoch_rows
+from entrodrop_prep.masking.epoch_rows import EpochRows, Spec
 from entrodrop_prep.shards import user_path
 
 log = logging.getLogger(__name__)
@@ -25,35 +24,23 @@ def cache_directory(given: str | Path | None) -> Path:
     return Path(datasets.config.HF_DATASETS_CACHE) / "entrodrop"
 
 
-def opened(job: Job, cache: Path) -> Columns:
-    """The job's rows from the cache, and the job surveyed; what is not there is made, by one process of all.
+def opened(job: Job, cache: Path) -> EpochRows:
+    """The job's rows from the cache; what is not there is made, by one process of all.
 
     The scored directories are read, and checked, only where something is to be made. Raises IntegrityError for a cache
-    that is damaged; one of an earlier version, which had no checksums, is made again.
+    that is damaged.
     """
-    epochs = range(job.config.epochs)
-    home = cache / digest.of_json(job.rows_identity)[:32]
-    survey = home / f"survey-{digest.of_json([__version__, job.identity, len(epochs)])[:32]}.json"
-    if stored(survey) is None or stored(home / FINISHED) is None:
+    spec = Spec.of(job.sources, job.config, range(job.config.epochs))
+    home = cache / spec.columns_name
+    if not epoch_rows.is_written(home, spec):
         with reading_lock(*(scored.directory for scored in job.directories)):
             try:
                 with locked(home, wait=True):
-                    _make(job, home, survey)
+                    if not epoch_rows.is_written(home, spec):
+                        for scored in job.directories:
+                            scored.check()
+                        log.info("caching the scored rows in %s", home)
+                        epoch_rows.write(home, spec, lasting=True, jobs=1)
             except OutputError as e:
                 raise type(e)(e.what, where=e.where, fix="give another cache_dir") from e
-    job.recall(stored(survey) or {})
-    return Columns(home)
-
-
-def _make(job: Job, home: Path, survey: Path) -> None:
-    """Make what is missing. The caller holds the lock."""
-    missing = stored(home / FINISHED) is None
-    if not missing and stored(survey) is not None:
-        return
-    for scored in job.directories:
-        scored.check()
-    job.survey(range(job.config.epochs))
-    if missing:
-        log.info("caching the scored rows in %s", home)
-        write_columns(home, job.once())
-    store(survey, job.surveyed)
+    return EpochRows(spec, home)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,10 @@ from numpy.typing import NDArray
 from entrodrop_prep import digest, manifest
 from entrodrop_prep.config import RECIPE_FIELDS, MaterializeConfig, build, settings
 from entrodrop_prep.errors import ConfigError, IntegrityError, SourceError
-from entrodrop_prep.export.materialize import open_job
-from entrodrop_prep.export.plan import SOURCE
-from entrodrop_prep.export.sources import arguments
+from entrodrop_prep.export.job import layout_of, open_job
 from entrodrop_prep.loader.cache import cache_directory, opened
-from entrodrop_prep.loader.making import Maker, values_of
+from entrodrop_prep.masking.assembly import Stored, positions
+from entrodrop_prep.masking.sources import SOURCE, arguments
 from entrodrop_prep.schema import MASKED, family
 from entrodrop_prep.scored import ScoredDataset
 from entrodrop_prep.shards import local_directory
@@ -54,10 +54,10 @@ class MaskedRows:
         """
         self._config, self._cache_dir = config, None if cache_dir is None else str(cache_dir)
         self._job = open_job(config)
-        self._maker = Maker(self._job, opened(self._job, cache_directory(cache_dir)))
+        self._rows = opened(self._job, cache_directory(cache_dir))
         self.columns = tuple(self._job.schema.names)
         """Names of a row's columns."""
-        self.epoch_lengths = tuple(self._job.layout(e).rows for e in range(config.epochs))
+        self.epoch_lengths = tuple(layout_of(self._rows, e).rows for e in range(config.epochs))
         """Rows of each epoch."""
         if not all(self.epoch_lengths):
             raise SourceError(
@@ -208,10 +208,9 @@ class MaskedRows:
         epochs = np.searchsorted(self._firsts, once, side="right") - 1
         for epoch in np.unique(epochs).tolist():
             some = np.flatnonzero(epochs == epoch)
-            for at, stored in self._maker.stored(epoch, once[some] - self._firsts[epoch]):
-                for name, column in made.items():
-                    for place, value in zip(some[at].tolist(), values_of(stored, name), strict=True):
-                        column[place] = value
+            stored = self._rows.epoch(epoch)[once[some] - self._firsts[epoch]].stored
+            for name, column in made.items():
+                column[some[0] : some[-1] + 1] = _values(stored, name)
         return {name: [column[i] for i in back.tolist()] for name, column in made.items()}
 
     def span(self, epoch: int | None = None) -> tuple[int, int]:
@@ -268,6 +267,24 @@ class _Made:
             )
         made = self._rows.take(batch["input_ids"])
         return {name: made.get(name, values) for name, values in batch.items()}
+
+
+def _values(stored: Stored, column: str) -> list[Any]:
+    """A column of [R] rows as Python values: lists of a row's tokens or documents, or numbers."""
+    if column == "n_trainable":
+        return list(stored.trainable.tolist())
+    offsets = stored.documents if column == "seq_lengths" else stored.offsets
+    spans = list(pairwise(offsets.tolist()))
+    if column == "attention_mask":
+        return [[1] * (b - a) for a, b in spans]
+    flat: dict[str, Callable[[], NDArray[Any]]] = {
+        "input_ids": lambda: stored.input_ids,
+        "labels": lambda: stored.labels,
+        "position_ids": lambda: positions(stored.lengths),
+        "seq_lengths": lambda: stored.lengths,
+    }
+    values = flat[column]()
+    return [values[a:b].tolist() for a, b in spans]
 
 
 def _identity_names() -> list[str]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from entrodrop_prep.config import Recipe
 from entrodrop_prep.errors import ConfigError
-from entrodrop_prep.sample.counter import DROP, REPLACE, rate_limit, stream_key, token_words, token_words64
+from entrodrop_prep.sample.counter import DROP, REPLACE, rate_limit, stream_key, token_words64, tokens_below
 from entrodrop_prep.sample.quantile import quantile_of, row_thresholds
 
 IGNORE = -100
@@ -38,14 +38,16 @@ class Rows:
     """[R + 1] from 0 to N."""
     input_ids: NDArray[np.int32]
     """[N] token ids."""
-    entropy: NDArray[Any]
-    """[N] float16 or float32, nats; NaN where it is null."""
+    entropy: Any
+    """[N] float16 or float32, nats; NaN where it is null. Or what gives these at indices [n] of tokens."""
     logprob: NDArray[Any] | None
     """[N] as ``entropy``; None where none was stored."""
     loss_mask: NDArray[np.bool_]
     """[N] true where a token may be trained on."""
     group: NDArray[np.int32] | None = None
     """[R] which of ``MaskPlan.taus`` is each row's threshold; None where the plan has none."""
+    eligible: NDArray[np.bool_] | None = None
+    """[N] ``eligible_tokens`` of these rows, where that is known."""
 
     def __post_init__(self) -> None:
         n, rows = len(self.input_ids), len(self.row_id)
@@ -70,8 +72,7 @@ class Rows:
 
     def per_row(self, flags: NDArray[np.bool_]) -> NDArray[np.int64]:
         """[R] number of true values of ``flags`` [N] in each row."""
-        running = np.concatenate((np.zeros(1, np.int64), np.cumsum(flags, dtype=np.int64)))
-        return running[self.offsets[1:]] - running[self.offsets[:-1]]
+        return np.diff(np.searchsorted(np.flatnonzero(flags), self.offsets))
 
 
 @dataclass(frozen=True)
@@ -117,24 +118,46 @@ class MaskPlan:
 
 @dataclass(frozen=True)
 class Masked:
-    """The R rows of N tokens in one epoch; index i of an [N] array is the token at i of the ``Rows`` given."""
+    """R rows of N tokens in one epoch; index i of an [N] array is the token at i of ``rows``."""
 
+    rows: Rows
+    """The rows that were masked."""
     input_ids: NDArray[np.int32]
-    """[N] ids to feed to the model, replaced where the recipe says so; with target labels, the array of ``Rows``."""
+    """[N] ids to feed to the model, replaced where the recipe says so; with target labels, the array of ``rows``."""
     labels: NDArray[np.int32]
     """[N] unshifted labels; -100 = no loss."""
-    trainable: NDArray[np.int64]
-    """[R] tokens of each row that may be trained on."""
-    eligible: NDArray[np.int64]
-    """[R] of those, tokens that may be dropped."""
+    droppable: NDArray[np.bool_]
+    """[N] tokens that may be dropped."""
     dropped: NDArray[np.bool_]
     """[N] tokens dropped."""
-    dropped_count: NDArray[np.int64]
-    """[R] tokens dropped in each row."""
-    labels_left: NDArray[np.int64]
-    """[R] labels of each row that are not -100."""
-    droppable: NDArray[np.bool_]
-    """[N] the tokens that may be dropped, of which ``eligible`` counts those of each row."""
+    labelled: NDArray[np.bool_]
+    """[N] tokens whose label is not -100."""
+
+    @property
+    def trainable(self) -> NDArray[np.int64]:
+        """[R] tokens of each row that may be trained on."""
+        return self.rows.per_row(self.rows.trainable)
+
+    @property
+    def eligible(self) -> NDArray[np.int64]:
+        """[R] of those, tokens that may be dropped."""
+        return self.rows.per_row(self.droppable)
+
+    @property
+    def dropped_count(self) -> NDArray[np.int64]:
+        """[R] tokens dropped in each row."""
+        return self.rows.per_row(self.dropped)
+
+    @property
+    def labels_left(self) -> NDArray[np.int64]:
+        """[R] labels of each row that are not -100."""
+        return self.rows.per_row(self.labelled)
+
+    @property
+    def figures(self) -> list[int]:
+        """Tokens of all rows: all, those that may be trained on, may be dropped, were dropped, have a label left."""
+        flags = (self.rows.trainable, self.droppable, self.dropped, self.labelled)
+        return [len(self.labels), *(int(np.count_nonzero(f)) for f in flags)]
 
 
 def needs_corpus_quantile(recipe: Recipe) -> bool:
@@ -153,40 +176,46 @@ def apply(rows: Rows, plan: MaskPlan, epoch: int, rates: NDArray[np.float64]) ->
     if len(rates) != len(rows.row_id):
         raise ValueError(f"{len(rates)} rates for {len(rows.row_id)} rows")
     chance = rates * quantile_of(recipe) if recipe.select == "random" else rates
-    eligible = eligible_tokens(rows, plan)
-    words = token_words(stream_key(recipe.seed, DROP, plan.source), rows.row_id, rows.window, rows.lengths, epoch)
-    dropped = eligible & (words < np.repeat(rate_limit(chance), rows.lengths))
+    eligible = eligible_tokens(rows, plan) if rows.eligible is None else rows.eligible
+    key, limit = stream_key(recipe.seed, DROP, plan.source), rate_limit(chance)
+    dropped = tokens_below(key, rows.row_id, rows.window, rows.lengths, epoch, limit)
+    dropped &= eligible
 
     labelled = rows.trainable
     if recipe.target != "inputs":
-        _rescue(rows, dropped)
-        labelled = labelled & ~dropped
+        labelled = _rescued(rows, dropped)
     return Masked(
+        rows=rows,
         input_ids=rows.input_ids if recipe.target == "labels" else _replaced(rows, plan, epoch, dropped),
-        labels=np.where(labelled, rows.input_ids, np.int32(IGNORE)),
-        trainable=rows.per_row(rows.trainable),
-        eligible=rows.per_row(eligible),
-        dropped=dropped,
-        dropped_count=rows.per_row(dropped),
-        labels_left=rows.per_row(labelled),
+        labels=_labels(rows.input_ids, labelled),
         droppable=eligible,
+        dropped=dropped,
+        labelled=labelled,
     )
 
 
 def unmasked(rows: Rows) -> Masked:
     """``rows`` with every label they can have: nothing is eligible, nothing dropped."""
-    count = rows.per_row(rows.trainable)
-    none = np.zeros(len(count), np.int64)
-    return Masked(
-        input_ids=rows.input_ids,
-        labels=np.where(rows.trainable, rows.input_ids, np.int32(IGNORE)),
-        trainable=count,
-        eligible=none,
-        dropped=np.zeros(len(rows.input_ids), np.bool_),
-        dropped_count=none,
-        labels_left=count,
-        droppable=np.zeros(len(rows.input_ids), np.bool_),
-    )
+    none = np.zeros(len(rows.input_ids), np.bool_)
+    labels = _labels(rows.input_ids, rows.trainable)
+    return Masked(rows, rows.input_ids, labels, droppable=none, dropped=none, labelled=rows.trainable)
+
+
+def any_per_row(flags: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """[R] whether any of ``flags`` [N] is set in each row ``offsets[r]:offsets[r + 1]``."""
+    starts = offsets[:-1]
+    some = starts < offsets[1:]
+    found = np.zeros(len(starts), np.bool_)
+    found[some] = np.maximum.reduceat(flags.view(np.uint8), starts[some]) if some.any() else False
+    return found
+
+
+def _labels(ids: NDArray[np.int32], labelled: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """[N] ``ids`` where they are ``labelled``, -100 elsewhere; without a branch."""
+    labels = ids ^ np.int32(IGNORE)
+    labels &= np.negative(labelled.view(np.int8), dtype=np.int32)
+    labels ^= np.int32(IGNORE)
+    return labels
 
 
 def eligible_tokens(rows: Rows, plan: MaskPlan) -> NDArray[np.bool_]:
@@ -218,19 +247,28 @@ def eligible_tokens(rows: Rows, plan: MaskPlan) -> NDArray[np.bool_]:
     return eligible
 
 
-def _rescue(rows: Rows, dropped: NDArray[np.bool_]) -> None:
-    """In rows that lose every label, take back the drop of the highest entropy (of the first on ties); in place."""
-    lost = rows.per_row(dropped)
-    bare = (lost > 0) & (lost == rows.per_row(rows.trainable))
-    if not bare.any():
-        return
-    tokens = np.flatnonzero(dropped & np.repeat(bare, rows.lengths))
+def _rescued(rows: Rows, dropped: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """[N] the tokens that keep their label where ``dropped`` ones lose it.
+
+    In rows that lose every label, the drop of the highest entropy (of the first on ties) is taken back, in place.
+    """
+    labelled = rows.trainable & ~dropped
+    bare = np.flatnonzero(~any_per_row(labelled, rows.offsets))
+    if not len(bare):
+        return labelled
+    lengths = rows.lengths[bare]
+    places = np.repeat(rows.offsets[bare] - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+    lost = dropped[places]
+    tokens, row = places[lost], np.repeat(np.arange(len(bare)), lengths)[lost]
+    if not len(tokens):
+        return labelled
     entropy = np.nan_to_num(rows.entropy[tokens].astype(np.float64), nan=-np.inf)
-    counts = lost[bare]
-    starts = np.cumsum(counts) - counts
-    highest = entropy == np.repeat(np.maximum.reduceat(entropy, starts), counts)
-    _, first = np.unique(np.repeat(np.arange(len(counts)), counts)[highest], return_index=True)
-    dropped[tokens[highest][first]] = False
+    starts = np.flatnonzero(np.diff(row, prepend=-1))
+    highest = entropy == np.repeat(np.maximum.reduceat(entropy, starts), np.diff(starts, append=len(row)))
+    _, first = np.unique(row[highest], return_index=True)
+    again = tokens[highest][first]
+    dropped[again], labelled[again] = False, True
+    return labelled
 
 
 def _replaced(rows: Rows, plan: MaskPlan, epoch: int, dropped: NDArray[np.bool_]) -> NDArray[np.int32]:

@@ -26,8 +26,16 @@ class EntropyHistogram:
         bins = np.clip(entropy * entropy.dtype.type(PER_NAT), 0, BINS - 1)
         self._counts += np.bincount(bins.astype(np.int64), minlength=BINS)
 
+    def merge(self, other: EntropyHistogram) -> None:
+        """Add what another counted."""
+        self._counts += other._counts
+
     def told(self) -> dict[str, Any]:
         """As the manifest has it, the empty bins above the highest left out."""
         filled = np.flatnonzero(self._counts)
-        last = int(filled[-1]) + 1 if len(filled) else 0
-        return {"bins_per_nat": PER_NAT, "counts": self._counts[:last].tolist()}
+        return told_bins(self._counts[: int(filled[-1]) + 1 if len(filled) else 0].tolist())
+
+
+def told_bins(counts: list[int]) -> dict[str, Any]:
+    """Counts by bin as the manifest has them."""
+    return {"bins_per_nat": PER_NAT, "counts": counts}

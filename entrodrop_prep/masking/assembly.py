@@ -9,13 +9,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from entrodrop_prep.export.columns import Stored, positions
-from entrodrop_prep.export.packing import Bins, Segments
+from entrodrop_prep.masking.packing import Bins, Segments
 from entrodrop_prep.sample.mask import IGNORE, Masked, Rows
 
 FIGURES = ("tokens", "trainable", "eligible", "dropped", "labels_left")
 _PER_TOKEN = ("input_ids", "labels")
 _DROPPED, _LEFT = FIGURES.index("dropped"), FIGURES.index("labels_left")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """R rows of N tokens and D documents in all, as they are stored: row r is ``offsets[r]:offsets[r + 1]``."""
+
+    offsets: NDArray[np.int64]
+    """[R + 1] from 0 to N."""
+    input_ids: NDArray[np.int32]
+    """[N] token ids."""
+    labels: NDArray[np.int32]
+    """[N] unshifted; -100 = no loss."""
+    trainable: NDArray[np.int64]
+    """[R] tokens of each row that may be trained on, dropped or not; empty where that is not asked for."""
+    lengths: NDArray[np.int64]
+    """[D] tokens of each document."""
+    documents: NDArray[np.int64]
+    """[R + 1] row r holds the documents ``documents[r]:documents[r + 1]``."""
+
+
+def positions(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[N] 0, 1, 2, ... in each of [D] stretches of these lengths."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
 
 
 @dataclass(frozen=True)
@@ -70,6 +93,22 @@ class Packed:
     """[D]"""
     rates: NDArray[np.float64]
     """[D]"""
+
+    @classmethod
+    def joined(cls, parts: list[Packed]) -> Packed:
+        """Several as one, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        every = [p.stored for p in parts]
+        offsets, documents = (
+            np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate([np.diff(getattr(s, n)) for s in every]))])
+            for n in ("offsets", "documents")
+        )
+        ids, labels, trainable, lengths = (
+            np.concatenate([getattr(s, n) for s in every]) for n in ("input_ids", "labels", "trainable", "lengths")
+        )
+        stored = Stored(offsets, ids, labels, trainable, lengths, documents)
+        return cls(stored, *(np.concatenate([getattr(p, n) for p in parts]) for n in ("figures", "source", "rates")))
 
 
 def hold(

@@ -7,13 +7,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from entrodrop_prep.config import MaterializeConfig
+import pyarrow as pa
+
+from entrodrop_prep.config import MaterializeConfig, Recipe
 from entrodrop_prep.errors import ConfigError
-from entrodrop_prep.export.plan import SOURCE, check_logprob
 from entrodrop_prep.schema import RESERVED
 from entrodrop_prep.scored import ScoredDataset
 from entrodrop_prep.shards import local_directory
 
+SOURCE = "source"
+"""Name of a dataset in the masks' keys where there is only one."""
 EVAL = "eval"
 """No source's name: ``verify --against eval=SCORED`` speaks of the validation rows."""
 MIN_WEIGHT, MAX_WEIGHT = 0.001, 100.0
@@ -94,9 +97,9 @@ def open_sources(config: MaterializeConfig) -> Sources:
             raise ConfigError(f"two sources have the name {one.name!r}", fix="give each a name of its own")
     sources = Sources(tuple(sorted(opened, key=_name)), named=not (alone and len(opened) == 1))
     check_tokenizers(s.scored for s in sources.all)
+    _check_column(sources.masked, config)
     for source in sources.masked:
-        check_logprob(source.scored, config)
-        _check_column(source, config.scope_column)
+        _check_logprob(source.scored, config)
     return sources
 
 
@@ -166,11 +169,34 @@ def arguments(identity: dict[str, Any], given: Mapping[str, str]) -> dict[str, l
     return {"scored": masked, "plain": plain}
 
 
-def _check_column(source: Source, column: str | None) -> None:
-    kept = [name for name in source.scored.schema.names if name not in RESERVED]
-    if column is not None and column not in kept:
+def _check_logprob(scored: ScoredDataset, recipe: Recipe) -> None:
+    if recipe.keep_surprising is not None and not scored.has_logprob:
         raise ConfigError(
-            f"--scope column:{column}: there is no such column",
-            where=str(source.scored.directory),
-            fix=f"kept columns are: {', '.join(kept)}" if kept else "score with --keep-columns: none was kept",
+            "--keep-surprising needs log-probabilities, and the scored dataset has none",
+            where=str(scored.directory),
+            fix="score again without --no-logprob, or leave it out",
         )
+
+
+def _check_column(masked: list[Source], recipe: Recipe) -> None:
+    """Raises ConfigError where the column of ``--scope`` is missing, or not of one type that can be compared."""
+    column, before = recipe.scope_column, ""
+    for source in masked if column is not None else ():
+        where = str(source.scored.directory)
+        kept = [name for name in source.scored.schema.names if name not in RESERVED]
+        if column not in kept:
+            raise ConfigError(
+                f"--scope column:{column}: there is no such column",
+                where=where,
+                fix=f"kept columns are: {', '.join(kept)}" if kept else "score with --keep-columns: none was kept",
+            )
+        kind = source.scored.schema.field(column).type
+        told = "text" if pa.types.is_string(kind) or pa.types.is_large_string(kind) else ""
+        told = "integer" if pa.types.is_integer(kind) else "bool" if pa.types.is_boolean(kind) else told
+        if recipe.select != "random" and (not told or before not in ("", told)):
+            raise ConfigError(
+                f"--scope column:{column}: it is {kind}" + (f", elsewhere {before}" if told else ""),
+                where=where,
+                fix="give a column of text, whole numbers or booleans, of one type in all sources",
+            )
+        before = told

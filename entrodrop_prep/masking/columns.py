@@ -1,0 +1,287 @@
+"""The rows of scored directories as flat arrays: read once, then taken by their numbers, in any order."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from entrodrop_prep.errors import ConfigError
+from entrodrop_prep.masking.arrays import Arrays, write_arrays
+from entrodrop_prep.masking.histogram import EntropyHistogram
+from entrodrop_prep.masking.parallel import in_order
+from entrodrop_prep.masking.sources import Source, Sources
+from entrodrop_prep.sample.mask import Rows, any_per_row
+from entrodrop_prep.scored import to_rows
+
+MAX_VALUES = 1000
+"""Values of a column that may have thresholds of their own."""
+MAPPED_BYTES = 1 << 28
+"""About how much of the files is mapped into memory at most."""
+CHUNK_TOKENS = 1 << 18
+_WINDOW = 1 << 16
+"""Bytes around a place that the operating system maps at the first look at it."""
+_PER_ROW = ("source", "row_id", "window", "length", "group")
+
+
+class Columns:
+    """R rows of N tokens by (source, row_id, window), each array a file of the directory.
+
+    ``source``, ``row_id``, ``window``, ``length`` and, with thresholds by column, ``group`` are [R]; ``input_ids``,
+    ``entropy`` (NaN for null), ``loss_mask`` and, where it is looked at, ``logprob`` are [N], as in ``Rows``. In memory
+    are 16 bytes a row, where each begins; of the files, pages that the operating system may take back. What is [R] is
+    checked on opening, what is [N] when it is read. Raises IntegrityError for files that are not those written.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.arrays = Arrays(directory)
+        for name in _PER_ROW:
+            if name in self.arrays:
+                self.arrays.whole(name)
+        self.starts = np.zeros(len(self) + 1, np.int64)
+        """[R + 1] where each row begins."""
+        np.cumsum(self.lengths, out=self.starts[1:])
+        self._byte_starts = 4 * self.starts
+        self._looked, self._lock = 0, threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.arrays["row_id"])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """``rows_without_loss``, ``spread`` (bins of ``EntropyHistogram``), ``values`` of the column."""
+        return self.arrays.facts
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """[R] tokens of each row."""
+        return self.arrays["length"]
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        """First and last but one of the rows of one source after the other, about 260,000 tokens at a time."""
+        edges = np.flatnonzero(np.diff(self.arrays["source"], prepend=-1, append=-1))
+        for first, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+            while first < stop:
+                end = int(np.searchsorted(self.starts, self.starts[first] + CHUNK_TOKENS, "right")) - 1
+                end = min(max(end, first + 1), stop)
+                yield first, end
+                first = end
+
+    def span(self, first: int, stop: int) -> Rows:
+        """Rows ``first`` to ``stop - 1`` with all their columns, not copied. Raises IntegrityError for damage."""
+        a, b = int(self.starts[first]), int(self.starts[stop])
+        found = {}
+        for name in ("input_ids", "entropy", "loss_mask", "logprob"):
+            if name in self.arrays:
+                self.arrays.check(name, np.array([a]), np.array([b]))
+                found[name] = self.arrays[name][a:b]
+        return Rows(
+            row_id=self.arrays["row_id"][first:stop],
+            window=self.arrays["window"][first:stop],
+            offsets=self.starts[first : stop + 1] - a,
+            input_ids=found["input_ids"],
+            entropy=found["entropy"],
+            logprob=found.get("logprob"),
+            loss_mask=found["loss_mask"],
+            group=self.arrays["group"][first:stop] if "group" in self.arrays else None,
+        )
+
+    def take(self, index: NDArray[np.integer], flags: Arrays) -> Rows:
+        """The rows at ``index`` [n], one after the other, a copy.
+
+        Args:
+            index: numbers of rows.
+            flags: ``flags`` [N] uint8 of all rows: 1 for a token that may be trained on, 3 for one that may be dropped.
+
+        Raises IntegrityError where what is read is damaged.
+        """
+        first, stop = self.starts[index], self.starts[index + 1]
+        offsets = np.zeros(len(index) + 1, np.int64)
+        np.cumsum(stop - first, out=offsets[1:])
+        self._look(2 * len(index))
+        self.arrays.check("input_ids", first, stop)
+        flags.check("flags", first, stop)
+        marks = taken(flags["flags"], self.starts, index)
+        return Rows(
+            row_id=self.arrays["row_id"][index],
+            window=self.arrays["window"][index],
+            offsets=offsets,
+            input_ids=taken(self.arrays["input_ids"], self._byte_starts, index),
+            entropy=Scattered(self, first, offsets),
+            logprob=None,
+            loss_mask=marks > 0,
+            eligible=marks > 1,
+        )
+
+    def at(self, name: str, tokens: NDArray[np.int64]) -> NDArray[Any]:
+        """The values of an array at some tokens."""
+        self._look(len(tokens))
+        self.arrays.check(name, tokens, tokens + 1)
+        found: NDArray[Any] = self.arrays[name][tokens]
+        return found
+
+    def _look(self, places: int) -> None:
+        """Count what the operating system maps, and have it unmapped where that becomes too much."""
+        with self._lock:
+            self._looked += places * _WINDOW
+            due = self._looked > MAPPED_BYTES and len(self.arrays["input_ids"]) * 5 > MAPPED_BYTES
+            if self._looked > MAPPED_BYTES:
+                self._looked = 0
+        if due:
+            self.arrays.release()
+
+
+@dataclass(frozen=True)
+class Scattered:
+    """Entropies [N] of rows that were taken, read where they are asked for."""
+
+    columns: Columns
+    first: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    def __getitem__(self, tokens: NDArray[np.int64]) -> NDArray[Any]:
+        row = np.searchsorted(self.offsets, tokens, "right") - 1
+        return self.columns.at("entropy", self.first[row] + tokens - self.offsets[row])
+
+
+def taken(array: NDArray[Any], byte_starts: NDArray[np.int64], index: NDArray[np.integer]) -> NDArray[Any]:
+    """The values of the rows at ``index``, which begin at bytes ``byte_starts`` [R + 1]; to Arrow a row is a string."""
+    if not len(array):
+        return array[:0]
+    buffers = [None, pa.py_buffer(byte_starts), pa.py_buffer(array)]
+    rows = pa.Array.from_buffers(pa.large_binary(), len(byte_starts) - 1, buffers).take(pa.array(index))
+    return np.frombuffer(rows.buffers()[2] or b"", array.dtype)
+
+
+def has_label(lists: pa.ListArray) -> NDArray[np.bool_]:
+    """[R] whether any token of each row is trainable (position 0 never is)."""
+    flags = lists.flatten().to_numpy(zero_copy_only=False)
+    offsets = lists.offsets.to_numpy().astype(np.int64)
+    offsets -= offsets[0]
+    flags[offsets[:-1][np.diff(offsets) > 0]] = False
+    return any_per_row(flags, offsets)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Rows of a batch that have something to train on."""
+
+    source: int
+    rows: Rows
+    left_out: int
+    spread: EntropyHistogram
+    column: pa.Array | None
+
+
+def write_columns(
+    directory: Path, sources: Sources, *, column: str | None, logprob: bool, lasting: bool, jobs: int
+) -> None:
+    """Read the sources' rows that have something to train on, and write what ``Columns`` reads.
+
+    Args:
+        directory: where the arrays go.
+        sources: what is read, see ``masking.sources``.
+        column: whose values have thresholds of their own, or None.
+        logprob: whether the log-probabilities are looked at.
+        lasting: see ``arrays.write_arrays``.
+        jobs: threads beside the one that reads.
+
+    Raises IntegrityError for scores that are not what they were, ConfigError for a column that cannot be used,
+    OutputError.
+    """
+    values = _Values(column)
+    facts: dict[str, Any] = {"rows_without_loss": 0, "values": values.places, "spread": []}
+    spread = EntropyHistogram()
+    dtype = np.result_type(*(s.scored.score_dtype for s in sources.masked)) if sources.masked else np.dtype(np.float16)
+
+    def parts() -> Iterator[dict[str, NDArray[Any]]]:
+        batches = _batches(sources, column, logprob)
+        for found in in_order(lambda given: _read(*given, dtype, column, logprob), batches, jobs):
+            facts["rows_without_loss"] += found.left_out
+            spread.merge(found.spread)
+            groups = values.groups(sources.all[found.source], found) if column else None
+            yield _arrays(found, groups)
+        facts["values"], facts["spread"] = list(values.places), spread.told()["counts"]
+
+    write_arrays(directory, parts(), facts, lasting=lasting)
+
+
+def _batches(sources: Sources, column: str | None, logprob: bool) -> Iterator[tuple[int, Source, pa.RecordBatch]]:
+    for index, source in enumerate(sources.all):
+        scores = [] if source.plain else ["entropy", *(["logprob"] if logprob else []), *([column] if column else [])]
+        for batch in source.scored.batches(["row_id", "window", "input_ids", "loss_mask", *scores]):
+            yield index, source, batch
+
+
+def _read(
+    index: int, source: Source, batch: pa.RecordBatch, dtype: np.dtype[Any], column: str | None, logprob: bool
+) -> _Read:
+    keep = has_label(batch.column("loss_mask"))
+    left_out = int((~keep).sum())
+    if left_out:
+        batch = batch.filter(pa.array(keep))
+    spread = EntropyHistogram()
+    if source.plain:
+        ids = batch.column("input_ids")
+        none = pa.nulls(len(ids.flatten()), pa.from_numpy_dtype(dtype))
+        scores = pa.ListArray.from_arrays(pc.subtract(ids.offsets, ids.offsets[0]), none)
+        for name in ("entropy", *(["logprob"] if logprob else [])):
+            batch = batch.append_column(name, scores)
+        rows = to_rows(batch)
+    else:
+        rows = to_rows(batch)
+        spread.add(rows.entropy[rows.trainable])
+        as_one = {n: v.astype(dtype, copy=False) for n in ("entropy", "logprob") if (v := getattr(rows, n)) is not None}
+        rows = replace(rows, **as_one)
+    return _Read(index, rows, left_out, spread, batch.column(column) if column and not source.plain else None)
+
+
+def _arrays(found: _Read, groups: NDArray[np.int32] | None) -> dict[str, NDArray[Any]]:
+    rows = found.rows
+    arrays: dict[str, NDArray[Any] | None] = {
+        "source": np.full(len(rows.row_id), found.source, np.int32),
+        "row_id": rows.row_id,
+        "window": rows.window,
+        "length": rows.lengths.astype(np.int32),
+        "group": groups,
+        "input_ids": rows.input_ids,
+        "entropy": rows.entropy,
+        "logprob": rows.logprob,
+        "loss_mask": rows.loss_mask,
+    }
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+class _Values:
+    """The values of the scope's column in the order in which they come."""
+
+    def __init__(self, column: str | None) -> None:
+        self.places: dict[Any, int] = {}
+        self._column = column
+
+    def groups(self, source: Source, found: _Read) -> NDArray[np.int32]:
+        """[R] the place of each row's value; 0 for rows that are never masked. Raises ConfigError."""
+        if found.column is None:
+            return np.zeros(len(found.rows.row_id), np.int32)
+        coded = found.column.dictionary_encode(null_encoding="encode")
+        for value in pc.unique(found.column).to_pylist():
+            self.places.setdefault(value, len(self.places))
+        if len(self.places) > MAX_VALUES:
+            raise ConfigError(
+                f"--scope column:{self._column} has more than {MAX_VALUES:,} values",
+                where=str(source.scored.directory),
+                fix="give a column with fewer",
+            )
+        places = np.array([self.places[v] for v in coded.dictionary.to_pylist()] or [0], np.int32)
+        found_places: NDArray[np.int32] = places[coded.indices.to_numpy()]
+        return found_places
