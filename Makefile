@@ -4,7 +4,7 @@ export PYTHON
 BIN := .venv/bin
 INPUTS := pyproject.toml constraints.txt scripts/setup.sh tests/environment/torchvision_beside_cpu_torch.py
 
-.PHONY: demo test test-heavy setup bench bench-order bench-loader trainers docs clean
+.PHONY: demo test test-heavy setup bench bench-materialize bench-loader trainers docs clean
 
 demo: .venv/.set-up-demo
 	$(BIN)/entrodrop demo --out demo-out
@@ -31,9 +31,9 @@ setup: .venv/.set-up-test
 bench: setup
 	$(BIN)/python benchmarks/score_vllm.py
 
-# Memory and uniformity of the row order at ten million rows; takes about 1 GB of disk and one minute.
-bench-order: setup
-	$(BIN)/python benchmarks/row_order.py
+# How fast materialize and verify are, beside pyarrow reading and writing the same columns; takes some minutes and GB of disk.
+bench-materialize: setup
+	$(BIN)/python benchmarks/materialize.py
 
 # How fast the loader makes masked rows, beside reading the same rows from files.
 bench-loader: setup
