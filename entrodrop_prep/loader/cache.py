@@ -27,7 +27,7 @@ def cache_directory(given: str | Path | None) -> Path:
 def opened(job: Job, cache: Path) -> EpochRows:
     """The job's rows from the cache; what is not there is made, by one process of all.
 
-    The scored directories are read, and checked, only where something is to be made. Raises IntegrityError for a cache
+    The scored directories are read, and checked, only where no recipe before needed the same of them. Raises IntegrityError for a cache
     that is damaged.
     """
     spec = Spec.of(job.sources, job.config, range(job.config.epochs))
@@ -37,9 +37,10 @@ def opened(job: Job, cache: Path) -> EpochRows:
             try:
                 with locked(home, wait=True):
                     if not epoch_rows.is_written(home, spec):
-                        for scored in job.directories:
-                            scored.check()
-                        log.info("caching the scored rows in %s", home)
+                        if not epoch_rows.has_columns(home):
+                            for scored in job.directories:
+                                scored.check()
+                            log.info("caching the scored rows in %s", home)
                         epoch_rows.write(home, spec, lasting=True, jobs=1)
             except OutputError as e:
                 raise type(e)(e.what, where=e.where, fix="give another cache_dir") from e

@@ -232,9 +232,14 @@ def _joined(arrays: list[NDArray[Any]], kind: Any) -> NDArray[Any]:
 # What is written once.
 
 
+def has_columns(directory: Path) -> bool:
+    """Whether the scored rows were read. Raises IntegrityError where they are damaged."""
+    return stored(directory / NAME) is not None
+
+
 def is_written(directory: Path, spec: Spec) -> bool:
     """Whether ``EpochRows`` finds what it needs. Raises IntegrityError where it is damaged."""
-    return stored(directory / NAME) is not None and stored(directory / spec.survey_name / NAME) is not None
+    return has_columns(directory) and stored(directory / spec.survey_name / NAME) is not None
 
 
 def write(directory: Path, spec: Spec, *, lasting: bool, jobs: int) -> None:
@@ -249,7 +254,7 @@ def write(directory: Path, spec: Spec, *, lasting: bool, jobs: int) -> None:
     Raises EntrodropError for scores that are damaged, and for what cannot be in the recipe.
     """
     sources, config = spec.sources, spec.config
-    if stored(directory / NAME) is None:
+    if not has_columns(directory):
         logprob = config.keep_surprising is not None
         write_columns(directory, sources, column=spec.column, logprob=logprob, lasting=lasting, jobs=jobs)
     columns = Columns(directory)
