@@ -11,7 +11,7 @@ from entrodrop_prep.errors import ConfigError
 if TYPE_CHECKING:
     import numpy as np
 
-    from entrodrop_prep.backends.feed import Feed
+    from entrodrop_prep.backends.prefetch import Feed
     from entrodrop_prep.backends.model import ModelInfo
     from entrodrop_prep.config import ScoreConfig
 

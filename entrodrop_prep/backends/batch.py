@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from entrodrop_prep.backends import Scores
-    from entrodrop_prep.backends.feed import Job
+    from entrodrop_prep.backends.prefetch import Job
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from entrodrop_prep.backends.batch import Batch
-from entrodrop_prep.disk import scratch_file
+from entrodrop_prep.store.disk import scratch_file
 from entrodrop_prep.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
-    from entrodrop_prep.backends.feed import Job
+    from entrodrop_prep.backends.prefetch import Job
     from entrodrop_prep.backends.model import ModelInfo
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from entrodrop_prep import digest
+from entrodrop_prep.store import digest
 from entrodrop_prep.backends.model import IDENTITY, ModelInfo, ModelSettings, find_file
 from entrodrop_prep.backends.weight_files import (
     CONFIG,
@@ -20,7 +20,7 @@ from entrodrop_prep.backends.weight_files import (
     weight_files,
 )
 from entrodrop_prep.errors import ModelError
-from entrodrop_prep.shards import user_path
+from entrodrop_prep.store.shards import user_path
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from entrodrop_prep.backends.model import ModelInfo, loading
 from entrodrop_prep.backends.weights import check_left_over, check_stored, stored_weights
 from entrodrop_prep.errors import ModelError
-from entrodrop_prep.shards import user_path
+from entrodrop_prep.store.shards import user_path
 
 if TYPE_CHECKING:
     from entrodrop_prep.config import ScoreConfig

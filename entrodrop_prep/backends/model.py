@@ -14,9 +14,9 @@ from typing import Any, Protocol
 from entrodrop_prep.backends.config_file import check_config
 from entrodrop_prep.backends.weight_files import weight_files
 from entrodrop_prep.errors import ModelError
-from entrodrop_prep.hub.reading import asking, refusal
-from entrodrop_prep.places import only_a_path
-from entrodrop_prep.shards import user_path
+from entrodrop_prep.hub.read_errors import asking, refusal
+from entrodrop_prep.sources.given_paths import only_a_path
+from entrodrop_prep.store.shards import user_path
 
 DEFAULT_CONTEXT = 4096
 _CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length")

@@ -27,7 +27,7 @@ from entrodrop_prep.errors import ModelError, ScoreError
 
 if TYPE_CHECKING:
     from entrodrop_prep.backends import Scores
-    from entrodrop_prep.backends.feed import Feed, Job
+    from entrodrop_prep.backends.prefetch import Feed, Job
     from entrodrop_prep.config import ScoreConfig
 
 log = logging.getLogger(__name__)

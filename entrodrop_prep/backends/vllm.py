@@ -16,7 +16,7 @@ from entrodrop_prep.backends.architectures import SUPPORTED, installed_vllm, is_
 from entrodrop_prep.backends.batch import AtWork, Batch, batches
 from entrodrop_prep.backends.engine_args import engine_options, scores_depend_on
 from entrodrop_prep.backends.engines import Engine, close_all, engine_environment, places, those_ready
-from entrodrop_prep.backends.raw import split_scores
+from entrodrop_prep.backends.plugin_response import split_scores
 from entrodrop_prep.backends.weights import check_for_engine
 from entrodrop_prep.errors import ConfigError, ScoreError
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from entrodrop_prep.backends import Scores
-    from entrodrop_prep.backends.feed import Feed, Job
+    from entrodrop_prep.backends.prefetch import Feed, Job
     from entrodrop_prep.backends.model import ModelInfo
     from entrodrop_prep.config import ScoreConfig
 

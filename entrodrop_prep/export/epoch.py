@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from entrodrop_prep.digest import ContentDigest
+from entrodrop_prep.store.digest import ContentDigest
 from entrodrop_prep.errors import IntegrityError
 from entrodrop_prep.export.assembly import FIGURES
 from entrodrop_prep.export.columns import Stored
 from entrodrop_prep.export.order import Wanted
 from entrodrop_prep.export.packing import PackedSize
 from entrodrop_prep.sample.mask import Masked, Rows
-from entrodrop_prep.shards import read_batches, read_footer
+from entrodrop_prep.store.shards import read_batches, read_footer
 
 GROUP_TOKENS = 1 << 18
 EPOCHS = "epoch_*"

@@ -24,8 +24,8 @@ from entrodrop_prep.export.sources import Sources
 from entrodrop_prep.sample.counter import order_keys
 from entrodrop_prep.sample.curriculum import row_rates
 from entrodrop_prep.sample.mask import Masked, MaskPlan, Rows, apply, unmasked
-from entrodrop_prep.schema import masked_schema
-from entrodrop_prep.scored import ScoredDataset, to_rows
+from entrodrop_prep.store.schema import masked_schema
+from entrodrop_prep.store.scored import ScoredDataset, to_rows
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from entrodrop_prep import digest, inside, manifest
+from entrodrop_prep.store import digest
+from entrodrop_prep.store import inside
+from entrodrop_prep.store import manifest
 from entrodrop_prep.config import MaterializeConfig, PushConfig
-from entrodrop_prep.disk import check_folder, check_regular, writing
+from entrodrop_prep.store.disk import check_folder, check_regular, writing
 from entrodrop_prep.errors import ConfigError, IntegrityError, OutputError, SourceError
 from entrodrop_prep.export import derived
 from entrodrop_prep.export.card import NAME as CARD
@@ -23,15 +25,15 @@ from entrodrop_prep.export.plan import warn_if_flat
 from entrodrop_prep.export.provenance import environments, stamp, written_with
 from entrodrop_prep.export.sources import open_eval, open_sources
 from entrodrop_prep.export.space import check_space
-from entrodrop_prep.locks import locked, reading_lock
-from entrodrop_prep.ownership import Owned, remove_files, remove_leftovers
-from entrodrop_prep.progress import Progress
+from entrodrop_prep.store.locks import locked, reading_lock
+from entrodrop_prep.store.ownership import Owned, remove_files, remove_leftovers
+from entrodrop_prep.terminal.progress import Progress
 from entrodrop_prep.sample.curriculum import horizon
-from entrodrop_prep.schema import MASKED
-from entrodrop_prep.shards import local_directory, read_footer, shard_names, write_shard
+from entrodrop_prep.store.schema import MASKED
+from entrodrop_prep.store.shards import local_directory, read_footer, shard_names, write_shard
 
 if TYPE_CHECKING:
-    from entrodrop_prep.hub.push import PushSummary
+    from entrodrop_prep.publish.push import PushSummary
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +62,7 @@ def materialize(config: MaterializeConfig) -> MaterializeSummary:
     """
     if config.push_to_hub is None:
         return _materialize(config)
-    from entrodrop_prep.hub.push import Target, push_to
+    from entrodrop_prep.publish.push import Target, push_to
 
     target = Target.of(PushConfig(directory=config.out, repo=config.push_to_hub))
     open_job(config)  # what is wrong here is said before anything is made there

@@ -23,7 +23,7 @@ from entrodrop_prep.export.sources import Source
 from entrodrop_prep.sample.counter import CHOOSE, order_keys, rate_limit, stream_key, token_words
 from entrodrop_prep.sample.mask import Masked, MaskPlan, Rows, apply, eligible_tokens, unmasked
 from entrodrop_prep.sample.quantile import group_thresholds, quantile_of
-from entrodrop_prep.scored import stored_scores, to_rows
+from entrodrop_prep.store.scored import stored_scores, to_rows
 
 MAX_VALUES = 1000
 """Values of a column that may have thresholds of their own."""

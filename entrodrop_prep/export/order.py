@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from entrodrop_prep.disk import check_held, writing
+from entrodrop_prep.store.disk import check_held, writing
 from entrodrop_prep.sample.counter import order_keys
-from entrodrop_prep.scored import ScoredDataset
+from entrodrop_prep.store.scored import ScoredDataset
 
 BUCKET_BYTES = 32 << 20
 """Of a bucket: it is loaded, and copied once while it is sorted."""

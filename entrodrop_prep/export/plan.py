@@ -17,8 +17,8 @@ from entrodrop_prep.sample import quantile
 from entrodrop_prep.sample.counter import FORMAT_VERSION
 from entrodrop_prep.sample.curriculum import epoch_rates, horizon, row_rates
 from entrodrop_prep.sample.mask import MaskPlan, eligible_tokens, needs_corpus_quantile
-from entrodrop_prep.schema import MASKED
-from entrodrop_prep.scored import ScoredDataset, to_rows
+from entrodrop_prep.store.schema import MASKED
+from entrodrop_prep.store.scored import ScoredDataset, to_rows
 
 log = logging.getLogger(__name__)
 

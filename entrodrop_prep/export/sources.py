@@ -10,9 +10,9 @@ from typing import Any
 from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.errors import ConfigError
 from entrodrop_prep.export.plan import SOURCE, check_logprob
-from entrodrop_prep.schema import RESERVED
-from entrodrop_prep.scored import ScoredDataset
-from entrodrop_prep.shards import local_directory
+from entrodrop_prep.store.schema import RESERVED
+from entrodrop_prep.store.scored import ScoredDataset
+from entrodrop_prep.store.shards import local_directory
 
 EVAL = "eval"
 """No source's name: ``verify --against eval=SCORED`` speaks of the validation rows."""

@@ -2,6 +2,6 @@
 
 rows.py      MaskedRows: any row of any epoch, by its place
 columns.py   the scored rows as flat arrays in memory-mapped files, made once on a machine
-places.py    which scored row stands at which place of an epoch
+sources/given_paths.py    which scored row stands at which place of an epoch
 stream.py    rows in order for several ranks and workers, and where they are (torch)
 """

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from entrodrop_prep import __version__, digest
+from entrodrop_prep import __version__
+from entrodrop_prep.store import digest
 from entrodrop_prep.errors import OutputError
 from entrodrop_prep.export.job import Job
 from entrodrop_prep.loader.columns import NAME as FINISHED
 from entrodrop_prep.loader.columns import Columns, store, stored, write_columns
-from entrodrop_prep.locks import locked, reading_lock
-from entrodrop_prep.shards import user_path
+from entrodrop_prep.store.locks import locked, reading_lock
+from entrodrop_prep.store.shards import user_path
 
 log = logging.getLogger(__name__)
 

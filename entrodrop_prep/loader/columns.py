@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from entrodrop_prep.disk import make_folder, renamed_file, write_bytes, writing
+from entrodrop_prep.store.disk import make_folder, renamed_file, write_bytes, writing
 from entrodrop_prep.errors import IntegrityError
 from entrodrop_prep.sample.mask import Rows
 

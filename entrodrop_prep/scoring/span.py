@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 
 from entrodrop_prep.backends.bounds import rounded
-from entrodrop_prep.backends.raw import ROUNDING
+from entrodrop_prep.backends.plugin_response import ROUNDING
 from entrodrop_prep.errors import OutputError, RowError, ScoreError
-from entrodrop_prep.scoring.kept import misfits
+from entrodrop_prep.scoring.extra_columns import misfits
 from entrodrop_prep.scoring.plan import READ_BYTES, Plan
-from entrodrop_prep.scoring.source import Chunk, SourceRow
+from entrodrop_prep.sources.source import Chunk, SourceRow
 from entrodrop_prep.scoring.tokenize import Encoded
 from entrodrop_prep.scoring.tokenizer import check_ids
 from entrodrop_prep.scoring.windows import Window, cut

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from entrodrop_prep.errors import RowError
 from entrodrop_prep.scoring.span import Span
-from entrodrop_prep.shards import read_batches
+from entrodrop_prep.store.shards import read_batches
 
 
 class UniqueIds:

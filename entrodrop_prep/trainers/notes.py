@@ -5,8 +5,8 @@ from __future__ import annotations
 import textwrap
 
 from entrodrop_prep.export.card import aligned
-from entrodrop_prep.losses import COLUMN
-from entrodrop_prep.text import printable
+from entrodrop_prep.training.losses import COLUMN
+from entrodrop_prep.terminal.text import printable
 from entrodrop_prep.trainers.facts import PLACEHOLDER, Facts
 
 

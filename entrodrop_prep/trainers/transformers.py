@@ -20,7 +20,7 @@ from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, ${seq2seq}Trainer, TrainingArguments
 
 from entrodrop_prep import check_batches
-from entrodrop_prep.losses import TrainableTokenLoss  #? divides
+from entrodrop_prep.training.losses import TrainableTokenLoss  #? divides
 
 MASKED, MODEL = $masked, $model
 OUT = $trained + MODEL.replace("/", "-")  # of these rows and this model: a run goes on from what is there

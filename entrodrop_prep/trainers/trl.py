@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq
 from trl import SFTConfig, SFTTrainer
 
 from entrodrop_prep import check_batches
-from entrodrop_prep.losses import TrainableTokenLoss  #? divides
+from entrodrop_prep.training.losses import TrainableTokenLoss  #? divides
 
 MASKED, MODEL = $masked, $model
 OUT = $trained + MODEL.replace("/", "-")  # of these rows and this model: a run goes on from what is there

@@ -10,12 +10,12 @@ from entrodrop_prep.backends.batch import AtWork, batches
 from entrodrop_prep.backends.server.connect import Checks, connect_all
 from entrodrop_prep.backends.server.dispatch import Dispatcher
 from entrodrop_prep.backends.server.http import Server, Trouble, api_key, server_urls
-from entrodrop_prep.backends.server.query import ExactQuery, Query, TopKQuery
+from entrodrop_prep.backends.server.request import ExactQuery, Query, TopKQuery
 from entrodrop_prep.errors import EntrodropError
 
 if TYPE_CHECKING:
     from entrodrop_prep.backends import Scores
-    from entrodrop_prep.backends.feed import Feed, Job
+    from entrodrop_prep.backends.prefetch import Feed, Job
     from entrodrop_prep.backends.model import ModelInfo
     from entrodrop_prep.config import ScoreConfig
 

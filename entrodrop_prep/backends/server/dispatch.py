@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from entrodrop_prep.backends.batch import Batch
 from entrodrop_prep.backends.server.connect import Checks, Served, backoff, check_same, connect, denied_error
 from entrodrop_prep.backends.server.http import Busy, Cut, Denied, Failed, Gone, Server, Slow, Trouble
-from entrodrop_prep.backends.server.line import IN_FLIGHT, Line
+from entrodrop_prep.backends.server.state import IN_FLIGHT, Line
 from entrodrop_prep.errors import ConfigError, EntrodropError, ScoreError
 
 if TYPE_CHECKING:

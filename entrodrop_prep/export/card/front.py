@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from entrodrop_prep.expansion import bounded
+from entrodrop_prep.config.expansion import bounded
 from entrodrop_prep.export.epoch import OTHER_FILES, PLAIN, VALIDATION
 
 CONFIGS, INFO = "configs", "dataset_info"

@@ -7,7 +7,7 @@ import re
 import shlex
 from typing import Any
 
-from entrodrop_prep import digest
+from entrodrop_prep.store import digest
 from entrodrop_prep.config import RECIPE_FIELDS
 from entrodrop_prep.export.card.escape import code, words
 from entrodrop_prep.export.card.picture import NAME as PICTURE

@@ -1,0 +1,86 @@
+"""Published datasets: what a repository on the Hub holds of a scored or masked directory, in the client's cache."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from entrodrop_prep.store import manifest
+from entrodrop_prep.errors import ConfigError, HubError, IntegrityError
+from entrodrop_prep.export.epoch import OTHER_FILES, SHARD_FILES
+from entrodrop_prep.hub.read_errors import asking, refusal, unreachable_errors
+from entrodrop_prep.sources.given_paths import is_repo_id
+from entrodrop_prep.store.schema import MASKED, SCORED, family
+from entrodrop_prep.store.scored import SHARD_FILES as SCORED_FILES
+from entrodrop_prep.store.shards import user_path
+
+SCORED_FOLDER = "scored"
+"""Where a masked dataset's scores are published with it."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A repository at a commit: ``directory`` holds its files, ``scored`` the scores published with it, if any."""
+
+    repo: str
+    commit: str
+    directory: Path
+    scored: Path | None
+
+
+def is_published(name: str, revision: str | None) -> bool:
+    """Whether a name means a dataset on the Hub: a local path wins. Raises ConfigError for a path's revision."""
+    local = os.path.lexists(user_path(name))
+    if local and revision is not None:
+        raise ConfigError(
+            f"--revision {revision}: {name} is a directory here, and has none",
+            fix="leave it out, or run where no directory has the name of the dataset on the Hub",
+        )
+    return not local and is_repo_id(name)
+
+
+def fetch(repo: str, revision: str | None = None, *, with_scored: bool = True) -> Published:
+    """Download what the manifest of a published dataset lists, and what lies where it should list it.
+
+    Raises HubError where the Hub refuses or cannot be reached, IntegrityError where the repository holds no dataset
+    of this program.
+    """
+    told = [manifest.NAME, *([f"{SCORED_FOLDER}/{manifest.NAME}"] if with_scored else [])]
+    directory = _download(repo, revision, told)
+    if not (directory / manifest.NAME).is_file():
+        raise IntegrityError(
+            f"the dataset on the Hub has no {manifest.NAME}",
+            where=repo,
+            fix="give one that `entrodrop push` made, or a directory here",
+        )
+    commit, wanted = directory.name, _wanted(directory)
+    scored = directory / SCORED_FOLDER
+    if with_scored and (scored / manifest.NAME).is_file():
+        wanted += [f"{SCORED_FOLDER}/{name}" for name in _wanted(scored)]
+    _download(repo, commit, wanted)
+    return Published(repo, commit, directory, scored if with_scored and (scored / manifest.NAME).is_file() else None)
+
+
+def _wanted(directory: Path) -> list[str]:
+    """The files that a manifest lists, and the patterns of those that it would."""
+    kind = family(manifest.peek_schema(directory) or "")
+    described = manifest.read(directory, MASKED if kind == "masked" else SCORED)
+    listed = [e["file"] for e in described["files"]]
+    others = [pattern for name, pattern in OTHER_FILES.items() if name in described]
+    return [*listed, *([SHARD_FILES, *others] if kind == "masked" else [SCORED_FILES])]
+
+
+def _download(repo: str, revision: str | None, patterns: list[str]) -> Path:
+    """The snapshot's folder in the cache, which has the commit's name."""
+    from huggingface_hub import snapshot_download
+
+    errors: tuple[type[Exception], ...] = (*unreachable_errors(), OSError, ValueError)
+    try:
+        with asking("dataset", repo):
+            return Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=patterns))
+    except errors as e:
+        told = refusal(e, "dataset", repo, revision)
+        if told is None:
+            raise
+        raise HubError(f"there is no such directory here, and {told[0]}", where=repo, fix=told[1]) from e
