@@ -24,12 +24,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from entrodrop_prep.store import digest
-from entrodrop_prep.store import manifest
 from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.export.job import SOURCE
 from entrodrop_prep.export.materialize import materialize
 from entrodrop_prep.export.order import ORDER_BYTES, Order, payload_bytes, trainable_batches
+from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.schema import SCORED, scored_schema
 from entrodrop_prep.store.scored import ScoredDataset
 from entrodrop_prep.store.shards import write_bytes, write_shard

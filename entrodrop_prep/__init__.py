@@ -44,18 +44,18 @@ _NAMES = {
 _RENAMED = {"inspect": "show"}
 
 if TYPE_CHECKING:
-    from entrodrop_prep.training.check_batches import Arrived, check_batches
-    from entrodrop_prep.training.recording import recording
     from entrodrop_prep.config import MaterializeConfig, PushConfig, Recipe, ScoreConfig, ServeConfig
     from entrodrop_prep.errors import ArrivalError, EntrodropError, HubError
     from entrodrop_prep.export.materialize import MaterializeSummary, materialize
-    from entrodrop_prep.publish.push import PushSummary, push
-    from entrodrop_prep.store.json_schemas import write_schemas
     from entrodrop_prep.loader.rows import MaskedRows
     from entrodrop_prep.loader.stream import MaskedLoader, MaskedStream
+    from entrodrop_prep.publish.push import PushSummary, push
     from entrodrop_prep.scoring.run import ScoreSummary, score
-    from entrodrop_prep.verification.inspect import show as inspect
+    from entrodrop_prep.store.json_schemas import write_schemas
     from entrodrop_prep.trainers import recipe
+    from entrodrop_prep.training.check_batches import Arrived, check_batches
+    from entrodrop_prep.training.recording import recording
+    from entrodrop_prep.verification.inspect import show as inspect
     from entrodrop_prep.verification.run import verify
 
 __all__ = [

@@ -24,7 +24,6 @@ import typer
 from typer.exceptions import TyperException
 
 from entrodrop_prep import __version__
-from entrodrop_prep.sources import given_paths as places
 from entrodrop_prep.config import (
     MaterializeConfig,
     PushConfig,
@@ -36,6 +35,7 @@ from entrodrop_prep.config import (
     settings,
 )
 from entrodrop_prep.errors import EntrodropError
+from entrodrop_prep.sources import given_paths as places
 from entrodrop_prep.terminal.text import one_line, printable, without_secrets
 
 if TYPE_CHECKING:

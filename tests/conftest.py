@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+
 from helpers.models import Markov, markov_model
 from helpers.servers import VllmServer
 

@@ -17,27 +17,27 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-from helpers.models import markov_model, random_rows, run_score, settings_for, write_rows
-from helpers.scored import FIRST_PLAIN_ID, copy, rewrite_manifest, some_rows, upper_bounds, write_scored
 from test_verify import check_refused, edited, resealed
 
 from entrodrop_prep import cli
 from entrodrop_prep.backends.bounds import _even, _few, entropy_bounds, rounded
 from entrodrop_prep.config import MaterializeConfig, ScoreConfig
+from entrodrop_prep.config.settings import settings as declared
 from entrodrop_prep.engine.reduce import entropy_and_logprob
 from entrodrop_prep.errors import ConfigError, MismatchError, ScoreError
 from entrodrop_prep.export.materialize import materialize
 from entrodrop_prep.export.plan import masked_identity
-from entrodrop_prep.store.json_schemas import schemas
 from entrodrop_prep.sample.mask import Rows
-from entrodrop_prep.store.schema import RESERVED, SCORED, SCORED_BOUNDS, score_columns, scored_schema
-from entrodrop_prep.store.scored import ScoredDataset, stored_scores
 from entrodrop_prep.scoring.finish import finish
 from entrodrop_prep.scoring.plan import make_plan
 from entrodrop_prep.scoring.span import read_span, span_table
-from entrodrop_prep.config.settings import settings as declared
+from entrodrop_prep.store.json_schemas import schemas
+from entrodrop_prep.store.schema import RESERVED, SCORED, SCORED_BOUNDS, score_columns, scored_schema
+from entrodrop_prep.store.scored import ScoredDataset, stored_scores
 from entrodrop_prep.store.shards import write_shard
 from entrodrop_prep.verification.run import verify
+from helpers.models import markov_model, random_rows, run_score, settings_for, write_rows
+from helpers.scored import FIRST_PLAIN_ID, copy, rewrite_manifest, some_rows, upper_bounds, write_scored
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "entrodrop_prep" / "demo" / "model"

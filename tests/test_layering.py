@@ -102,7 +102,12 @@ def test_nothing_imports_the_loader() -> None:
 
 
 def test_sample_is_pure_numpy() -> None:
-    allowed = ("entrodrop_prep.sample", "entrodrop_prep.config", "entrodrop_prep.config.settings", "entrodrop_prep.errors")
+    allowed = (
+        "entrodrop_prep.sample",
+        "entrodrop_prep.config",
+        "entrodrop_prep.config.settings",
+        "entrodrop_prep.errors",
+    )
     for module in in_package("sample"):
         for i in imports_of(module):
             top = i.name.split(".")[0]
@@ -142,7 +147,9 @@ def test_losses_know_the_errors_alone() -> None:
 def test_what_the_hub_refuses_is_put_in_words_without_anything_of_ours() -> None:
     assert not ours("entrodrop_prep.hub.read_errors") - {"entrodrop_prep"}
     for module in [*in_package("scoring"), *in_package("backends")]:
-        assert {n for n in ours(module) if inside(n, "entrodrop_prep.hub")} <= {"entrodrop_prep.hub.read_errors"}, module
+        assert {n for n in ours(module) if inside(n, "entrodrop_prep.hub")} <= {"entrodrop_prep.hub.read_errors"}, (
+            module
+        )
 
 
 def test_nothing_below_the_command_line_imports_it_or_the_demo() -> None:

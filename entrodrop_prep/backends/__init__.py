@@ -11,8 +11,8 @@ from entrodrop_prep.errors import ConfigError
 if TYPE_CHECKING:
     import numpy as np
 
-    from entrodrop_prep.backends.prefetch import Feed
     from entrodrop_prep.backends.model import ModelInfo
+    from entrodrop_prep.backends.prefetch import Feed
     from entrodrop_prep.config import ScoreConfig
 
     Scores = tuple[np.ndarray[Any, np.dtype[np.float32]], ...]

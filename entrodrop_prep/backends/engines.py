@@ -17,12 +17,12 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from entrodrop_prep.backends.batch import Batch
-from entrodrop_prep.store.disk import scratch_file
 from entrodrop_prep.errors import ConfigError, ModelError
+from entrodrop_prep.store.disk import scratch_file
 
 if TYPE_CHECKING:
-    from entrodrop_prep.backends.prefetch import Job
     from entrodrop_prep.backends.model import ModelInfo
+    from entrodrop_prep.backends.prefetch import Job
 
 log = logging.getLogger(__name__)
 

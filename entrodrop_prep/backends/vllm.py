@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from entrodrop_prep.backends import Scores
-    from entrodrop_prep.backends.prefetch import Feed, Job
     from entrodrop_prep.backends.model import ModelInfo
+    from entrodrop_prep.backends.prefetch import Feed, Job
     from entrodrop_prep.config import ScoreConfig
 
 log = logging.getLogger(__name__)

@@ -11,20 +11,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from entrodrop_prep.store.digest import ContentDigest
 from entrodrop_prep.errors import IntegrityError
 from entrodrop_prep.export.assembly import FIGURES
 from entrodrop_prep.export.columns import Stored
 from entrodrop_prep.export.order import Wanted
 from entrodrop_prep.export.packing import PackedSize
 from entrodrop_prep.sample.mask import Masked, Rows
+from entrodrop_prep.store.digest import ContentDigest
+from entrodrop_prep.store.layout import VALIDATION
 from entrodrop_prep.store.shards import read_batches, read_footer
 
 GROUP_TOKENS = 1 << 18
-EPOCHS = "epoch_*"
-SHARD_FILES = f"{EPOCHS}/*.parquet"
-PLAIN, VALIDATION = "plain", "validation"
-OTHER_FILES = {PLAIN: "plain/train-*.parquet", VALIDATION: "validation/validation-*.parquet"}
 COUNTS = FIGURES
 
 

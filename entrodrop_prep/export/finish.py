@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from entrodrop_prep import __version__
-from entrodrop_prep.store import digest
-from entrodrop_prep.store import manifest
 from entrodrop_prep.export import derived
 from entrodrop_prep.export.card import PICTURE, write_card
-from entrodrop_prep.export.epoch import VALIDATION, Part, add_counts
+from entrodrop_prep.export.epoch import Part, add_counts
 from entrodrop_prep.export.job import Job
 from entrodrop_prep.export.plan import recipe_values
 from entrodrop_prep.export.provenance import told_of, told_of_source
+from entrodrop_prep.store import digest, manifest
+from entrodrop_prep.store.layout import VALIDATION
 from entrodrop_prep.store.ownership import Owned
 from entrodrop_prep.store.schema import MASKED
 from entrodrop_prep.store.shards import read_footer

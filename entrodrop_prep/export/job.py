@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from entrodrop_prep.config import MaterializeConfig
-from entrodrop_prep.export.epoch import PLAIN, VALIDATION, Layout, Part, Piece, Reader, ShardCounts, folder
+from entrodrop_prep.export.epoch import Layout, Part, Piece, Reader, ShardCounts, folder
 from entrodrop_prep.export.histogram import EntropyHistogram
 from entrodrop_prep.export.order import Order, has_label, payload_bytes, tables_of, trainable_batches
 from entrodrop_prep.export.packed import PackedReader, Packer
@@ -24,6 +24,7 @@ from entrodrop_prep.export.sources import Sources
 from entrodrop_prep.sample.counter import order_keys
 from entrodrop_prep.sample.curriculum import row_rates
 from entrodrop_prep.sample.mask import Masked, MaskPlan, Rows, apply, unmasked
+from entrodrop_prep.store.layout import PLAIN, VALIDATION
 from entrodrop_prep.store.schema import masked_schema
 from entrodrop_prep.store.scored import ScoredDataset, to_rows
 

@@ -9,15 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from entrodrop_prep.store import digest
-from entrodrop_prep.store import inside
-from entrodrop_prep.store import manifest
 from entrodrop_prep.config import MaterializeConfig, PushConfig
-from entrodrop_prep.store.disk import check_folder, check_regular, writing
 from entrodrop_prep.errors import ConfigError, IntegrityError, OutputError, SourceError
 from entrodrop_prep.export import derived
 from entrodrop_prep.export.card import NAME as CARD
-from entrodrop_prep.export.epoch import VALIDATION, Part, check_content, misplaced
+from entrodrop_prep.export.epoch import Part, check_content, misplaced
 from entrodrop_prep.export.finish import finish, publish
 from entrodrop_prep.export.job import Job, Single
 from entrodrop_prep.export.mixture import Mixture
@@ -25,12 +21,15 @@ from entrodrop_prep.export.plan import warn_if_flat
 from entrodrop_prep.export.provenance import environments, stamp, written_with
 from entrodrop_prep.export.sources import open_eval, open_sources
 from entrodrop_prep.export.space import check_space
+from entrodrop_prep.sample.curriculum import horizon
+from entrodrop_prep.store import digest, inside, manifest
+from entrodrop_prep.store.disk import check_folder, check_regular, writing
+from entrodrop_prep.store.layout import VALIDATION
 from entrodrop_prep.store.locks import locked, reading_lock
 from entrodrop_prep.store.ownership import Owned, remove_files, remove_leftovers
-from entrodrop_prep.terminal.progress import Progress
-from entrodrop_prep.sample.curriculum import horizon
 from entrodrop_prep.store.schema import MASKED
 from entrodrop_prep.store.shards import local_directory, read_footer, shard_names, write_shard
+from entrodrop_prep.terminal.progress import Progress
 
 if TYPE_CHECKING:
     from entrodrop_prep.publish.push import PushSummary

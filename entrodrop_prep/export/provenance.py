@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from entrodrop_prep.export.sources import Source
 from entrodrop_prep.store import digest
 from entrodrop_prep.store.environment import host_environment
-from entrodrop_prep.export.sources import Source
 from entrodrop_prep.store.scored import ScoredDataset
 
 _FILES = 8

@@ -6,13 +6,13 @@ import logging
 from pathlib import Path
 
 from entrodrop_prep import __version__
-from entrodrop_prep.store import digest
+from entrodrop_prep.config.names import user_path
 from entrodrop_prep.errors import OutputError
 from entrodrop_prep.export.job import Job
 from entrodrop_prep.loader.columns import NAME as FINISHED
 from entrodrop_prep.loader.columns import Columns, store, stored, write_columns
+from entrodrop_prep.store import digest
 from entrodrop_prep.store.locks import locked, reading_lock
-from entrodrop_prep.store.shards import user_path
 
 log = logging.getLogger(__name__)
 

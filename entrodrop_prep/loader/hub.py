@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from entrodrop_prep.errors import HubError
-from entrodrop_prep.publish.local import RECIPE, SCORED_FOLDER
+from entrodrop_prep.store.layout import RECIPE, SCORED_FOLDER
 
 FILES = (
     "manifest.json",

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from entrodrop_prep.store import digest
-from entrodrop_prep.store import manifest
 from entrodrop_prep.config import RECIPE_FIELDS, MaterializeConfig, build, settings
 from entrodrop_prep.errors import ConfigError, IntegrityError, SourceError
 from entrodrop_prep.export.materialize import open_job
@@ -18,6 +16,7 @@ from entrodrop_prep.export.plan import SOURCE
 from entrodrop_prep.export.sources import arguments
 from entrodrop_prep.loader.cache import cache_directory, opened
 from entrodrop_prep.loader.making import Maker, values_of
+from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.schema import MASKED, family
 from entrodrop_prep.store.scored import ScoredDataset
 from entrodrop_prep.store.shards import local_directory
@@ -161,8 +160,8 @@ class MaskedRows:
 
         Raises HubError where the repository cannot be had, and as ``open`` and ``like`` do.
         """
-        from entrodrop_prep.publish.local import RECIPE, SCORED_FOLDER
         from entrodrop_prep.loader.hub import fetch
+        from entrodrop_prep.store.layout import RECIPE, SCORED_FOLDER
 
         folder = fetch(repo, revision, token)
         if family(str(manifest.peek_schema(folder))) == "scored":

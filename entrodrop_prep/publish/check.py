@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entrodrop_prep.store.disk import is_full, scratch, system_error
 from entrodrop_prep.errors import HubError
 from entrodrop_prep.hub.credentials import without
+from entrodrop_prep.store.disk import is_full, scratch, system_error
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from entrodrop_prep.store.disk import scratch
 from entrodrop_prep.errors import HubError, IntegrityError
 from entrodrop_prep.hub.credentials import without
-from entrodrop_prep.publish.plan import LocalFile, RemoteFile
 from entrodrop_prep.hub.retry import Failure, Retry, StoreError
 from entrodrop_prep.hub.write_errors import meaning
+from entrodrop_prep.publish.plan import LocalFile, RemoteFile
+from entrodrop_prep.store.disk import scratch
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, GitRefs, HfApi

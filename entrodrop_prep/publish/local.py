@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from entrodrop_prep.store import inside
-from entrodrop_prep.store import manifest
 from entrodrop_prep.config import PushConfig, read_recipe
 from entrodrop_prep.errors import ConfigError, IntegrityError
 from entrodrop_prep.export.card import PICTURE, masked_card, read_card, scored_card
 from entrodrop_prep.export.card.picture import picture
 from entrodrop_prep.publish.plan import LocalFile
+from entrodrop_prep.store import inside, manifest
+from entrodrop_prep.store.layout import RECIPE, SCORED_FOLDER
 from entrodrop_prep.store.schema import MASKED, family
 from entrodrop_prep.store.scored import ScoredDataset
 from entrodrop_prep.store.shards import local_directory
@@ -24,7 +24,6 @@ from entrodrop_prep.verification.run import kind_of
 
 log = logging.getLogger(__name__)
 
-SCORED_FOLDER, RECIPE = "scored", "recipe.yaml"
 FILES_IN_A_FOLDER, FILES_IN_A_COMMIT, FILE_BYTES = 10_000, 100, 50_000_000_000
 _PICTURE = re.compile(r"!\[[^\]]*\]\((?!\w+:|/)([^)\s]+)\)")
 

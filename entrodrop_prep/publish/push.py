@@ -17,16 +17,16 @@ from entrodrop_prep.config import PushConfig
 from entrodrop_prep.errors import ConfigError, HubError
 from entrodrop_prep.export.card import NAME as CARD
 from entrodrop_prep.export.card import clashing_configs, is_known, license_of, merged_card, with_license
+from entrodrop_prep.hub.credentials import find_token
+from entrodrop_prep.hub.retry import Retry
 from entrodrop_prep.publish.check import check_arrived
 from entrodrop_prep.publish.client import Client
-from entrodrop_prep.hub.credentials import find_token
 from entrodrop_prep.publish.local import Local, open_local
 from entrodrop_prep.publish.plan import Changes, LocalFile, RemoteFile, batches, changes
-from entrodrop_prep.hub.retry import Retry
 from entrodrop_prep.publish.remote_state import stale
 from entrodrop_prep.store.locks import reading_lock
-from entrodrop_prep.terminal.progress import Progress
 from entrodrop_prep.store.shards import local_directory
+from entrodrop_prep.terminal.progress import Progress
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd

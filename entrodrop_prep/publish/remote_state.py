@@ -10,13 +10,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from entrodrop_prep.store import manifest
-from entrodrop_prep.store import strict_json
 from entrodrop_prep.errors import HubError
-from entrodrop_prep.export.epoch import PLAIN, VALIDATION
-from entrodrop_prep.store.published import SCORED_FOLDER
 from entrodrop_prep.publish.local import Local
 from entrodrop_prep.publish.plan import RemoteFile, same
+from entrodrop_prep.store import manifest, strict_json
+from entrodrop_prep.store.layout import PLAIN, SCORED_FOLDER, VALIDATION
 from entrodrop_prep.store.manifest_types import is_written
 from entrodrop_prep.store.schema import family
 

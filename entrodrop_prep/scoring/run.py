@@ -13,25 +13,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from entrodrop_prep.store import manifest
 from entrodrop_prep.backends import choose, load_backend
 from entrodrop_prep.backends.prefetch import Feed
 from entrodrop_prep.config import ScoreConfig
-from entrodrop_prep.store.disk import check_regular, writing
-from entrodrop_prep.store.environment import host_environment
+from entrodrop_prep.config.names import user_path
 from entrodrop_prep.errors import IntegrityError, MismatchError, OutputError
-from entrodrop_prep.store.locks import locked
-from entrodrop_prep.store.ownership import Owned, remove_files, remove_leftovers
-from entrodrop_prep.terminal.progress import Progress
-from entrodrop_prep.store.schema import SCORED
 from entrodrop_prep.scoring.described import described
-from entrodrop_prep.sources.files import matches
 from entrodrop_prep.scoring.finish import CONTENTS, REJECTED, TOKENIZER, finish, shard_name
 from entrodrop_prep.scoring.plan import Plan, make_plan
 from entrodrop_prep.scoring.span import Span, read_span, source_digest, span_table
 from entrodrop_prep.scoring.unique import UniqueIds
 from entrodrop_prep.scoring.writer import Writer
-from entrodrop_prep.store.shards import Footer, local_directory, read_footer, shard_names, user_path, write_shard
+from entrodrop_prep.sources.files import matches
+from entrodrop_prep.store import manifest
+from entrodrop_prep.store.disk import check_regular, writing
+from entrodrop_prep.store.environment import host_environment
+from entrodrop_prep.store.locks import locked
+from entrodrop_prep.store.ownership import Owned, remove_files, remove_leftovers
+from entrodrop_prep.store.schema import SCORED
+from entrodrop_prep.store.shards import Footer, local_directory, read_footer, shard_names, write_shard
+from entrodrop_prep.terminal.progress import Progress
 
 if TYPE_CHECKING:
     from entrodrop_prep.backends import Scores

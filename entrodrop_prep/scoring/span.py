@@ -19,10 +19,10 @@ from entrodrop_prep.backends.plugin_response import ROUNDING
 from entrodrop_prep.errors import OutputError, RowError, ScoreError
 from entrodrop_prep.scoring.extra_columns import misfits
 from entrodrop_prep.scoring.plan import READ_BYTES, Plan
-from entrodrop_prep.sources.source import Chunk, SourceRow
 from entrodrop_prep.scoring.tokenize import Encoded
 from entrodrop_prep.scoring.tokenizer import check_ids
 from entrodrop_prep.scoring.windows import Window, cut
+from entrodrop_prep.sources.source import Chunk, SourceRow
 
 if TYPE_CHECKING:
     from entrodrop_prep.backends import Scores

@@ -11,6 +11,7 @@ import os
 import re
 from typing import Literal
 
+from entrodrop_prep.config.names import is_hub_name, is_repo_id, only_a_path
 from entrodrop_prep.errors import ConfigError, IntegrityError, ModelError, SourceError
 
 Kind = Literal["scored", "masked"]
@@ -32,11 +33,6 @@ def kind_of(path: str) -> Kind | None:
             if schema.split("/")[0].removesuffix("-bounds") == kind:
                 return kind
     return None
-
-
-def only_a_path(name: str) -> bool:
-    """Whether the name of a model or a tokenizer can only be a path: it is no ``name`` or ``owner/name``."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
 
 
 def check_source(source: str, *, hub: bool = False) -> None:
@@ -153,23 +149,6 @@ def described(path: str) -> str | None:
     if data:
         return f"a directory of data ({data[0]})"
     return None if names else "an empty directory"
-
-
-def is_repo_id(name: str) -> bool:
-    """Whether a name is ``USER/NAME`` by the Hub client's own rule."""
-    return "/" in name and is_hub_name(name)
-
-
-def is_hub_name(name: str) -> bool:
-    """Whether a name is ``NAME`` or ``USER/NAME`` by the Hub client's own rule."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
 
 
 def _check_hub(kind: Literal["dataset", "model"], name: str, error: type[SourceError] | type[ModelError]) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import glob
 
 from entrodrop_prep.errors import ConfigError, SourceError
-from entrodrop_prep.sources.given_paths import check_source
 from entrodrop_prep.sources.file_source import FileSource
 from entrodrop_prep.sources.files import check_utf8, find_glob, find_local, local_path, looks_like_path
+from entrodrop_prep.sources.given_paths import check_source
 from entrodrop_prep.sources.hub_source import is_saved, open_hub, open_saved
 from entrodrop_prep.sources.lines import MAX_ROW_BYTES
 from entrodrop_prep.sources.remote import find_url

@@ -7,10 +7,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from entrodrop_prep.store.disk import scratch
 from entrodrop_prep.errors import SourceError
 from entrodrop_prep.sources.files import DataFile
 from entrodrop_prep.sources.unread import Unread
+from entrodrop_prep.store.disk import scratch
 
 log = logging.getLogger(__name__)
 

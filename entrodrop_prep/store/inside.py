@@ -16,8 +16,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from entrodrop_prep.store import strict_json
 from entrodrop_prep.errors import IntegrityError
+from entrodrop_prep.store import strict_json
 
 _AGAIN = "run the command that made it again"
 _KINDS = (

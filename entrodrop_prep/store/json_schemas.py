@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from entrodrop_prep.config import EXTRA_COLUMNS, MaterializeConfig, Recipe, model_of
-from entrodrop_prep.store.schema import MASKED, SCORED, SCORED_BOUNDS, Estimator, json_schema, masked_schema, scored_schema
+from entrodrop_prep.store.schema import (
+    MASKED,
+    SCORED,
+    SCORED_BOUNDS,
+    Estimator,
+    json_schema,
+    masked_schema,
+    scored_schema,
+)
 from entrodrop_prep.store.shards import local_directory, write_bytes
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

@@ -13,8 +13,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from entrodrop_prep.store.disk import check_regular, held, writing
 from entrodrop_prep.errors import EntrodropError, OutputError
+from entrodrop_prep.store.disk import check_regular, held, writing
 
 LOCK = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)

@@ -15,10 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from entrodrop_prep.store import inside
-from entrodrop_prep.store import strict_json
-from entrodrop_prep.store.disk import TMP, write_bytes, writing
 from entrodrop_prep.errors import IntegrityError, MismatchError, OutputError
+from entrodrop_prep.store import inside, strict_json
+from entrodrop_prep.store.disk import TMP, write_bytes, writing
 from entrodrop_prep.store.locks import LOCK
 from entrodrop_prep.store.manifest_schema import State, problem
 from entrodrop_prep.store.manifest_types import problem_of

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from entrodrop_prep.store import digest
-from entrodrop_prep.store import manifest
+from entrodrop_prep.errors import IntegrityError, OutputError
+from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.disk import (
     MOVE_IT,
     PART,
@@ -31,7 +31,6 @@ from entrodrop_prep.store.disk import (
     write_bytes,
     writing,
 )
-from entrodrop_prep.errors import IntegrityError, OutputError
 from entrodrop_prep.store.schema import family
 from entrodrop_prep.store.shards import SHARD_FOLDER, SHARD_NAMES, read_footer, shard_names
 

@@ -6,17 +6,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from entrodrop_prep.store import manifest
+from entrodrop_prep.config.names import is_repo_id, user_path
 from entrodrop_prep.errors import ConfigError, HubError, IntegrityError
-from entrodrop_prep.export.epoch import OTHER_FILES, SHARD_FILES
 from entrodrop_prep.hub.read_errors import asking, refusal, unreachable_errors
-from entrodrop_prep.sources.given_paths import is_repo_id
+from entrodrop_prep.store import manifest
+from entrodrop_prep.store.layout import OTHER_FILES, SCORED_FOLDER, SHARD_FILES
 from entrodrop_prep.store.schema import MASKED, SCORED, family
 from entrodrop_prep.store.scored import SHARD_FILES as SCORED_FILES
-from entrodrop_prep.store.shards import user_path
-
-SCORED_FOLDER = "scored"
-"""Where a masked dataset's scores are published with it."""
 
 
 @dataclass(frozen=True)

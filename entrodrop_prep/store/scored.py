@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from entrodrop_prep.store import manifest
 from entrodrop_prep.errors import ConfigError, IntegrityError, ModelError
 from entrodrop_prep.sample.mask import Rows
+from entrodrop_prep.store import manifest
 from entrodrop_prep.store.schema import SCORED, SCORED_BOUNDS, Estimator, check_schema, score_columns, scored_schema
 from entrodrop_prep.store.shards import check_file_schema, read_batches, reading
 
@@ -154,7 +154,7 @@ class ScoredDataset:
         """
         from transformers import AutoTokenizer
 
-        from entrodrop_prep.backends.model import loading
+        from entrodrop_prep.hub.loading import loading
 
         place = self.directory / TOKENIZER
         listed = [e for e in self.manifest["files"] if e["file"].startswith(f"{TOKENIZER}/")]

@@ -18,11 +18,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from entrodrop_prep.store import inside
-from entrodrop_prep.store import strict_json
+from entrodrop_prep.config.names import user_path
+from entrodrop_prep.errors import IntegrityError, OutputError
+from entrodrop_prep.store import inside, strict_json
 from entrodrop_prep.store.digest import ContentDigest, of_json
 from entrodrop_prep.store.disk import renamed_file, write_bytes, writing
-from entrodrop_prep.errors import IntegrityError, OutputError
 from entrodrop_prep.store.manifest_schema import FooterInfo
 from entrodrop_prep.store.manifest_types import PART, SHARD, problem_of
 from entrodrop_prep.store.schema import META_KEY, check_schema
@@ -34,7 +34,6 @@ __all__ = [
     "read_footer",
     "reading",
     "shard_names",
-    "user_path",
     "write_bytes",
     "write_shard",
     "writing",
@@ -83,11 +82,6 @@ def local_directory(out: str) -> Path:
             fix="choose another name",
         ) from e
     return user_path(out)
-
-
-def user_path(name: str) -> Path:
-    """A path with ``~`` as the user's home; one that means no user's home stays as it is."""
-    return Path(os.path.expanduser(name))
 
 
 def shard_names(directory: Path, kind: str) -> list[str]:

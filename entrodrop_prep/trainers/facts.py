@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from entrodrop_prep.store import manifest
 from entrodrop_prep.errors import IntegrityError
+from entrodrop_prep.store import manifest
 from entrodrop_prep.store.schema import MASKED
 from entrodrop_prep.store.shards import local_directory, read_batches, reading
 

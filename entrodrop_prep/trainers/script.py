@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from entrodrop_prep.training.losses import COLUMN
 from entrodrop_prep.store.schema import masked_schema
 from entrodrop_prep.trainers import notes
 from entrodrop_prep.trainers.facts import Facts
 from entrodrop_prep.trainers.template import fill, names, text
+from entrodrop_prep.training.losses import COLUMN
 
 CHECKED = 100  # batches that are compared with the files before training
 POSITIONS = "position_ids"

@@ -10,12 +10,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from entrodrop_prep.store import manifest
-from entrodrop_prep.training.recording import Batch, Piece, pieces
 from entrodrop_prep.errors import ArrivalError, ConfigError
 from entrodrop_prep.sample.mask import IGNORE
+from entrodrop_prep.store import manifest
 from entrodrop_prep.store.schema import MASKED
 from entrodrop_prep.store.shards import local_directory, read_batches
+from entrodrop_prep.training.recording import Batch, Piece, pieces
 
 _OTHER_FILES = (
     "the batches come from other files: look for an older copy, a cache of the trainer's, or a step that edits rows"

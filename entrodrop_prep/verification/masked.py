@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from entrodrop_prep.store import digest
-from entrodrop_prep.store import manifest
 from entrodrop_prep.config import MaterializeConfig, build
 from entrodrop_prep.export import derived
 from entrodrop_prep.export.columns import check_rows
-from entrodrop_prep.export.epoch import OTHER_FILES, VALIDATION, add_counts, misplaced
+from entrodrop_prep.export.epoch import add_counts, misplaced
 from entrodrop_prep.export.plan import SOURCE, identity_of, recipe_values
 from entrodrop_prep.export.provenance import stamped
 from entrodrop_prep.export.sources import arguments
+from entrodrop_prep.store import digest, manifest
+from entrodrop_prep.store.layout import OTHER_FILES, VALIDATION
 from entrodrop_prep.store.schema import MASKED, masked_schema
 from entrodrop_prep.store.shards import read_batches, read_footer
 from entrodrop_prep.verification.scored import shard_findings

@@ -8,20 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from entrodrop_prep.store import manifest
 from entrodrop_prep.config import MaterializeConfig, build
-from entrodrop_prep.store.digest import ContentDigest
-from entrodrop_prep.store.disk import scratch
+from entrodrop_prep.config.names import is_repo_id
 from entrodrop_prep.errors import EntrodropError, IntegrityError, OutputError
-from entrodrop_prep.export.epoch import OTHER_FILES, VALIDATION, Part
+from entrodrop_prep.export.epoch import Part
 from entrodrop_prep.export.job import Job
 from entrodrop_prep.export.materialize import open_job
 from entrodrop_prep.export.order import Order
 from entrodrop_prep.export.plan import SOURCE
 from entrodrop_prep.export.provenance import told_of, told_of_source
 from entrodrop_prep.export.sources import EVAL, arguments, named_path
+from entrodrop_prep.store import manifest
+from entrodrop_prep.store.digest import ContentDigest
+from entrodrop_prep.store.disk import scratch
+from entrodrop_prep.store.layout import OTHER_FILES, VALIDATION
 from entrodrop_prep.store.locks import reading_lock
-from entrodrop_prep.sources.given_paths import is_repo_id
 from entrodrop_prep.store.schema import MASKED, family
 from entrodrop_prep.store.scored import ScoredDataset
 from entrodrop_prep.store.shards import local_directory, read_footer

@@ -13,10 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from entrodrop_prep.store import digest
-from entrodrop_prep.store import manifest
-from entrodrop_prep.store.digest import ContentDigest
 from entrodrop_prep.errors import ModelError
+from entrodrop_prep.store import digest, manifest
+from entrodrop_prep.store.digest import ContentDigest
 from entrodrop_prep.store.schema import SCORED
 from entrodrop_prep.store.scored import TOKENIZER, ScoredDataset, stored_scores, to_rows
 from entrodrop_prep.store.shards import Footer, check_file_schema, read_batches, read_footer

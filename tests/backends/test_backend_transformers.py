@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from helpers.architectures import CONFIGS, VOCABULARY
-from helpers.models import random_rows, run_score, save_model, settings_for, shards, tiny_llama, write_rows
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
@@ -38,11 +36,13 @@ from transformers import (
 
 from entrodrop_prep.backends import load_backend
 from entrodrop_prep.backends import transformers as backend_module
-from entrodrop_prep.backends.prefetch import score_all
 from entrodrop_prep.backends.model import inspect_model
+from entrodrop_prep.backends.prefetch import score_all
 from entrodrop_prep.backends.transformers import FAILURES, TransformersBackend, pick_device
 from entrodrop_prep.engine.reduce import entropy_and_logprob
 from entrodrop_prep.errors import ModelError, ScoreError
+from helpers.architectures import CONFIGS, VOCABULARY
+from helpers.models import random_rows, run_score, save_model, settings_for, shards, tiny_llama, write_rows
 
 V = 97
 TINY = {

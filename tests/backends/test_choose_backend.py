@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.models import settings_for
 
 import entrodrop_prep.backends.architectures as architectures
 from entrodrop_prep.backends import choose
@@ -16,8 +15,9 @@ from entrodrop_prep.backends.model import ModelInfo
 from entrodrop_prep.backends.vllm import VllmBackend
 from entrodrop_prep.config import ScoreConfig
 from entrodrop_prep.errors import ConfigError
+from helpers.models import settings_for
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 INFO = ModelInfo("m", 331, 96, "float32", architecture="LlamaForCausalLM")
 EYES = ModelInfo("m", 331, 96, "float32", architecture="Gemma3ForConditionalGeneration", multimodal=True)
 HALF = ModelInfo("m", 331, 96, "bfloat16", architecture="Qwen3_5ForCausalLM")

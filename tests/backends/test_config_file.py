@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.models import save_model, settings_for, tiny_llama
 
 from entrodrop_prep.backends.config_file import MOST_BYTES, check_config
 from entrodrop_prep.backends.model import inspect_model
 from entrodrop_prep.errors import ModelError
+from helpers.models import save_model, settings_for, tiny_llama
 
 
 @pytest.mark.parametrize(

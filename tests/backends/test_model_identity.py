@@ -14,14 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.models import random_rows, rows_of, run_score, save_model, settings_for, shards, tiny_llama, write_rows
 from safetensors.torch import load_file, save_file
 
-from entrodrop_prep.store import digest
-from entrodrop_prep.store import manifest
 from entrodrop_prep.backends.identity import Weights, identify_weights
 from entrodrop_prep.backends.model import inspect_model
 from entrodrop_prep.errors import MismatchError, ModelError
+from entrodrop_prep.store import digest, manifest
+from helpers.models import random_rows, rows_of, run_score, save_model, settings_for, shards, tiny_llama, write_rows
 
 V = 61
 INDEX = "model.safetensors.index.json"

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.models import Markov, markov_model, settings_for
 
 import entrodrop_prep.backends.self_check as module
 from entrodrop_prep.backends import BACKENDS, load_backend
 from entrodrop_prep.backends.batch import batches
-from entrodrop_prep.backends.prefetch import Feed
 from entrodrop_prep.backends.model import ModelInfo, inspect_model
+from entrodrop_prep.backends.prefetch import Feed
 from entrodrop_prep.backends.self_check import crowd, self_check
 from entrodrop_prep.config import ScoreConfig
 from entrodrop_prep.errors import ScoreError
+from helpers.models import Markov, markov_model, settings_for
 
 Pair = tuple[Any, Any]
 Spoil = Callable[[np.ndarray[Any, Any], Pair, int], Pair]

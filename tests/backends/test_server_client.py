@@ -19,13 +19,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.models import Markov, random_rows, rows_of, run_score, settings_for, shards, words, write_rows
-from helpers.servers import Proxy, VllmServer, free_port, seeded_faults
-from test_score_exact import check as check_rows
-from helpers.vllm import until
 
-from entrodrop_prep.backends.prefetch import Feed, score_all
 from entrodrop_prep.backends.model import DTYPE, ModelInfo
+from entrodrop_prep.backends.prefetch import Feed, score_all
 from entrodrop_prep.backends.server.backend import ServerBackend
 from entrodrop_prep.backends.server.connect import PROBE_TOKENS
 from entrodrop_prep.backends.server.http import server_urls
@@ -33,6 +29,10 @@ from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.errors import ConfigError, EntrodropError, ScoreError
 from entrodrop_prep.export.materialize import materialize
 from entrodrop_prep.verification.run import verify
+from helpers.closed_form import check as check_rows
+from helpers.models import Markov, random_rows, rows_of, run_score, settings_for, shards, words, write_rows
+from helpers.servers import Proxy, VllmServer, free_port, seeded_faults
+from helpers.vllm import until
 
 V, CONTEXT = 128, 256
 KEY = "correct-horse-battery"

@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.models import Markov
-from helpers.servers import Proxy, VllmServer
 
 from entrodrop_prep.backends.model import ModelInfo
 from entrodrop_prep.backends.plugin_response import problem_of
@@ -25,6 +23,8 @@ from entrodrop_prep.backends.server.connect import Checks, Served, connect
 from entrodrop_prep.backends.server.http import Cut, Denied, Server, Slow, Trouble, Unusable, server_urls
 from entrodrop_prep.backends.server.request import ExactQuery, TopKQuery
 from entrodrop_prep.errors import ConfigError
+from helpers.models import Markov
+from helpers.servers import Proxy, VllmServer
 
 V, CONTEXT = 128, 256
 PROBE = np.arange(1, 33, dtype=np.int32)

@@ -20,6 +20,17 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
+from vllm_many_models import Job, ids_of
+
+from entrodrop_prep.backends.architectures import DIFFERING, PROVEN, is_proven, variant_of
+from entrodrop_prep.backends.bounds import entropy_bounds
+from entrodrop_prep.backends.engines import engine_environment
+from entrodrop_prep.backends.model import ModelInfo, inspect_model
+from entrodrop_prep.backends.plugin_response import problem_of, split_scores
+from entrodrop_prep.backends.prefetch import Feed, score_all
+from entrodrop_prep.backends.vllm import VllmBackend
+from entrodrop_prep.config import ScoreConfig
+from entrodrop_prep.errors import ScoreError
 from helpers.architectures import (
     BANDS,
     CONFIGS,
@@ -35,19 +46,8 @@ from helpers.architectures import (
     VOCABULARY,
 )
 from helpers.models import save_model
-from test_bounds import known
 from helpers.vllm import all_gone, descendants, engines, quick_engines
-from vllm_many_models import Job, ids_of
-
-from entrodrop_prep.backends.architectures import DIFFERING, PROVEN, is_proven, variant_of
-from entrodrop_prep.backends.bounds import entropy_bounds
-from entrodrop_prep.backends.engines import engine_environment
-from entrodrop_prep.backends.prefetch import Feed, score_all
-from entrodrop_prep.backends.model import ModelInfo, inspect_model
-from entrodrop_prep.backends.plugin_response import problem_of, split_scores
-from entrodrop_prep.backends.vllm import VllmBackend
-from entrodrop_prep.config import ScoreConfig
-from entrodrop_prep.errors import ScoreError
+from test_bounds import known
 
 TOLERANCE = 1e-4
 STEP = 40
@@ -195,7 +195,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
     environment = {**engine_environment(None, None, cpu=True), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     with (home / "log").open("wb") as log:
         done = subprocess.run(
-            [sys.executable, Path(__file__).with_name("vllm_many_models.py"), home / "plan.json", home / "out.npz"],
+            [sys.executable, Path(vllm_many_models.__file__), home / "plan.json", home / "out.npz"],
             env=environment,
             stdout=log,
             stderr=log,

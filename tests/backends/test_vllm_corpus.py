@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.models import rows_of, run_score, shards
 from transformers import AutoTokenizer
-from helpers.vllm import engines, quick_engines
 
 import entrodrop_prep
 from entrodrop_prep.demo.corpus import write_corpus
 from entrodrop_prep.store.manifest import read
 from entrodrop_prep.store.schema import SCORED
 from entrodrop_prep.verification.run import verify
+from helpers.models import rows_of, run_score, shards
+from helpers.vllm import engines, quick_engines
 
 MODEL = Path(entrodrop_prep.__file__).parent / "demo" / "model"
 TOKENS = 60_000

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.models import Markov, random_rows, rows_of, run_score, shards, write_rows
-from test_score_exact import check, shifted
-from helpers.vllm import all_gone, descendants, engines, environment, quick_engines, until
 
 from entrodrop_prep.store.shards import read_footer
+from helpers.closed_form import check, shifted
+from helpers.models import Markov, random_rows, rows_of, run_score, shards, write_rows
+from helpers.vllm import all_gone, descendants, engines, environment, quick_engines, until
 
 STEP, ROWS_PER_SHARD = 16, 8
 REPEATED = 30

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.models import save_model, tiny_llama
-from helpers.vllm import environment
 
 from entrodrop_prep.backends.architectures import PROVEN, installed_vllm, plugin_is_installed
 from entrodrop_prep.engine.plugin import PREFIX
+from helpers.models import save_model, tiny_llama
+from helpers.vllm import environment
 
 IMPORT = """
 import json, sys

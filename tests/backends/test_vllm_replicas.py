@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.models import Markov, markov_model, random_rows, rows_of, run_score, settings_for, shards, write_rows
-from test_score_exact import check
-from helpers.vllm import engines, quick_engines, until
 
 from entrodrop_prep.backends.batch import Batch
 from entrodrop_prep.backends.engines import Engine, places
-from entrodrop_prep.backends.prefetch import score_all
 from entrodrop_prep.backends.model import inspect_model
+from entrodrop_prep.backends.prefetch import score_all
 from entrodrop_prep.backends.vllm import VllmBackend
 from entrodrop_prep.errors import ConfigError, ScoreError
 from entrodrop_prep.store.shards import read_footer
+from helpers.closed_form import check
+from helpers.models import Markov, markov_model, random_rows, rows_of, run_score, settings_for, shards, write_rows
+from helpers.vllm import engines, quick_engines, until
 
 SETTINGS: dict[str, Any] = {"backend": "vllm", "batch_tokens": 16, "rows_per_shard": 5}
 SHARDS, LATER = 32, 4

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.models import save_model, settings_for, tiny_llama
 from safetensors.torch import load_file, save_file
 
 from entrodrop_prep.backends.loading import load_model
 from entrodrop_prep.backends.model import ModelInfo, inspect_model
+from entrodrop_prep.backends.serve import command_line
 from entrodrop_prep.backends.vllm import VllmBackend
 from entrodrop_prep.backends.weights import check_left_over, is_scale, stored_in
 from entrodrop_prep.config import ServeConfig
 from entrodrop_prep.errors import ModelError
-from entrodrop_prep.backends.serve import command_line
+from helpers.models import save_model, settings_for, tiny_llama
 
 Tensors = dict[str, torch.Tensor]
 PROJECTION = "model.layers.0.mlp.down_proj"

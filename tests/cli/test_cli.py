@@ -14,13 +14,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import typer.main
-from helpers.scored import some_rows, write_scored
 
 import entrodrop_prep
 from entrodrop_prep.cli import app
 from entrodrop_prep.config import MaterializeConfig, ScoreConfig, flag, settings
+from helpers.scored import some_rows, write_scored
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ENTRODROP = Path(sys.executable).parent / "entrodrop"
 WAYS = {
     "entrodrop": [str(ENTRODROP)],

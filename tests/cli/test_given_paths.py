@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from entrodrop_prep import cli
-from entrodrop_prep.sources import given_paths as places
 from entrodrop_prep.errors import EntrodropError, SourceError
 from entrodrop_prep.hub import read_errors as reading
+from entrodrop_prep.sources import given_paths as places
 from entrodrop_prep.sources.source import open_source
 
 MISSING = [

@@ -18,13 +18,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from helpers.scored import some_rows, write_scored
 
 import entrodrop_prep
 from entrodrop_prep.config import MaterializeConfig, ScoreConfig
 from entrodrop_prep.store.digest import ContentDigest
 from entrodrop_prep.store.shards import read_footer
 from entrodrop_prep.verification.run import verify
+from helpers.scored import some_rows, write_scored
 
 MODEL = Path(entrodrop_prep.__file__).parent / "demo" / "model"
 KILLS, STORIES = 10, 60

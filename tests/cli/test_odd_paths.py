@@ -12,13 +12,13 @@ from typing import Any
 
 import datasets
 import pytest
-from helpers.models import run_score, save_model, shards, tiny_llama, write_rows
 from transformers import MptConfig
 
 from entrodrop_prep import cli, materialize, verify
 from entrodrop_prep.backends.model import inspect_model
 from entrodrop_prep.config import MaterializeConfig, ScoreConfig
 from entrodrop_prep.errors import EntrodropError, IntegrityError, ModelError, OutputError, RowError, SourceError
+from helpers.models import run_score, save_model, shards, tiny_llama, write_rows
 
 V = 61
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from helpers.models import Markov, random_rows, rows_of, words, write_rows
 from helpers.pages import ROOT, console_lines
 from helpers.servers import ENVIRONMENT

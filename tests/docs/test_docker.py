@@ -26,14 +26,14 @@ from typing import Any
 import pytest
 import yaml
 from dockerfile_parse import DockerfileParser
-from helpers.models import Markov, random_rows, rows_of, words, write_rows
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from helpers.pages import ROOT, console_lines, settings_of
-from helpers.servers import ENVIRONMENT, START_SECONDS, free_port
 
 from entrodrop_prep.backends.engine_args import parse
 from entrodrop_prep.config import ScoreConfig, ServeConfig
+from helpers.models import Markov, random_rows, rows_of, words, write_rows
+from helpers.pages import ROOT, console_lines, settings_of
+from helpers.servers import ENVIRONMENT, START_SECONDS, free_port
 
 BIN = Path(sys.executable).parent
 DOCKER = ROOT / "docker"

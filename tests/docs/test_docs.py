@@ -18,7 +18,7 @@ import entrodrop_prep
 from entrodrop_prep import errors
 from entrodrop_prep.config import MaterializeConfig, Recipe, flag, settings
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "entrodrop_prep" / "demo" / "model"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md")), MODEL / "MODEL_CARD.md"]
 TEXTS = [

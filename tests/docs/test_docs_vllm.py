@@ -17,16 +17,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from helpers.architectures import CONFIGS, HALF
-from helpers.models import save_model
 from safetensors.torch import load_file, save_file
-from helpers.servers import free_port
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from entrodrop_prep.backends.architectures import DIFFERING, PROVEN
 from entrodrop_prep.verification.run import verify
+from helpers.architectures import CONFIGS, HALF
+from helpers.models import save_model
+from helpers.servers import free_port
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "vllm.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMAND = re.compile(r"^    (entrodrop (?:score|serve) .*)$", re.MULTILINE)

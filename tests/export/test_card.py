@@ -14,7 +14,6 @@ from huggingface_hub import DatasetCard
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from helpers.scored import rewrite_manifest, some_rows, write_scored
 
 from entrodrop_prep import MaterializeConfig, materialize
 from entrodrop_prep.export.card import BEGIN, END, license_of, merged_card, with_license, write_card
@@ -24,6 +23,7 @@ from entrodrop_prep.export.histogram import BINS, PER_NAT, EntropyHistogram
 from entrodrop_prep.store.manifest import read
 from entrodrop_prep.store.schema import MASKED, masked_schema
 from entrodrop_prep.verification.run import verify
+from helpers.scored import rewrite_manifest, some_rows, write_scored
 
 SOURCE = {"kind": "hub", "dataset": "org/texts", "config": "default", "split": "train", "revision": "ab" * 20}
 ROWS = some_rows(40)

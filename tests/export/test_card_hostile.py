@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import DatasetCard
-from helpers.scored import some_rows, write_scored
 
 from entrodrop_prep import MaterializeConfig, materialize
 from entrodrop_prep.export.card import END, masked_card, read_card, scored_card
@@ -19,6 +18,7 @@ from entrodrop_prep.export.card.front import split_card
 from entrodrop_prep.store.manifest import read
 from entrodrop_prep.store.schema import MASKED
 from entrodrop_prep.store.scored import ScoredDataset
+from helpers.scored import some_rows, write_scored
 
 NAMES = [
     "a\n\n## Injected\n\n<img src=x onerror=alert(1)>",

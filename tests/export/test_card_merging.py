@@ -9,7 +9,6 @@ import pyarrow as pa
 import pytest
 import yaml
 from huggingface_hub import DatasetCard
-from helpers.scored import rewrite_manifest, some_rows, write_scored
 
 from entrodrop_prep import MaterializeConfig, materialize
 from entrodrop_prep.export.card import (
@@ -26,6 +25,7 @@ from entrodrop_prep.export.card.values import _feature, values
 from entrodrop_prep.store.manifest import read
 from entrodrop_prep.store.schema import MASKED
 from entrodrop_prep.store.scored import ScoredDataset
+from helpers.scored import rewrite_manifest, some_rows, write_scored
 
 THEIRS = "---\nlicense: cc-by-4.0\npretty_name: Mine\nmy: 1\n---\n# T\n\nwords\n"
 NOTES = "\n\n## Notes\n\nThe dta is good.\n"

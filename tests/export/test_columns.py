@@ -12,19 +12,18 @@ import jsonschema
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.mixtures import Given, Row, naive_mixture, rows_in
-from helpers.scored import all_bytes, copy, rewrite_manifest, some_rows, write_scored
 
 from entrodrop_prep import cli
-from entrodrop_prep.store import digest
-from entrodrop_prep.store import manifest
 from entrodrop_prep.config import EXTRA_COLUMNS, MaterializeConfig, Recipe
 from entrodrop_prep.errors import ConfigError, MismatchError
 from entrodrop_prep.export.materialize import MaterializeSummary, materialize
+from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.json_schemas import schemas
 from entrodrop_prep.store.schema import masked_schema
 from entrodrop_prep.store.shards import read_footer, write_shard
 from entrodrop_prep.verification.run import verify
+from helpers.mixtures import Given, Row, naive_mixture, rows_in
+from helpers.scored import all_bytes, copy, manifest_of, rewrite_manifest, some_rows, write_scored
 
 TRAIN, MORE, HELD = some_rows(40), some_rows(20, seed=8), some_rows(15, seed=7)
 SIZES = (16, 7, 1)
@@ -42,10 +41,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(made: Path, out: Path, **settings: Any) -> MaterializeSummary:
     values = {"scored": str(made / "train"), "out": str(out), "epochs": 2, "rows_per_shard": 20, **settings}
     return materialize(MaterializeConfig(**values))
-
-
-def manifest_of(out: Path) -> dict[str, Any]:
-    return dict(json.loads((out / "manifest.json").read_bytes()))
 
 
 def mixed(made: Path) -> dict[str, Any]:

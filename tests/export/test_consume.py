@@ -11,12 +11,12 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers.scored import VOCABULARY, copy, some_rows, write_scored
-from helpers.tokenizers import byte_bpe
 from transformers import DataCollatorForSeq2Seq, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.export.materialize import materialize
+from helpers.scored import VOCABULARY, copy, some_rows, write_scored
+from helpers.tokenizers import byte_bpe
 
 COLUMNS = ["input_ids", "attention_mask", "labels"]
 Row = dict[str, list[int]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from helpers.mixtures import Given, Row, naive_mixture, rows_in
-from helpers.scored import all_bytes, copy, rewrite_manifest, some_rows, write_scored
-from test_materialize import plain_rows
-from test_mixtures import reseal
 
 from entrodrop_prep import cli
 from entrodrop_prep.config import MaterializeConfig, Recipe
 from entrodrop_prep.errors import IntegrityError, MismatchError, OutputError, SourceError
 from entrodrop_prep.export.materialize import MaterializeSummary, materialize
-from entrodrop_prep.store.json_schemas import schemas
 from entrodrop_prep.sample.mask import Rows
+from entrodrop_prep.store.json_schemas import schemas
 from entrodrop_prep.verification.run import verify
+from helpers.contract import plain_rows
+from helpers.mixtures import Given, Row, naive_mixture, reseal, rows_in
+from helpers.scored import all_bytes, copy, manifest_of, rewrite_manifest, some_rows, write_scored
 
 TRAIN, HELD, MORE = some_rows(40), some_rows(30, seed=7), some_rows(20, seed=8)
 SHUFFLES = ["epoch", "once", "none"]
@@ -41,10 +39,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(made: Path, out: Path, **settings: Any) -> MaterializeSummary:
     values = {"scored": str(made / "train"), "out": str(out), "epochs": 2, **settings}
     return materialize(MaterializeConfig(**values))
-
-
-def manifest_of(out: Path) -> dict[str, Any]:
-    return dict(json.loads((out / "manifest.json").read_bytes()))
 
 
 def whole(rows: Rows) -> list[Row]:

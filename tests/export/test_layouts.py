@@ -16,17 +16,17 @@ import datasets
 import jsonschema
 import pyarrow.parquet as pq
 import pytest
-from helpers.mixtures import rows_in
-from helpers.scored import all_bytes, copy, rewrite_manifest, some_rows, write_scored
 
 from entrodrop_prep import cli
-from entrodrop_prep.store import manifest
 from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.errors import ConfigError, DiskSpaceError, OutputError
 from entrodrop_prep.export import derived, space
 from entrodrop_prep.export.materialize import MaterializeSummary, materialize
+from entrodrop_prep.store import manifest
 from entrodrop_prep.store.json_schemas import schemas
 from entrodrop_prep.verification.run import verify
+from helpers.mixtures import rows_in
+from helpers.scored import all_bytes, copy, rewrite_manifest, some_rows, write_scored
 
 BOTH = ("concatenated", "jsonl")
 COLUMNS = ["input_ids", "attention_mask", "labels"]

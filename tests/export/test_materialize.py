@@ -11,7 +11,7 @@ import re
 import resource
 import shutil
 import signal
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +20,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from helpers.scored import FIRST_PLAIN_ID, VOCABULARY, all_bytes, copy, some_rows, write_scored
-from helpers.tokenizers import byte_bpe
 
 from entrodrop_prep import cli
-from entrodrop_prep.store import manifest
-from entrodrop_prep.store import scored
 from entrodrop_prep.config import MaterializeConfig, Recipe
 from entrodrop_prep.errors import ConfigError, DiskSpaceError, IntegrityError, MismatchError, OutputError, SourceError
 from entrodrop_prep.export import epoch as epoch_module
 from entrodrop_prep.export import order
 from entrodrop_prep.export.materialize import MaterializeSummary, materialize
-from entrodrop_prep.store.locks import locked
 from entrodrop_prep.sample.counter import DROP, REPLACE, order_keys, stream_key, token_words, token_words64
 from entrodrop_prep.sample.mask import Rows
+from entrodrop_prep.store import manifest, scored
+from entrodrop_prep.store.locks import locked
 from entrodrop_prep.verification.run import verify
+from helpers.contract import SPECIAL, drawn, naive_rate, naive_selection, plain_rows
+from helpers.scored import FIRST_PLAIN_ID, VOCABULARY, all_bytes, copy, some_rows, write_scored
+from helpers.tokenizers import byte_bpe
 
 SOURCE = "source"
-SPECIAL = set(range(FIRST_PLAIN_ID))
 TARGETS, SELECTS, SCOPES = ["labels", "inputs", "both"], ["low-entropy", "high-entropy", "random"], ["corpus", "row"]
 SCHEDULES, PROGRESS = ["sigmoid", "linear", "cosine", "constant", "step"], ["epoch", "row"]
 SHUFFLES = ["epoch", "once", "none"]
@@ -62,48 +61,6 @@ def scored_at(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # The contract, read literally.
-
-
-def plain_rows(rows: Rows) -> list[dict[str, Any]]:
-    """Each window by itself, as Python numbers; a null score is None."""
-    result = []
-    for i, (a, b) in enumerate(pairwise(rows.offsets.tolist())):
-        scores = {
-            name: [None if math.isnan(x) else float(x) for x in values[a:b]]
-            for name, values in (("entropy", rows.entropy), ("logprob", rows.logprob))
-        }
-        loss = rows.loss_mask[a:b].tolist()
-        row = {"row_id": int(rows.row_id[i]), "window": int(rows.window[i]), "ids": rows.input_ids[a:b].tolist()}
-        result.append({**row, **scores, "trainable": [t >= 1 and loss[t] for t in range(b - a)]})
-    return result
-
-
-def naive_rate(recipe: Recipe, p: float) -> float:
-    low, high = recipe.min_rate, recipe.max_rate
-    if recipe.schedule == "sigmoid":
-        return low + (high - low) / (1 + math.exp(-recipe.steepness * (p - recipe.midpoint)))
-    if recipe.schedule == "linear":
-        return low + (high - low) * p
-    if recipe.schedule == "cosine":
-        return low + (high - low) * (1 - math.cos(math.pi * p)) / 2
-    if recipe.schedule == "constant":
-        return high
-    return high if p >= recipe.midpoint else low
-
-
-def naive_selection(recipe: Recipe, trainable_entropy: list[float]) -> Any:
-    """Whether an entropy may be dropped, given those that the quantile is taken over."""
-    q = 0.5 if recipe.quantile is None else recipe.quantile
-    if recipe.select == "random":
-        return lambda h: True
-    ordered, count = sorted(trainable_entropy), math.ceil(q * len(trainable_entropy))
-    if recipe.threshold is None and count == 0:
-        return lambda h: False
-    if recipe.select == "low-entropy":
-        low = ordered[count - 1] if recipe.threshold is None else recipe.threshold
-        return lambda h: h <= low
-    high = ordered[len(ordered) - count] if recipe.threshold is None else recipe.threshold
-    return lambda h: h >= high
 
 
 def naive_epoch(
@@ -165,15 +122,6 @@ def naive_epoch(
         counts["dropped"] += sum(dropped)
         counts["labels_left"] += sum(x != -100 for x in labels)
     return result, counts
-
-
-def drawn(unigram: list[int], word: int) -> int:
-    place, running = math.floor((word >> 11) / 2**53 * sum(unigram)), 0
-    for token, count in enumerate(unigram):
-        running += count
-        if place < running:
-            return token
-    raise AssertionError("the draw lies outside the counts")
 
 
 def check(rows: Rows, scored_at: Path, out: Path, **settings: Any) -> None:

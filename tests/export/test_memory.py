@@ -14,19 +14,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.scored import VOCABULARY, some_rows, write_shards
-from helpers.tokenizers import byte_bpe
 
 from entrodrop_prep.export.order import BUCKET_BYTES, ORDER_BYTES
 from entrodrop_prep.export.packing import BLOCK_TOKENS
 from entrodrop_prep.sample.mask import Rows
 from entrodrop_prep.store.scored import BATCH_TOKENS
+from helpers.scored import VOCABULARY, some_rows, write_shards
+from helpers.tokenizers import byte_bpe
 
 pytestmark = pytest.mark.heavy
 SMALL, MEDIUM, BIG = 4_000_000, 12_000_000, 40_000_000
 BYTES_PER_TOKEN = 13
 ROWS_PER_SHARD = 250
-BENCHMARK = Path(__file__).resolve().parent.parent / "benchmarks" / "row_order.py"
+BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "row_order.py"
 
 
 def peak_of(kind: str, settings: dict[str, Any]) -> int:

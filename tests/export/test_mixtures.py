@@ -17,18 +17,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.mixtures import FIGURES, Given, naive_mixture, rows_in, with_column
-from helpers.scored import all_bytes, copy, rewrite_manifest, some_rows, write_scored
 
 from entrodrop_prep import cli
-from entrodrop_prep.store import digest
-from entrodrop_prep.store import scored
 from entrodrop_prep.config import MaterializeConfig, Recipe
 from entrodrop_prep.errors import ConfigError, IntegrityError, MismatchError, SourceError
 from entrodrop_prep.export import order
 from entrodrop_prep.export.materialize import MaterializeSummary, materialize
 from entrodrop_prep.sample.quantile import group_thresholds, high_rank, low_rank
+from entrodrop_prep.store import digest, scored
 from entrodrop_prep.verification.run import verify
+from helpers.mixtures import FIGURES, Given, naive_mixture, reseal, rows_in, with_column
+from helpers.scored import all_bytes, copy, manifest_of, rewrite_manifest, some_rows, write_scored
 
 CODE, TEXT, OLD = some_rows(25), some_rows(40, seed=1, dtype=np.float16), some_rows(15, seed=2)
 KINDS = ["web", "book", None]
@@ -65,10 +64,6 @@ def against(made: Path, *names: str) -> list[str]:
 
 def run(out: Path, **settings: Any) -> MaterializeSummary:
     return materialize(MaterializeConfig(**{"out": str(out), "epochs": 2, **settings}))
-
-
-def manifest_of(out: Path) -> dict[str, Any]:
-    return dict(json.loads((out / "manifest.json").read_bytes()))
 
 
 # The rules, read literally.
@@ -478,23 +473,6 @@ def test_load_dataset_reads_a_mixture(made: Path, tmp_path: Path) -> None:
 def mixed(made: Path, tmp_path: Path) -> Path:
     run(tmp_path / "mixed", **arguments(made), rows_per_shard=25)
     return tmp_path / "mixed"
-
-
-def reseal(out: Path, name: str, table: pa.Table) -> None:
-    """Another content for a file, with every digest put right again."""
-    from entrodrop_prep.store import manifest
-    from entrodrop_prep.store.shards import read_footer, write_shard
-
-    described = manifest_of(out)
-    info = read_footer(out / name).info
-    schema = table.schema.with_metadata({k: v for k, v in table.schema.metadata.items() if k != b"entrodrop"})
-    table = table.replace_schema_metadata(schema.metadata)
-    footer = write_shard(out / name, schema, [table], {k: info[k] for k in info if k not in ("rows", "content_digest")})
-    for entry in described["files"]:
-        if entry["file"] == name:
-            entry |= manifest.file_entry(out, out / name, content_digest=footer.content_digest)
-    contents = [e["content_digest"] for e in described["files"] if "rows" in e]
-    rewrite_manifest(out, files=described["files"], content_digest=digest.of_json(contents))
 
 
 def test_a_tampered_mixture_is_found(mixed: Path, made: Path) -> None:

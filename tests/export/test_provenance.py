@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.models import random_rows, run_score, save_model, tiny_llama, words, write_rows
-from helpers.scored import all_bytes
 
 from entrodrop_prep import MaterializeConfig, __version__, materialize
-from entrodrop_prep.store import digest
-from entrodrop_prep.store import manifest
 from entrodrop_prep.export import provenance
+from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.schema import MASKED, SCORED
 from entrodrop_prep.store.shards import read_footer
+from helpers.models import random_rows, run_score, save_model, tiny_llama, words, write_rows
+from helpers.scored import all_bytes
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ import polars
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.scored import some_rows, write_scored
 
 from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.export.materialize import materialize
+from helpers.scored import some_rows, write_scored
 
 COLUMNS = ["input_ids", "attention_mask", "labels"]
 Rows = list[dict[str, Any]]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, unquote
 
 import yaml
+
 from helpers.hub_store import LFS_SUFFIXES, Refused, Repo, write
 
 if TYPE_CHECKING:

@@ -12,15 +12,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from helpers.scored import VOCABULARY, rewrite_manifest
-from test_materialize import SPECIAL, drawn, naive_rate, naive_selection, plain_rows
 
-from entrodrop_prep.store import digest
-from entrodrop_prep.store import manifest
 from entrodrop_prep.config import Recipe
 from entrodrop_prep.sample.counter import DROP, ORDER, REPLACE, stream_key, token_words, token_words64
 from entrodrop_prep.sample.mask import Rows
+from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.shards import read_footer, write_shard
+from helpers.contract import SPECIAL, drawn, naive_rate, naive_selection, plain_rows
+from helpers.scored import VOCABULARY, manifest_of, rewrite_manifest
 
 FIGURES = ("rows", "tokens", "trainable", "eligible", "dropped", "labels_left")
 Row = tuple[list[int], list[int], list[int]]
@@ -150,3 +149,20 @@ def with_column(directory: Path, name: str, kind: pa.DataType, values: Callable[
     content = {"identity": described["identity"], "shards": contents}
     rewrite_manifest(directory, files=described["files"], content_digest=digest.of_json(content))
     return directory
+
+
+def reseal(out: Path, name: str, table: pa.Table) -> None:
+    """Another content for a file, with every digest put right again."""
+    from entrodrop_prep.store import manifest
+    from entrodrop_prep.store.shards import read_footer, write_shard
+
+    described = manifest_of(out)
+    info = read_footer(out / name).info
+    schema = table.schema.with_metadata({k: v for k, v in table.schema.metadata.items() if k != b"entrodrop"})
+    table = table.replace_schema_metadata(schema.metadata)
+    footer = write_shard(out / name, schema, [table], {k: info[k] for k in info if k not in ("rows", "content_digest")})
+    for entry in described["files"]:
+        if entry["file"] == name:
+            entry |= manifest.file_entry(out, out / name, content_digest=footer.content_digest)
+    contents = [e["content_digest"] for e in described["files"] if "rows" in e]
+    rewrite_manifest(out, files=described["files"], content_digest=digest.of_json(contents))

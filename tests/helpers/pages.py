@@ -13,7 +13,7 @@ import typer.main
 from entrodrop_prep.cli import app
 from entrodrop_prep.config import MaterializeConfig, PushConfig, ScoreConfig, ServeConfig, build
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CONFIGS: dict[str, type] = {
     **{"score": ScoreConfig, "serve": ServeConfig, "materialize": MaterializeConfig},
     "push": PushConfig,

@@ -10,18 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from helpers import hub_calls
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+
+from entrodrop_prep import MaterializeConfig, materialize
+from helpers import hub_calls
 from helpers.hub import WRITER, Hub
 from helpers.scored import some_rows, write_scored
 
-from entrodrop_prep import MaterializeConfig, materialize
-
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FAST = ("--retry-seconds", "0.05", "--timeout", "20")
 LOAD = """
 import json, sys

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.gradients import gradients_recorded
 from transformers import AutoModelForCausalLM
 
 from entrodrop_prep import recording
 from entrodrop_prep.trainers import recipe
+from helpers.gradients import gradients_recorded
 
 Batches = list[dict[str, Any]]
 Trained = list[torch.Tensor]

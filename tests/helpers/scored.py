@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from helpers.tokenizers import byte_bpe
 
-from entrodrop_prep.store import digest
-from entrodrop_prep.store import manifest
 from entrodrop_prep.sample.mask import Rows
+from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.schema import SCORED, SCORED_BOUNDS, Estimator, scored_schema
 from entrodrop_prep.store.shards import WITHOUT_DIGEST, write_bytes, write_shard
+from helpers.tokenizers import byte_bpe
 
 VOCABULARY = 440
 """Columns of the logits of the model that did not make these scores: some more than the tokenizer has tokens."""
@@ -253,3 +252,8 @@ def rewrite_footer(path: Path, change: Callable[[dict[str, Any]], object]) -> No
     with pq.ParquetWriter(path, table.schema, write_page_checksum=True) as writer:
         writer.write_table(table)
         writer.add_key_value_metadata({"entrodrop": json.dumps(info)})
+
+
+def manifest_of(directory: Path) -> dict[str, Any]:
+    """A directory's manifest as it is written."""
+    return dict(json.loads((directory / "manifest.json").read_bytes()))

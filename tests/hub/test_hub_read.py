@@ -13,13 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.hub import READER, WRITER, Fault, Hub
-from helpers.models import random_rows, rows_of, save_model, tiny_llama, words
-from helpers.scored import all_bytes, some_rows, write_scored
 
 from entrodrop_prep import MaterializeConfig, materialize
 from entrodrop_prep.store.manifest import read
 from entrodrop_prep.store.schema import SCORED
+from helpers.hub import READER, WRITER, Fault, Hub
+from helpers.models import random_rows, rows_of, save_model, tiny_llama, words
+from helpers.scored import all_bytes, some_rows, write_scored
 
 SCRIPT = """
 import contextlib, io, json, sys

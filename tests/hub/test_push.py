@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from entrodrop_prep import MaterializeConfig, materialize
 from helpers.hub import READER, WRITER, Fault, Hub
 from helpers.pushes import (
     FAST,
@@ -32,8 +34,6 @@ from helpers.pushes import (
     written,
 )
 from helpers.scored import copy, some_rows, write_scored
-
-from entrodrop_prep import MaterializeConfig, materialize
 
 FOREIGN = {"notes.txt": b"mine", "epoch_000/notes.txt": b"mine too", "other/train-0.parquet": put_rows(1)}
 

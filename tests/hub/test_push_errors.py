@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from entrodrop_prep.errors import ConfigError, HubError
+from entrodrop_prep.hub.retry import Failure, Retry, StoreError, read
+from entrodrop_prep.publish import check, local
+from entrodrop_prep.publish.client import _store_errors
+from entrodrop_prep.publish.plan import LocalFile
 from helpers.hub import WRITER, Fault, Hub
 from helpers.pushes import ROOT, changed, commits_of, fails, masked_directory, push, start
 from helpers.scored import copy
-
-from entrodrop_prep.errors import ConfigError, HubError
-from entrodrop_prep.publish import check
-from entrodrop_prep.publish import local
-from entrodrop_prep.publish.client import _store_errors
-from entrodrop_prep.publish.plan import LocalFile
-from entrodrop_prep.hub.retry import Failure, Retry, StoreError, read
 
 CARD = b"---\nlicense: mit\n---\n# Mine\n\nWords of mine.\n"
 

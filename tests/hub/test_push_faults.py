@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from helpers.hub import Fault, Hub
 from helpers.pushes import FAST, commits_of, holds, masked_directory, parquet_paths, push, put_rows, start
 

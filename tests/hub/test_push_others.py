@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from entrodrop_prep import MaterializeConfig, materialize
 from helpers.hub import Fault, Hub
 from helpers.pushes import (
     changed,
@@ -21,8 +23,6 @@ from helpers.pushes import (
     start,
 )
 from helpers.scored import copy, some_rows, write_scored
-
-from entrodrop_prep import MaterializeConfig, materialize
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """The masks: against a plain reading of the contract token by token, and every property that it promises.
 
-``python tests/masking/test_mask.py`` prints golden_masks.json anew. Read what ``test_golden_masks`` says before you use it.
+``python tests/masking/test_mask.py`` prints golden_masks.json anew. Read what ``test_golden_masks`` says before use.
 """
 
 from __future__ import annotations

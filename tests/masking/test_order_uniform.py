@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.scored import some_rows, write_scored
 
 from entrodrop_prep.export import order
 from entrodrop_prep.export.order import Order
 from entrodrop_prep.sample.counter import order_keys
 from entrodrop_prep.store.scored import ScoredDataset
+from helpers.scored import some_rows, write_scored
 
 SIGMAS = 5.2
 CELLS = 12

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from itertools import pairwise
 from pathlib import Path
@@ -13,8 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from helpers.mixtures import Given, naive_rows, rows_in
-from helpers.scored import all_bytes, copy, rewrite_manifest, some_rows, write_scored
 
 from entrodrop_prep import cli
 from entrodrop_prep.config import EXTRA_COLUMNS, MaterializeConfig, Recipe
@@ -24,6 +21,8 @@ from entrodrop_prep.export.materialize import MaterializeSummary, materialize
 from entrodrop_prep.export.packing import Bins, Segments, block_rows, cut, pack
 from entrodrop_prep.sample.mask import Rows
 from entrodrop_prep.verification.run import verify
+from helpers.mixtures import Given, naive_rows, rows_in
+from helpers.scored import all_bytes, copy, manifest_of, rewrite_manifest, some_rows, write_scored
 
 TRAIN, MORE, HELD = some_rows(40), some_rows(20, seed=8), some_rows(15, seed=7)
 Members = list[tuple[int, int, int]]
@@ -160,10 +159,6 @@ def run(made: Path, out: Path, **settings: Any) -> MaterializeSummary:
     return materialize(MaterializeConfig(**{"add_columns": EXTRA_COLUMNS, **values}))
 
 
-def manifest_of(out: Path) -> dict[str, Any]:
-    return dict(json.loads((out / "manifest.json").read_bytes()))
-
-
 def recipe_of(settings: dict[str, Any]) -> Recipe:
     return Recipe(epochs=2, **{k: v for k, v in settings.items() if k in Recipe.__dataclass_fields__})
 
@@ -295,9 +290,9 @@ def test_pieces_make_the_whole_and_missing_shards_are_made_again(made: Path, tmp
 def test_file_and_group_sizes_change_nothing(
     kind: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from entrodrop_prep.store import scored
     from entrodrop_prep.export import epoch as epoch_module
     from entrodrop_prep.export import order
+    from entrodrop_prep.store import scored
 
     monkeypatch.setattr(packing, "BLOCK_TOKENS", 300)
     run(made, tmp_path / "usual", **arguments(kind, made))

@@ -15,21 +15,21 @@ import pytest
 import trl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from entrodrop_prep.config import ScoreConfig
+from entrodrop_prep.errors import ConfigError, ModelError, RowError, SourceError
+from entrodrop_prep.scoring.messages import Chat, chat_of, pair_of
+from entrodrop_prep.scoring.notes import NOTES, note_text
+from entrodrop_prep.scoring.tokenize import Encoded, Encoder, RowFormat, detect_format
+from entrodrop_prep.scoring.tokenizer import load_tokenizer
+from entrodrop_prep.sources.source import open_source
+from entrodrop_prep.store import manifest
+from entrodrop_prep.store.schema import SCORED
+from entrodrop_prep.store.shards import read_footer
+from entrodrop_prep.verification.run import verify
 from helpers.models import run_score, save_model, shards, tiny_llama, write_rows
 from helpers.scored import rewrite_manifest
 from helpers.tokenizers import CHATML, CHATML_MARKED, byte_bpe
-
-from entrodrop_prep.store import manifest
-from entrodrop_prep.config import ScoreConfig
-from entrodrop_prep.errors import ConfigError, ModelError, RowError, SourceError
-from entrodrop_prep.store.schema import SCORED
-from entrodrop_prep.scoring.messages import Chat, chat_of, pair_of
-from entrodrop_prep.scoring.notes import NOTES, note_text
-from entrodrop_prep.sources.source import open_source
-from entrodrop_prep.scoring.tokenize import Encoded, Encoder, RowFormat, detect_format
-from entrodrop_prep.scoring.tokenizer import load_tokenizer
-from entrodrop_prep.store.shards import read_footer
-from entrodrop_prep.verification.run import verify
 
 TRL = Path(trl.__file__).parent / "chat_templates"
 USER = {"role": "user", "content": "Hi"}

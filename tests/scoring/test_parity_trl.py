@@ -12,12 +12,12 @@ import datasets
 import numpy as np
 import pytest
 import trl
-from helpers.tokenizers import CHATML, CHATML_MARKED, byte_bpe
 from transformers import GPT2Config, GPT2LMHeadModel
 from trl.data_utils import maybe_convert_to_chatml
 
 from entrodrop_prep.config import ScoreConfig
 from entrodrop_prep.scoring.tokenize import Encoded, Encoder, detect_format
+from helpers.tokenizers import CHATML, CHATML_MARKED, byte_bpe
 
 Rows = Sequence[dict[str, Any]]
 

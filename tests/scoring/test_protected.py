@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.models import EOS, random_rows, run_score, save_model, shards, tiny_llama, words, write_rows
 
-from entrodrop_prep.store import manifest
 from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.errors import ModelError
 from entrodrop_prep.export.materialize import materialize
-from entrodrop_prep.store.schema import MASKED, SCORED
 from entrodrop_prep.scoring.protected import stop_ids
+from entrodrop_prep.store import manifest
+from entrodrop_prep.store.schema import MASKED, SCORED
 from entrodrop_prep.verification.run import verify
+from helpers.models import EOS, random_rows, run_score, save_model, shards, tiny_llama, words, write_rows
 
 V = 61
 

@@ -19,6 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import BertConfig, LlamaModel, T5Config, T5ForConditionalGeneration
+
+from entrodrop_prep import cli
+from entrodrop_prep.errors import ModelError, SourceError
+from entrodrop_prep.store import manifest
 from helpers.models import (
     random_rows,
     rows_of,
@@ -30,12 +36,6 @@ from helpers.models import (
     words,
     write_rows,
 )
-from safetensors.torch import load_file
-from transformers import BertConfig, LlamaModel, T5Config, T5ForConditionalGeneration
-
-from entrodrop_prep import cli
-from entrodrop_prep.store import manifest
-from entrodrop_prep.errors import ModelError, SourceError
 
 V = 61
 CONTEXT = 32

@@ -20,6 +20,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from transformers import AutoTokenizer
+
+from entrodrop_prep.errors import (
+    ConfigError,
+    EntrodropError,
+    IntegrityError,
+    MismatchError,
+    OutputError,
+    RowError,
+    SourceError,
+)
+from entrodrop_prep.scoring import plan as plan_module
+from entrodrop_prep.scoring import run as run_module
+from entrodrop_prep.scoring.extra_columns import misfits
+from entrodrop_prep.store import manifest
+from entrodrop_prep.store.locks import locked
+from entrodrop_prep.store.schema import SCORED
+from entrodrop_prep.store.shards import read_footer, write_shard
+from entrodrop_prep.verification.run import verify
 from helpers.models import (
     EOS,
     random_rows,
@@ -33,25 +52,6 @@ from helpers.models import (
     words,
     write_rows,
 )
-from transformers import AutoTokenizer
-
-from entrodrop_prep.store import manifest
-from entrodrop_prep.errors import (
-    ConfigError,
-    EntrodropError,
-    IntegrityError,
-    MismatchError,
-    OutputError,
-    RowError,
-    SourceError,
-)
-from entrodrop_prep.store.locks import locked
-from entrodrop_prep.store.schema import SCORED
-from entrodrop_prep.scoring import plan as plan_module
-from entrodrop_prep.scoring import run as run_module
-from entrodrop_prep.scoring.extra_columns import misfits
-from entrodrop_prep.store.shards import read_footer, write_shard
-from entrodrop_prep.verification.run import verify
 
 V = 61
 

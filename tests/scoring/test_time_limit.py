@@ -8,12 +8,12 @@ import time
 from typing import Any
 
 import pytest
-from helpers.tokenizers import byte_bpe
 
 from entrodrop_prep.errors import RowError
 from entrodrop_prep.scoring import chat
 from entrodrop_prep.scoring.time_limit import within
 from entrodrop_prep.scoring.tokenize import Encoder, RowFormat
+from helpers.tokenizers import byte_bpe
 
 ENDLESS = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
 PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"

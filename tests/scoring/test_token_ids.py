@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.models import rows_of, run_score, save_model, tiny_llama, write_rows
 from tokenizers.processors import TemplateProcessing
-from helpers.tokenizers import CHATML, byte_bpe
 from transformers import PreTrainedTokenizerFast
 
-from entrodrop_prep.store import manifest
-from entrodrop_prep.store.schema import SCORED
 from entrodrop_prep.scoring.token_ids import Padding
 from entrodrop_prep.scoring.tokenize import Encoded, Encoder, RowFormat
 from entrodrop_prep.scoring.tokenizer import added_ids, ends_itself
+from entrodrop_prep.store import manifest
+from entrodrop_prep.store.schema import SCORED
+from helpers.models import rows_of, run_score, save_model, tiny_llama, write_rows
+from helpers.tokenizers import CHATML, byte_bpe
 
 BOS, EOS, PAD, END = 0, 1, 2, 4  # <s>, </s>, <pad>, <|im_end|> of byte_bpe
 X, Y = 300, 301

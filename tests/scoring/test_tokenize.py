@@ -21,7 +21,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
-from helpers.tokenizers import CHATML, CHATML_MARKED, byte_bpe
 from transformers import GPT2Config, PreTrainedTokenizerFast
 
 from entrodrop_prep.config import ScoreConfig
@@ -34,6 +33,7 @@ from entrodrop_prep.scoring.tokenizer import (
     tokenizer_digest,
     vocabulary_disagreement,
 )
+from helpers.tokenizers import CHATML, CHATML_MARKED, byte_bpe
 
 TEXT = RowFormat("text", ("text",))
 PAIR = RowFormat("prompt_completion", ("prompt", "completion"), ("tools", "chat_template_kwargs"))

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.tokenizers import byte_bpe
 
 from entrodrop_prep.errors import ModelError
 from entrodrop_prep.scoring.tokenizer import load_tokenizer
+from helpers.tokenizers import byte_bpe
 
 MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "vocab_size": 420}
 

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import trl
-from helpers.models import rows_of, run_score, save_model, tiny_llama, word_tokenizer, write_rows
-from helpers.tokenizers import CHATML, CHATML_MARKED, byte_bpe
 from transformers.utils.chat_template_utils import render_jinja_template
 
 import entrodrop_prep.scoring.turns as turns_module
@@ -23,6 +21,8 @@ from entrodrop_prep.scoring.chat import render
 from entrodrop_prep.scoring.messages import Chat
 from entrodrop_prep.scoring.tokenize import Encoded, Encoder, RowFormat
 from entrodrop_prep.scoring.turns import TurnFinder, Turns
+from helpers.models import rows_of, run_score, save_model, tiny_llama, word_tokenizer, write_rows
+from helpers.tokenizers import CHATML, CHATML_MARKED, byte_bpe
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 NAMES = sorted(p.stem for p in TEMPLATES.glob("*.jinja") if not p.stem.endswith("_training"))

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from helpers.models import Markov, markov_model, rows_of, run_score, shards, words, write_rows
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from entrodrop_prep.store import manifest
 from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.errors import ConfigError, MismatchError
 from entrodrop_prep.export.materialize import materialize
-from entrodrop_prep.store.schema import SCORED
 from entrodrop_prep.scoring.windows import cut, new_tokens
+from entrodrop_prep.store import manifest
+from entrodrop_prep.store.schema import SCORED
 from entrodrop_prep.verification.run import verify
+from helpers.models import Markov, markov_model, rows_of, run_score, shards, words, write_rows
 
 EOS, BOS, SECOND = 1, 3, 4
 L = 9

@@ -12,17 +12,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.models import run_score, save_model, shards, tiny_llama, write_rows
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from entrodrop_prep.config import ScoreConfig
 from entrodrop_prep.errors import EntrodropError, SourceError
 from entrodrop_prep.scoring import run as run_module
-from entrodrop_prep.sources.source import open_source
 from entrodrop_prep.scoring.tokenize import Encoder, RowFormat
+from entrodrop_prep.sources.source import open_source
+from helpers.models import run_score, save_model, shards, tiny_llama, write_rows
 
-DEMO = Path(__file__).resolve().parent.parent / "entrodrop_prep" / "demo" / "model"
+DEMO = Path(__file__).resolve().parents[2] / "entrodrop_prep" / "demo" / "model"
 LONG, LIMIT = 3 << 20, 1 << 20
 
 

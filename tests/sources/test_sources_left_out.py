@@ -15,11 +15,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.models import run_score, save_model, tiny_llama, write_rows
 
 from entrodrop_prep.errors import RowError, SourceError
 from entrodrop_prep.sources.rows import Source
 from entrodrop_prep.sources.source import open_source
+from helpers.models import run_score, save_model, tiny_llama, write_rows
 
 Log = pytest.LogCaptureFixture
 

@@ -14,16 +14,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.models import random_rows, run_score, save_model, tiny_llama, write_rows
-from helpers.scored import all_bytes, some_rows, write_scored
 
-from entrodrop_prep.store import disk
-from entrodrop_prep.store import manifest
 from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.errors import DiskSpaceError, OutputError
 from entrodrop_prep.export import derived
 from entrodrop_prep.export.materialize import materialize
+from entrodrop_prep.store import disk, manifest
 from entrodrop_prep.verification.run import verify
+from helpers.models import random_rows, run_score, save_model, tiny_llama, write_rows
+from helpers.scored import all_bytes, some_rows, write_scored
 
 V = 61
 Run = Callable[..., Any]

@@ -13,7 +13,7 @@ import pytest
 from entrodrop_prep import MaterializeConfig, ScoreConfig, materialize, score
 from entrodrop_prep.store.json_schemas import schemas, write_schemas
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "entrodrop_prep" / "demo" / "model"
 
 

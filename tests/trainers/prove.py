@@ -28,11 +28,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import datasets  # noqa: E402
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
-from helpers.models import random_rows, run_score, save_model, tiny_llama, words, write_rows  # noqa: E402
 
 from entrodrop_prep import ArrivalError, Arrived, check_batches, materialize  # noqa: E402
 from entrodrop_prep.config import MaterializeConfig  # noqa: E402
 from entrodrop_prep.sample.mask import IGNORE  # noqa: E402
+from helpers.models import random_rows, run_score, save_model, tiny_llama, words, write_rows  # noqa: E402
 
 CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
 EPOCHS, ROWS = 3, 22  # 22 rows: batches straddle epochs, and the last one is short

@@ -14,8 +14,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers.models import random_rows, run_score, save_model, tiny_llama, word_tokenizer, words, write_rows
-from helpers.recipes import run_recipe, run_text
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -27,6 +25,8 @@ from entrodrop_prep.trainers import TRAINERS, recipe, recipe_of
 from entrodrop_prep.trainers.facts import Facts, facts_of, read_facts
 from entrodrop_prep.trainers.notes import comment
 from entrodrop_prep.trainers.template import fill
+from helpers.models import random_rows, run_score, save_model, tiny_llama, word_tokenizer, words, write_rows
+from helpers.recipes import run_recipe, run_text
 
 OURS = ("transformers", "trl", "lightning")
 EPOCHS, ROWS, VOCABULARY = 3, 22, 97

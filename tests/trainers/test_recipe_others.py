@@ -16,7 +16,7 @@ from entrodrop_prep.errors import ConfigError
 from entrodrop_prep.trainers import TRAINERS, recipe_of
 from entrodrop_prep.trainers.facts import Epoch, Facts
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 OUT = 'trained-0123abcd-org-a "model" \N{GRINNING FACE}'
 OTHERS = ("axolotl", "llama-factory", "litgpt", "ms-swift", "unsloth")
 FACTS = Facts(  # names that need quoting

@@ -13,23 +13,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers.gradients import check_trained, trained_positions
-from helpers.models import random_rows, run_score, save_model, tiny_llama, words, write_rows
-from helpers.recipes import run_recipe, watch_text
-from helpers.scored import copy
 from transformers import AutoModelForCausalLM, DataCollatorWithFlattening, LlamaForCausalLM
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as PaddingFree
 
 from entrodrop_prep import ArrivalError, Arrived, check_batches, materialize, recording
-from entrodrop_prep.store import digest
-from entrodrop_prep.store import manifest
 from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.errors import ConfigError, IntegrityError
+from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.schema import masked_schema
 from entrodrop_prep.store.shards import write_shard
 from entrodrop_prep.trainers import recipe
+from helpers.gradients import check_trained, trained_positions
+from helpers.models import random_rows, run_score, save_model, tiny_llama, words, write_rows
+from helpers.recipes import run_recipe, watch_text
+from helpers.scored import copy
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 TRAINERS = ("transformers", "trl", "lightning")
 EPOCHS, ROWS, BATCH = 3, 22, 4  # 22 rows: batches straddle epochs, and the last one is short
 Rows = list[dict[str, list[int]]]

@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from helpers.mixtures import Row, rows_in, with_column
-from helpers.scored import copy, some_rows, write_scored
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -24,6 +22,8 @@ from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.errors import ConfigError, IntegrityError, OutputError, SourceError
 from entrodrop_prep.export.materialize import materialize
 from entrodrop_prep.loader import columns
+from helpers.mixtures import Row, rows_in, with_column
+from helpers.scored import copy, some_rows, write_scored
 
 EPOCHS = 3
 STEEP: dict[str, Any] = {"epochs": EPOCHS, "schedule": "linear", "max_rate": 1}

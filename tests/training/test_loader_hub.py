@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.hub import WRITER, Fault, Hub
-from helpers.mixtures import rows_in
-from helpers.scored import some_rows, write_scored
 
 from entrodrop_prep import materialize
 from entrodrop_prep.config import MaterializeConfig
+from helpers.hub import WRITER, Fault, Hub
+from helpers.mixtures import rows_in
+from helpers.scored import some_rows, write_scored
 
 REPO = "alice/rows"
 RECIPE: dict[str, Any] = {"epochs": 2, "schedule": "linear", "max_rate": 1, "target": "both"}

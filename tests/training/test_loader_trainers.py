@@ -12,15 +12,15 @@ from typing import Any
 
 import lightning
 import pytest
-from helpers.mixtures import rows_in
-from helpers.models import random_rows, run_score, save_model, tiny_llama, words, write_rows
-from helpers.scored import copy, some_rows, write_scored
-from helpers.train import BATCH, RECIPE, STOP, Training, run_lightning, run_trainer
 
 from entrodrop_prep import MaskedRows, check_batches, materialize, recording
 from entrodrop_prep.config import MaterializeConfig
+from helpers.mixtures import rows_in
+from helpers.models import random_rows, run_score, save_model, tiny_llama, words, write_rows
+from helpers.scored import copy, some_rows, write_scored
+from programs.train import BATCH, RECIPE, STOP, Training, run_lightning, run_trainer
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 Rows = list[tuple[list[int], list[int]]]
 
 
@@ -149,7 +149,7 @@ def two_ranks(kind: str, here: Path, settings: dict[str, Any] | None = None) -> 
     """A whole run and a continued one on two processes that talk over gloo; for each the batches of either rank."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*command, str(TESTS / "helpers/train.py"), kind, str(here), json.dumps(settings or {})],
+        [*command, str(TESTS / "programs/train.py"), kind, str(here), json.dumps(settings or {})],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

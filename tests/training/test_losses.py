@@ -10,19 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pytest
 import torch
-from helpers.models import save_model, tiny_llama
-from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainingArguments
-from trl import SFTConfig, SFTTrainer
+from transformers import AutoModelForCausalLM, Trainer
+from trl import SFTTrainer
 
 from entrodrop_prep.errors import ConfigError
 from entrodrop_prep.training.losses import TrainableTokenLoss, summed_loss, trainable_token_loss
+from helpers.models import save_model, tiny_llama
+from programs import train_losses
+from programs.train_losses import BATCH, RATE, Ours, trained, trainer_of
 
 Row = dict[str, Any]
-ROWS, BATCH, RATE = 22, 2, 0.05
+ROWS = 22
 
 
 def make_rows(count: int = ROWS, vocabulary: int = 97) -> list[Row]:
@@ -71,55 +72,8 @@ def naively_trained(model: Path, rows: list[Row], per_step: int, *, mean: bool =
     return {n: p.detach() for n, p in net.named_parameters()} | {"losses": torch.stack(losses)}
 
 
-ARGUMENTS: dict[str, Any] = {
-    "num_train_epochs": 1,
-    "train_sampling_strategy": "sequential",
-    "per_device_train_batch_size": BATCH,
-    "remove_unused_columns": False,
-    "learning_rate": RATE,
-    "lr_scheduler_type": "constant",
-    "optim": "sgd",
-    "max_grad_norm": 0,
-    "logging_steps": 1,
-    "logging_nan_inf_filter": False,
-    "save_strategy": "no",
-    "report_to": [],
-    "use_cpu": True,
-}
-
-
-class Ours(TrainableTokenLoss, Trainer):
-    pass
-
-
 class OursOfTrl(TrainableTokenLoss, SFTTrainer):
     pass
-
-
-def trainer_of(cls: Any, model: Path, rows: list[Row], out: Path, *, loss_kwargs: bool = True, **more: Any) -> Any:
-    from transformers import AutoTokenizer
-
-    net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    if not loss_kwargs:
-        net.accepts_loss_kwargs = False
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    functions = {"compute_loss_func": more.pop("compute_loss_func")} if "compute_loss_func" in more else {}
-    own = {"max_length": None, "bf16": False} if issubclass(cls, SFTTrainer) else {}
-    return cls(
-        model=net,
-        args=(SFTConfig if own else TrainingArguments)(output_dir=str(out), **own, **{**ARGUMENTS, **more}),
-        train_dataset=datasets.Dataset.from_list(rows),
-        data_collator=DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100),
-        **({"processing_class": tokenizer} if own else {}),
-        **functions,
-    )
-
-
-def trained(trainer: Any) -> dict[str, torch.Tensor]:
-    """Weights after training, and the losses that the trainer logged."""
-    trainer.train()
-    losses = torch.tensor([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
-    return {n: p.detach() for n, p in trainer.model.named_parameters()} | {"losses": losses}
 
 
 def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
@@ -161,7 +115,9 @@ def test_without_the_mixin_it_is_a_mean_over_the_labels_left(
 def test_a_model_that_takes_no_count(cls: Any, model: Path, tmp_path: Path) -> None:
     rows = make_rows()
     more = {"loss_kwargs": False, "gradient_accumulation_steps": 3}
-    with pytest.raises(ConfigError, match=r"LlamaForCausalLM: .*compute_loss_func=entrodrop_prep.training.losses.summed_loss"):
+    with pytest.raises(
+        ConfigError, match=r"LlamaForCausalLM: .*compute_loss_func=entrodrop_prep.training.losses.summed_loss"
+    ):
         trained(trainer_of(cls, model, rows, tmp_path, **more))
     found = trained(trainer_of(cls, model, rows, tmp_path, compute_loss_func=summed_loss, **more))
     assert_same(found, naively_trained(model, rows, 3 * BATCH))
@@ -187,7 +143,7 @@ def run_processes(script: Path, count: int, *arguments: object) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     done = subprocess.run(
         [*command, str(script), *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -200,7 +156,7 @@ def test_two_processes_share_a_step(model: Path, tmp_path: Path) -> None:
     rows = make_rows(24)  # no row is given twice to fill up a batch
     rows_file, out = tmp_path / "rows.json", tmp_path / "out"
     rows_file.write_text(json.dumps(rows))
-    run_processes(Path(__file__).with_name("helpers/train_losses.py"), 2, model, rows_file, out)
+    run_processes(Path(train_losses.__file__), 2, model, rows_file, out)
     found = torch.load(tmp_path / "out.pt")
     assert found.pop("processes") == 2
     assert_same(found, naively_trained(model, rows, 2 * 3 * BATCH))

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.models import random_rows, run_score, save_model, tiny_llama, words, write_rows
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening
 
 from entrodrop_prep import ArrivalError, Arrived, check_batches, materialize
 from entrodrop_prep.config import MaterializeConfig
+from helpers.models import random_rows, run_score, save_model, tiny_llama, words, write_rows
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "packing.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "packing.md"
 SCRIPTS = re.findall(r"<!-- run: (\w+) -->\n```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 EPOCHS, LIMIT = 2, 40
 WAYS = [f"{i}-{name}" for i, (name, _) in enumerate(SCRIPTS)]

@@ -17,18 +17,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from helpers.scored import all_bytes, copy, rewrite_manifest, some_rows, write_scored
 
 from entrodrop_prep import cli
-from entrodrop_prep.store import digest
-from entrodrop_prep.store import manifest
 from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.errors import EntrodropError, IntegrityError
 from entrodrop_prep.export.materialize import materialize
+from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.schema import scored_schema
 from entrodrop_prep.store.scored import ScoredDataset
 from entrodrop_prep.store.shards import read_footer, write_shard
 from entrodrop_prep.verification.run import verify
+from helpers.scored import all_bytes, copy, rewrite_manifest, some_rows, write_scored
 
 Damage = Callable[[Path], object]
 FIRST, SECOND = "shard-00000.parquet", "shard-00001.parquet"

@@ -11,15 +11,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from helpers.scored import without_digests
 
 from entrodrop_prep import cli
-from entrodrop_prep.store import manifest
 from entrodrop_prep.config import MaterializeConfig, ScoreConfig
 from entrodrop_prep.errors import EntrodropError
 from entrodrop_prep.export.materialize import materialize
 from entrodrop_prep.scoring.run import score
+from entrodrop_prep.store import manifest
 from entrodrop_prep.verification.run import verify
+from helpers.scored import without_digests
 
 MODEL = Path(cli.__file__).parent / "demo" / "model"
 EDITS = 250

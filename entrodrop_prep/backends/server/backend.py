@@ -15,8 +15,8 @@ from entrodrop_prep.errors import EntrodropError
 
 if TYPE_CHECKING:
     from entrodrop_prep.backends import Scores
-    from entrodrop_prep.backends.prefetch import Feed, Job
     from entrodrop_prep.backends.model import ModelInfo
+    from entrodrop_prep.backends.prefetch import Feed, Job
     from entrodrop_prep.config import ScoreConfig
 
 log = logging.getLogger(__name__)

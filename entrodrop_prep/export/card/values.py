@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from entrodrop_prep.export.epoch import PLAIN, VALIDATION
+from entrodrop_prep.store.layout import PLAIN, VALIDATION
 from entrodrop_prep.store.schema import masked_schema
 from entrodrop_prep.store.scored import ScoredDataset
 from entrodrop_prep.store.shards import reading

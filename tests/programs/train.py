@@ -1,6 +1,6 @@
 """One rank of a training run on masked rows made on the fly; notes every batch that reaches the model.
 
-    torchrun --nproc-per-node 2 helpers/train.py trainer|lightning FOLDER [SETTINGS]
+    torchrun --nproc-per-node 2 programs/train.py trainer|lightning FOLDER [SETTINGS]
 
 SETTINGS are those of the rows, as JSON. FOLDER holds ``scored``, or what they name instead, and gets ``NAME-RANK.json``
 for each run: the ids and labels of each batch, padding left out.
@@ -17,12 +17,12 @@ import lightning
 import torch
 import torch.multiprocessing
 from lightning.pytorch.callbacks import ModelCheckpoint
-from helpers.scored import VOCABULARY
-from helpers.tokenizers import byte_bpe
 from transformers import DataCollatorForSeq2Seq, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 from entrodrop_prep import MaskedLoader, MaskedRows, recording
 from entrodrop_prep.training.recording import pieces
+from helpers.scored import VOCABULARY
+from helpers.tokenizers import byte_bpe
 
 BATCH, STOP = 4, 3
 """Rows in a batch of one rank; the step from which two ranks go on."""
