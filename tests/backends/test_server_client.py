@@ -34,6 +34,8 @@ from helpers.models import Markov, random_rows, rows_of, run_score, settings_for
 from helpers.servers import Proxy, VllmServer, free_port, seeded_faults
 from helpers.vllm import until
 
+pytestmark = pytest.mark.vllm
+
 V, CONTEXT = 128, 256
 KEY = "correct-horse-battery"
 QUEUE = 6

@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
-from vllm_many_models import Job, ids_of
 
 from entrodrop_prep.backends.architectures import DIFFERING, PROVEN, is_proven, variant_of
 from entrodrop_prep.backends.bounds import entropy_bounds
@@ -47,7 +46,11 @@ from helpers.architectures import (
 )
 from helpers.models import save_model
 from helpers.vllm import all_gone, descendants, engines, quick_engines
+from programs import vllm_many_models
+from programs.vllm_many_models import Job, ids_of
 from test_bounds import known
+
+pytestmark = pytest.mark.vllm
 
 TOLERANCE = 1e-4
 STEP = 40

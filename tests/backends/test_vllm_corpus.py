@@ -18,6 +18,8 @@ from entrodrop_prep.verification.run import verify
 from helpers.models import rows_of, run_score, shards
 from helpers.vllm import engines, quick_engines
 
+pytestmark = pytest.mark.vllm
+
 MODEL = Path(entrodrop_prep.__file__).parent / "demo" / "model"
 TOKENS = 60_000
 

@@ -18,6 +18,8 @@ from helpers.closed_form import check, shifted
 from helpers.models import Markov, random_rows, rows_of, run_score, shards, write_rows
 from helpers.vllm import all_gone, descendants, engines, environment, quick_engines, until
 
+pytestmark = pytest.mark.vllm
+
 STEP, ROWS_PER_SHARD = 16, 8
 REPEATED = 30
 

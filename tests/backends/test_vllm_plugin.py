@@ -16,6 +16,8 @@ from entrodrop_prep.engine.plugin import PREFIX
 from helpers.models import save_model, tiny_llama
 from helpers.vllm import environment
 
+pytestmark = pytest.mark.vllm
+
 IMPORT = """
 import json, sys
 before = set(sys.modules)

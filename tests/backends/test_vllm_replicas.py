@@ -24,6 +24,8 @@ from helpers.closed_form import check
 from helpers.models import Markov, markov_model, random_rows, rows_of, run_score, settings_for, shards, write_rows
 from helpers.vllm import engines, quick_engines, until
 
+pytestmark = pytest.mark.vllm
+
 SETTINGS: dict[str, Any] = {"backend": "vllm", "batch_tokens": 16, "rows_per_shard": 5}
 SHARDS, LATER = 32, 4
 

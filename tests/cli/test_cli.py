@@ -201,7 +201,9 @@ def test_the_functions_are_functions_in_whatever_order_they_are_met(names: tuple
     assert out == "True\n"
 
 
-@pytest.mark.parametrize("module", ["scoring.run", "verification", "show", "cli"])
+@pytest.mark.parametrize(
+    "module", ["scoring.run", "verification.run", "verification.inspect", "training.check_batches", "cli"]
+)
 def test_the_functions_are_functions_after_their_modules_were_imported(module: str) -> None:
     code = (
         f"import entrodrop_prep.{module}\nimport entrodrop_prep as e\n"

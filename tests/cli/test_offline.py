@@ -21,6 +21,8 @@ from helpers.models import Markov, random_rows, rows_of, words, write_rows
 from helpers.pages import ROOT, console_lines
 from helpers.servers import ENVIRONMENT
 
+pytestmark = pytest.mark.network
+
 ENTRODROP = str(Path(sys.executable).parent / "entrodrop")
 HUB_ID = "org/base-model"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -25,6 +26,8 @@ from entrodrop_prep.verification.run import verify
 from helpers.architectures import CONFIGS, HALF
 from helpers.models import save_model
 from helpers.servers import free_port
+
+pytestmark = pytest.mark.vllm
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "vllm.md").read_text(encoding="utf-8")

@@ -21,6 +21,8 @@ from helpers.hub import READER, WRITER, Fault, Hub
 from helpers.models import random_rows, rows_of, save_model, tiny_llama, words
 from helpers.scored import all_bytes, some_rows, write_scored
 
+pytestmark = pytest.mark.network
+
 SCRIPT = """
 import contextlib, io, json, sys
 from entrodrop_prep import cli

@@ -35,6 +35,8 @@ from helpers.pushes import (
 )
 from helpers.scored import copy, some_rows, write_scored
 
+pytestmark = pytest.mark.network
+
 FOREIGN = {"notes.txt": b"mine", "epoch_000/notes.txt": b"mine too", "other/train-0.parquet": put_rows(1)}
 
 

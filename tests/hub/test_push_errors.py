@@ -23,6 +23,8 @@ from helpers.hub import WRITER, Fault, Hub
 from helpers.pushes import ROOT, changed, commits_of, fails, masked_directory, push, start
 from helpers.scored import copy
 
+pytestmark = pytest.mark.network
+
 CARD = b"---\nlicense: mit\n---\n# Mine\n\nWords of mine.\n"
 
 

@@ -20,6 +20,8 @@ import pytest
 from helpers.hub import Fault, Hub
 from helpers.pushes import FAST, commits_of, holds, masked_directory, parquet_paths, push, put_rows, start
 
+pytestmark = pytest.mark.network
+
 STEPS = (
     *("whoami", "info", "create-repo", "refs", "tree", "validate-yaml", "preupload"),
     *("lfs-batch", "lfs-put", "lfs-verify", "commit", "resolve", "tag"),

@@ -24,6 +24,8 @@ from helpers.pushes import (
 )
 from helpers.scored import copy, some_rows, write_scored
 
+pytestmark = pytest.mark.network
+
 
 @pytest.fixture(scope="module")
 def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -28,6 +28,8 @@ from entrodrop_prep.trainers.template import fill
 from helpers.models import random_rows, run_score, save_model, tiny_llama, word_tokenizer, words, write_rows
 from helpers.recipes import run_recipe, run_text
 
+pytestmark = pytest.mark.training
+
 OURS = ("transformers", "trl", "lightning")
 EPOCHS, ROWS, VOCABULARY = 3, 22, 97
 LONGEST = 30

@@ -28,6 +28,8 @@ from helpers.models import random_rows, run_score, save_model, tiny_llama, words
 from helpers.recipes import run_recipe, watch_text
 from helpers.scored import copy
 
+pytestmark = pytest.mark.training
+
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 TRAINERS = ("transformers", "trl", "lightning")
 EPOCHS, ROWS, BATCH = 3, 22, 4  # 22 rows: batches straddle epochs, and the last one is short

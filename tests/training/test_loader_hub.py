@@ -17,6 +17,8 @@ from helpers.hub import WRITER, Fault, Hub
 from helpers.mixtures import rows_in
 from helpers.scored import some_rows, write_scored
 
+pytestmark = pytest.mark.network
+
 REPO = "alice/rows"
 RECIPE: dict[str, Any] = {"epochs": 2, "schedule": "linear", "max_rate": 1, "target": "both"}
 READ = """

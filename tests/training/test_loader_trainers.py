@@ -20,6 +20,8 @@ from helpers.models import random_rows, run_score, save_model, tiny_llama, words
 from helpers.scored import copy, some_rows, write_scored
 from programs.train import BATCH, RECIPE, STOP, Training, run_lightning, run_trainer
 
+pytestmark = pytest.mark.training
+
 TESTS = Path(__file__).resolve().parents[1]
 Rows = list[tuple[list[int], list[int]]]
 

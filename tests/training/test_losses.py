@@ -22,6 +22,8 @@ from helpers.models import save_model, tiny_llama
 from programs import train_losses
 from programs.train_losses import BATCH, RATE, Ours, trained, trainer_of
 
+pytestmark = pytest.mark.training
+
 Row = dict[str, Any]
 ROWS = 22
 

@@ -16,6 +16,8 @@ from entrodrop_prep import ArrivalError, Arrived, check_batches, materialize
 from entrodrop_prep.config import MaterializeConfig
 from helpers.models import random_rows, run_score, save_model, tiny_llama, words, write_rows
 
+pytestmark = pytest.mark.training
+
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "packing.md"
 SCRIPTS = re.findall(r"<!-- run: (\w+) -->\n```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 EPOCHS, LIMIT = 2, 40
