@@ -195,7 +195,7 @@ def heavy_packages_load_where_they_are_used(program: Program) -> list[str]:
 
 
 def declarations_are_light(program: Program) -> list[str]:
-    rooms = tuple(f"{PACKAGE}.{r}" for r in LIGHT if r not in ("", "cli")) + (f"{PACKAGE}.sources.given_paths",)
+    rooms = [f"{PACKAGE}.{r}" for r in (*LIGHT, "sources.given_paths") if r not in ("", "cli")]
     wrong = []
     for i in program.imports:
         allowed = LIGHT.get(room_of(i.module))

@@ -26,7 +26,6 @@ def read(name: str) -> Any:
         ("vendor.github-workflows", ".github/workflows/ci.yml"),
         *(("vendor.github-issue-forms", f".github/ISSUE_TEMPLATE/{name}.yml") for name in ("bug", "idea")),
         ("vendor.github-issue-config", ".github/ISSUE_TEMPLATE/config.yml"),
-        ("vendor.pre-commit-config", ".pre-commit-config.yaml"),
     ],
 )
 def test_files_that_others_read_fit_their_schemas(schema: str, file: str) -> None:
