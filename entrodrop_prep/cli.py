@@ -134,7 +134,7 @@ def _check_score(config: ScoreConfig) -> None:
     if "://" in config.out:
         return
     if config.chat_template:
-        places.check_file(config.chat_template, "--chat-template", "chat template")
+        places.check_template(config.chat_template)
     places.check_source(config.source, hub=True)
     places.check_model(config.model)
     if config.tokenizer:

@@ -18,6 +18,7 @@ from entrodrop_prep.config.names import only_a_path, user_path
 from entrodrop_prep.errors import ConfigError, ModelError, RowError
 from entrodrop_prep.hub.loading import loading
 from entrodrop_prep.scoring import chat
+from entrodrop_prep.sources.given_paths import CHATML
 from entrodrop_prep.store import digest
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CHATML = "chatml"
 CHATML_MARKS = ("<|im_start|>", "<|im_end|>")
 _FIX = "name one with --tokenizer"
 

@@ -16,6 +16,8 @@ from entrodrop_prep.errors import ConfigError, IntegrityError, ModelError, Sourc
 
 Kind = Literal["scored", "masked"]
 MANIFEST, STATE = "manifest.json", ".state.json"
+CHATML = "chatml"
+"""The chat template that comes with this program."""
 _NAMED = re.compile(r"[A-Za-z0-9_-]{1,64}=(.+)", re.DOTALL)
 _WEIGHT = re.compile(r":(?:\d+(?:\.\d*)?|\.\d+)$")
 _MADE_BY = {"scored": "score", "masked": "materialize"}
@@ -88,6 +90,12 @@ def check_file(path: str, option: str, what: str) -> None:
         raise ConfigError(f"cannot read the {what}: it is a directory", where=path, fix=f"check {option}")
     if not os.path.lexists(path):
         raise ConfigError(f"cannot read the {what}: No such file or directory", where=path, fix=f"check {option}")
+
+
+def check_template(name: str) -> None:
+    """Raises ConfigError for the file of a chat template that is not there or is not one."""
+    if name != CHATML:
+        check_file(name, "--chat-template", "chat template")
 
 
 def check_directory(name: str, wanted: Kind | None = None, *, hub: bool = False) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import entrodrop_prep
+from entrodrop_prep.terminal import interrupt
 
 LINE = "interrupted: finished files are kept; run the same command again to go on\n"
 
@@ -37,3 +38,15 @@ def test_importing_the_command_leaves_the_handler_alone() -> None:
 
     assert entrodrop_prep.cli.run is not None
     assert signal.getsignal(signal.SIGINT) is before is signal.default_int_handler
+
+
+def test_a_command_that_is_to_ignore_ctrl_c_does() -> None:
+    """As after ``nohup``, or in the background of a script."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        interrupt.loading()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        interrupt.loaded()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -16,6 +16,7 @@ import trl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from entrodrop_prep import cli
 from entrodrop_prep.config import ScoreConfig
 from entrodrop_prep.errors import ConfigError, ModelError, RowError, SourceError
 from entrodrop_prep.scoring.messages import Chat, chat_of, pair_of
@@ -606,3 +607,12 @@ def test_chatml_for_a_tokenizer_without_its_tokens(
         with caplog.at_level(logging.WARNING):
             load_tokenizer(str(directory), revision=None, trust_remote_code=False, chat_template_file="chatml")
         assert ("no token for <|im_start|> and for <|im_end|>" in caplog.text) == said
+
+
+def test_chatml_is_named_on_the_command_line(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is no file, and the directory in which the command runs has none of that name."""
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "rows.jsonl", [{"messages": [USER, BOT]}])
+    command = ["score", "rows.jsonl", "--model", str(model), "--backend", "transformers", "--out", "scored"]
+    assert cli.run([*command, "--chat-template", "chatml"]) == 0
+    assert cli.run([*command, "--chat-template", "chatmll", "--overwrite"]) == 2

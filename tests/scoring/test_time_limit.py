@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import threading
 import time
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from entrodrop_prep.errors import RowError
-from entrodrop_prep.scoring import chat
+from entrodrop_prep.scoring import chat, time_limit
 from entrodrop_prep.scoring.time_limit import within
 from entrodrop_prep.scoring.tokenize import Encoder, RowFormat
 from helpers.tokenizers import byte_bpe
 
 ENDLESS = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
 PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+
+
+@pytest.fixture(autouse=True)
+def _no_hang() -> Iterator[None]:
+    """Where nothing interrupts the work, the test does."""
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("nothing interrupted it"))
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 def spin() -> None:
@@ -47,15 +61,42 @@ def test_nothing_is_raised_afterwards() -> None:
         while time.monotonic() < until:
             pass
 
-    ended = []
-    for i in range(20):
-        try:
-            within(0.1, lambda i=i: work(0.08 + i * 0.005))  # type: ignore[misc]
-            ended.append(True)
-        except TimeoutError:
-            ended.append(False)
+    for i in range(8):
+        with contextlib.suppress(TimeoutError):
+            within(0.1, lambda i=i: work(0.08 + i * 0.012))  # type: ignore[misc]
         work(0.01)
-    assert True in ended
+
+
+def test_what_comes_too_late_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call ends before it hears that it took too long."""
+    told: list[tuple[int, Any]] = []
+
+    def work() -> None:
+        while not told:
+            sum(range(100))
+
+    monkeypatch.setattr(time_limit, "_raise_in", lambda *what: told.append(what))
+    within(0.1, work)
+    assert told[0][1] is not None
+    assert told[-1][1] is None
+    assert {thread for thread, _ in told} == {threading.get_ident()}
+
+
+def test_a_fork_has_the_limit_too() -> None:
+    within(5, lambda: None)  # whose thread a fork does not have
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+        child = os.fork()
+    if not child:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(60)
+        try:
+            within(0.2, spin)
+        except TimeoutError:
+            os._exit(7)
+        os._exit(8)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 7
 
 
 def test_each_thread_has_its_own_limit() -> None:

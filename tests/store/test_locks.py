@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,33 @@ def test_what_is_being_written_is_not_read(reader: str, place: Path, monkeypatch
         READERS[reader](place)
     if "push" not in reader:
         READERS[reader](place)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from entrodrop_prep import locks
+with locks.{lock}(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("lock", ["reading_lock", "locked"])
+def test_a_killed_run_leaves_no_lock(lock: str, place: Path) -> None:
+    scored = place / "scored"
+    process = subprocess.Popen([sys.executable, "-c", HOLD.format(lock=lock), scored], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(OutputError, match="another run is"), locked(scored):
+            pytest.fail("two at once")
+    finally:
+        process.kill()
+        process.wait()
+    with locked(scored):
+        pass
+    assert not verify(str(scored)).findings
 
 
 def test_what_is_being_read_is_not_written(place: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import resource
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -348,6 +349,34 @@ def test_a_disk_that_fails_ends_a_run_with_one_line(
     assert {p: p.read_bytes() for p in left} == left
     RUNS[command](place, tmp_path / "whole")
     assert all_bytes(out, without=("README.md",)) == all_bytes(tmp_path / "whole", without=("README.md",))
+
+
+class ClosesBadly(io.FileIO):
+    """As on a network file system that finds only then what it could not keep."""
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize("name", ["shard-00001.parquet", "unigram.npy", "train-00001-of", "README.md"])
+def test_a_file_that_cannot_be_closed_gets_no_name(
+    name: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, real = tmp_path / "out", disk.create
+
+    def create(path: Path) -> BinaryIO:
+        return io.BufferedWriter(ClosesBadly(path, "xb")) if name in path.name else real(path)
+
+    run = RUNS["score" if name in ("shard-00001.parquet", "unigram.npy") else "materialize"]
+    monkeypatch.setattr(disk, "create", create)
+    with pytest.raises(OutputError, match=f"{name}.*: writing failed: {os.strerror(errno.EIO)}"):
+        run(place, out)
+    monkeypatch.undo()
+    assert not [p for p in out.rglob("*") if name in p.name]
+    run(place, out)
+    assert not verify(str(out)).findings
 
 
 @pytest.mark.parametrize("layout", ["jsonl", "concatenated"])
