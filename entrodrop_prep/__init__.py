@@ -25,7 +25,7 @@ _NAMES = {
     "verify": "entrodrop_prep.verification.run",
     "inspect": "entrodrop_prep.verification.inspect",
     "check_batches": "entrodrop_prep.training.check_batches",
-    "Arrived": "entrodrop_prep.training.check_batches",
+    "BatchCheck": "entrodrop_prep.training.check_batches",
     "recording": "entrodrop_prep.training.recording",
     "MaskedRows": "entrodrop_prep.loader.rows",
     "MaskedStream": "entrodrop_prep.loader.stream",
@@ -53,14 +53,14 @@ if TYPE_CHECKING:
     from entrodrop_prep.scoring.run import ScoreSummary, score
     from entrodrop_prep.store.json_schemas import write_schemas
     from entrodrop_prep.trainers import recipe
-    from entrodrop_prep.training.check_batches import Arrived, check_batches
+    from entrodrop_prep.training.check_batches import BatchCheck, check_batches
     from entrodrop_prep.training.recording import recording
     from entrodrop_prep.verification.inspect import show as inspect
     from entrodrop_prep.verification.run import verify
 
 __all__ = [
     "ArrivalError",
-    "Arrived",
+    "BatchCheck",
     "EntrodropError",
     "HubError",
     "MaskedLoader",

@@ -22,7 +22,7 @@ from entrodrop_prep.store.disk import scratch_file
 
 if TYPE_CHECKING:
     from entrodrop_prep.backends.model import ModelInfo
-    from entrodrop_prep.backends.prefetch import Job
+    from entrodrop_prep.backends.prefetch import ShardTokens
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Engine:
             self.connection.send((self._keys, np.concatenate(sequences).astype(np.int32), lengths))
         self._keys += 1
 
-    def receive(self, done: Callable[[Job, int], None]) -> tuple[Batch, np.ndarray[Any, Any]] | None:
+    def receive(self, done: Callable[[ShardTokens, int], None]) -> tuple[Batch, np.ndarray[Any, Any]] | None:
         """Take one message; a batch with its raw scores [N, 2] if it finished one. Raises EOFError or OSError."""
         message = self.connection.recv()
         self.heard = time.monotonic()

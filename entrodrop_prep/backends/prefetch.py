@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-class Job(Protocol):
+class ShardTokens(Protocol):
     """The sequences of one shard.
 
     ``index`` tells it from others; each of ``sequences`` is ``input_ids [T] int32``, 2 <= T <= the longest row of the
@@ -25,7 +25,7 @@ class Job(Protocol):
     def sequences(self) -> Sequence[np.ndarray[Any, Any]]: ...
 
 
-class Feed:
+class PrefetchQueue:
     """Jobs from an iterator that a thread runs at most ``ahead`` jobs before the one who takes them.
 
     An exception of the iterator ends the feed after the jobs before it, and stands in ``error``: who scores finishes
@@ -94,7 +94,7 @@ class _Probe:
         self.sequences = sequences
 
 
-class _One(Feed):
+class _One(PrefetchQueue):
     """A feed of one job that is there already."""
 
     def __init__(self, job: Any) -> None:

@@ -30,7 +30,7 @@ Ints = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Arrived:
+class BatchCheck:
     """What was proved: how much reached the model as it was written.
 
     Attributes:
@@ -100,7 +100,7 @@ class _Files:
 
 def check_batches(
     directory: str | Path, batches: Iterable[Batch], epochs: Sequence[int] | None = None, *, complete: bool = True
-) -> Arrived:
+) -> BatchCheck:
     """Prove that batches hold the rows of a masked directory, in order, with their labels.
 
     Every id and every label is compared; padding is left aside, but must be labelled -100. The files are read one after
@@ -148,7 +148,7 @@ def check_batches(
             where=row.name,
             fix=f"{_GONE}; complete=False checks only what came",
         )
-    return Arrived(tuple(seen), rows, tokens, labels)
+    return BatchCheck(tuple(seen), rows, tokens, labels)
 
 
 def _files(path: Path, epochs: Sequence[int] | None, *, apart: bool) -> _Files:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from entrodrop_prep.backends.prefetch import Feed, score_all
+from entrodrop_prep.backends.prefetch import PrefetchQueue, score_all
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Numbers:
             raise self.error
 
 
-def rest(feed: Feed) -> list[Any]:
+def rest(feed: PrefetchQueue) -> list[Any]:
     found = []
     while (job := feed.take()) is not None:
         found.append(job)
@@ -40,7 +40,7 @@ def rest(feed: Feed) -> list[Any]:
 
 
 def test_jobs_come_in_order_and_end() -> None:
-    feed = Feed(Numbers(50))
+    feed = PrefetchQueue(Numbers(50))
     assert rest(feed) == list(range(1, 51))
     assert feed.ended
     assert feed.take() is None
@@ -50,12 +50,12 @@ def test_jobs_come_in_order_and_end() -> None:
 
 
 def test_the_first_job_can_be_waited_for_and_stays() -> None:
-    feed = Feed(Numbers(2))
+    feed = PrefetchQueue(Numbers(2))
     assert feed.any()
     assert feed.any()
     assert rest(feed) == [1, 2]
     assert not feed.any()
-    empty = Feed(())
+    empty = PrefetchQueue(())
     assert not empty.any()
     assert empty.ended
 
@@ -63,7 +63,7 @@ def test_the_first_job_can_be_waited_for_and_stays() -> None:
 @pytest.mark.parametrize("ahead", [1, 2, 5])
 def test_it_reads_so_far_ahead_and_no_further(ahead: int) -> None:
     numbers = Numbers(50)
-    feed = Feed(numbers, ahead)
+    feed = PrefetchQueue(numbers, ahead)
     assert feed.take() == 1
     deadline = time.monotonic() + 5
     while len(numbers.made) < ahead + 2 and time.monotonic() < deadline:
@@ -75,18 +75,18 @@ def test_it_reads_so_far_ahead_and_no_further(ahead: int) -> None:
 
 def test_an_error_comes_after_the_jobs_before_it() -> None:
     error = ValueError("bad row")
-    feed = Feed(Numbers(5, error))
+    feed = PrefetchQueue(Numbers(5, error))
     assert rest(feed) == [1, 2, 3, 4, 5]
     assert feed.ended
     assert feed.error is error
-    at_once = Feed(Numbers(0, error))
+    at_once = PrefetchQueue(Numbers(0, error))
     assert not at_once.any()
     assert at_once.error is error
 
 
 def test_who_does_not_wait_gets_what_a_slow_source_has_in_the_end() -> None:
     gate = threading.Semaphore(0)
-    feed = Feed(Numbers(3, gate=gate))
+    feed = PrefetchQueue(Numbers(3, gate=gate))
     for number in (1, 2, 3):
         assert feed.take(wait=False) is None
         assert not feed.ended
@@ -102,7 +102,7 @@ def test_who_does_not_wait_gets_what_a_slow_source_has_in_the_end() -> None:
 def test_closing_ends_a_reader_that_waits_for_a_place() -> None:
     numbers = Numbers(50)
     others = set(threading.enumerate())
-    feed = Feed(numbers, 1)
+    feed = PrefetchQueue(numbers, 1)
     assert feed.any()
     begun = time.monotonic()
     feed.close()

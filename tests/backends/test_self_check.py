@@ -15,7 +15,7 @@ import entrodrop_prep.backends.self_check as module
 from entrodrop_prep.backends import BACKENDS, load_backend
 from entrodrop_prep.backends.batch import batches
 from entrodrop_prep.backends.model import ModelInfo, inspect_model
-from entrodrop_prep.backends.prefetch import Feed
+from entrodrop_prep.backends.prefetch import PrefetchQueue
 from entrodrop_prep.backends.self_check import crowd, self_check
 from entrodrop_prep.config import ScoreConfig
 from entrodrop_prep.errors import ScoreError
@@ -34,7 +34,7 @@ class Tables:
     def environment(self) -> dict[str, str]:
         return {"backend": "tables"}
 
-    def score(self, jobs: Feed, done: Callable[[Any, int], None]) -> Iterator[tuple[Any, list[Any]]]:
+    def score(self, jobs: PrefetchQueue, done: Callable[[Any, int], None]) -> Iterator[tuple[Any, list[Any]]]:
         while (job := jobs.take()) is not None:
             yield job, [self.spoil(ids, self.scores(ids), place) for place, ids in enumerate(job.sequences)]
 

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from entrodrop_prep.backends.model import DTYPE, ModelInfo
-from entrodrop_prep.backends.prefetch import Feed, score_all
+from entrodrop_prep.backends.prefetch import PrefetchQueue, score_all
 from entrodrop_prep.backends.server.backend import ServerBackend
 from entrodrop_prep.backends.server.connect import PROBE_TOKENS
 from entrodrop_prep.backends.server.http import server_urls
@@ -133,7 +133,7 @@ def jobs_of(rows: list[Ids], size: int) -> list[Job]:
 
 def run(backend: ServerBackend, jobs: list[Job], notice: Callable[[int], None] = lambda tokens: None) -> dict[int, Any]:
     """The scores of each job. ``notice`` is told how many tokens are done whenever some are."""
-    feed, total = Feed(jobs), 0
+    feed, total = PrefetchQueue(jobs), 0
 
     def done(job: Job, tokens: int) -> None:
         nonlocal total
@@ -202,7 +202,7 @@ def test_shards_of_any_size(
 
 def test_two_calls_do_not_mix(servers: Servers, connect: Connect, closed_form: Markov) -> None:
     backend = connect(servers.plain)
-    first = backend.score(Feed(jobs_of(ragged(90, longest=90), 8)), lambda job, tokens: None)
+    first = backend.score(PrefetchQueue(jobs_of(ragged(90, longest=90), 8)), lambda job, tokens: None)
     check(closed_form, *((lambda job, scores: (job.sequences, scores))(*next(first))))
     first.close()
     jobs = jobs_of(ragged(20, seed=1), 4)
@@ -223,7 +223,7 @@ def test_reading_waits_for_the_servers(
             yield job
 
     found: list[Any] = []
-    feed = Feed(read())
+    feed = PrefetchQueue(read())
     reader = threading.Thread(target=lambda: found.extend(backend.score(feed, lambda job, tokens: None)), daemon=True)
     reader.start()
     time.sleep(1)
@@ -436,7 +436,7 @@ def test_an_error_comes_after_what_was_finished_before(
         started.wait(20)
         yield jobs[1]
 
-    feed = Feed(read())
+    feed = PrefetchQueue(read())
     scores = backend.score(feed, lambda job, tokens: None)
     job, first = next(scores)
     check(closed_form, job.sequences, first)

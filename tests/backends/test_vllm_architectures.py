@@ -26,7 +26,7 @@ from entrodrop_prep.backends.bounds import entropy_bounds
 from entrodrop_prep.backends.engines import engine_environment
 from entrodrop_prep.backends.model import ModelInfo, inspect_model
 from entrodrop_prep.backends.plugin_response import problem_of, split_scores
-from entrodrop_prep.backends.prefetch import Feed, score_all
+from entrodrop_prep.backends.prefetch import PrefetchQueue, score_all
 from entrodrop_prep.backends.vllm import VllmBackend
 from entrodrop_prep.config import ScoreConfig
 from entrodrop_prep.errors import ScoreError
@@ -384,7 +384,7 @@ def test_shards_that_come_slowly_and_an_empty_one(halves: dict[str, VllmBackend]
         raise error
 
     backend = halves[TENSOR_PARALLEL[0]]
-    feed, tokens = Feed(slowly()), dict.fromkeys(range(4), 0)
+    feed, tokens = PrefetchQueue(slowly()), dict.fromkeys(range(4), 0)
 
     def done(job: Part, count: int) -> None:
         tokens[job.index] += count

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, DataCollatorWithFlattening, LlamaForCausalLM
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as PaddingFree
 
-from entrodrop_prep import ArrivalError, Arrived, check_batches, materialize, recording
+from entrodrop_prep import ArrivalError, BatchCheck, check_batches, materialize, recording
 from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.errors import ConfigError, IntegrityError
 from entrodrop_prep.store import digest, manifest
@@ -80,11 +80,11 @@ def rows_of(masked: Path) -> Rows:
     return [row for f in files for row in pq.read_table(f).to_pylist()]
 
 
-def everything(masked: Path) -> Arrived:
+def everything(masked: Path) -> BatchCheck:
     """What must have arrived, by the manifest."""
     epochs = json.loads((masked / "manifest.json").read_bytes())["epochs"]
     sums = [sum(e[name] for e in epochs) for name in ("rows", "tokens", "labels_left")]
-    return Arrived(tuple(range(EPOCHS)), *sums)
+    return BatchCheck(tuple(range(EPOCHS)), *sums)
 
 
 def scripts(page: str) -> list[str]:
@@ -213,7 +213,7 @@ def test_the_lines_of_the_training_page(here: Path, capsys: pytest.CaptureFixtur
     exec(compile(during, "training.md", "exec"), names)
     assert names["arrived"].rows == 3 * 4 * BATCH  # four batches a step
     assert names["arrived"].epochs == (0, 1, 2)
-    assert "Arrived(epochs=(0, 1, 2)" in capsys.readouterr().out
+    assert "BatchCheck(epochs=(0, 1, 2)" in capsys.readouterr().out
 
 
 # --- batches in every form

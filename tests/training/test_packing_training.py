@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening
 
-from entrodrop_prep import ArrivalError, Arrived, check_batches, materialize
+from entrodrop_prep import ArrivalError, BatchCheck, check_batches, materialize
 from entrodrop_prep.config import MaterializeConfig
 from helpers.models import random_rows, run_score, save_model, tiny_llama, words, write_rows
 
@@ -55,9 +55,9 @@ def trainer_of(way: str) -> Any:
     return names["trainer"]
 
 
-def everything(directory: Path) -> Arrived:
+def everything(directory: Path) -> BatchCheck:
     epochs = json.loads((directory / "manifest.json").read_bytes())["epochs"]
-    return Arrived(tuple(range(EPOCHS)), *(sum(e[n] for e in epochs) for n in ("rows", "tokens", "labels_left")))
+    return BatchCheck(tuple(range(EPOCHS)), *(sum(e[n] for e in epochs) for n in ("rows", "tokens", "labels_left")))
 
 
 def logits_of(model: Any, call: Callable[[], Any]) -> torch.Tensor:

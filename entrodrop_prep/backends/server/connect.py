@@ -17,7 +17,7 @@ import numpy as np
 from entrodrop_prep.backends.agreement import disagreement
 from entrodrop_prep.backends.model import DTYPE, IDENTITY, ModelInfo
 from entrodrop_prep.backends.server.http import KEY_VARIABLE, Denied, Gone, Server, Trouble, Unusable
-from entrodrop_prep.backends.server.request import Query
+from entrodrop_prep.backends.server.request import ScoreRequest
 from entrodrop_prep.config.names import user_path
 from entrodrop_prep.errors import ConfigError, EntrodropError
 
@@ -43,7 +43,7 @@ class Checks:
 
     model: str
     info: ModelInfo
-    query: Query
+    query: ScoreRequest
     longest: int
     timeout: float
 

@@ -26,7 +26,7 @@ NO_TOKEN = 2**30
 _VOCABULARY = re.compile(r"vocabulary size: (\d+)", re.IGNORECASE)
 
 
-class Query(Protocol):
+class ScoreRequest(Protocol):
     """A kind of request.
 
     Attributes:
@@ -67,7 +67,7 @@ class ExactQuery:
         self.info = info
 
     def body(self, model: str, sequences: Sequences) -> bytes:
-        """See ``Query.body``."""
+        """See ``ScoreRequest.body``."""
         return json.dumps(
             {
                 "model": model,
@@ -81,11 +81,11 @@ class ExactQuery:
         ).encode()
 
     def most_bytes(self, sequences: Sequences) -> int:
-        """See ``Query.most_bytes``."""
+        """See ``ScoreRequest.most_bytes``."""
         return 8 * sum(map(len, sequences))
 
     def read(self, answer: bytes, sequences: Sequences) -> list[Scores]:
-        """See ``Query.read``."""
+        """See ``ScoreRequest.read``."""
         lengths = [len(s) for s in sequences]
         if len(answer) != self.most_bytes(sequences):
             raise Unusable(f"its answer has {len(answer):,} bytes for {sum(lengths):,} tokens, not 8 a token")
@@ -96,14 +96,14 @@ class ExactQuery:
         return split_scores(raw, lengths, self.info, "a server's answer")
 
     def explain(self, denied: Denied) -> EntrodropError:
-        """See ``Query.explain``."""
+        """See ``ScoreRequest.explain``."""
         return ConfigError(
             f"the server gives no token entropies ({denied})",
             fix="start it with `entrodrop serve MODEL`: it needs the plugin and --runner pooling",
         )
 
     def check(self, server: Server, model: str, timeout: float) -> None:
-        """See ``Query.check``. The plugin's answer has it all."""
+        """See ``ScoreRequest.check``. The plugin's answer has it all."""
 
 
 class TopKQuery:
@@ -115,7 +115,7 @@ class TopKQuery:
         self.info, self.k = info, min(k, info.vocab_size)
 
     def body(self, model: str, sequences: Sequences, **more: Any) -> bytes:
-        """See ``Query.body``."""
+        """See ``ScoreRequest.body``."""
         return json.dumps(
             {
                 "model": model,
@@ -129,11 +129,11 @@ class TopKQuery:
         ).encode()
 
     def most_bytes(self, sequences: Sequences) -> int:
-        """See ``Query.most_bytes``: a token's id, its log-probability, its rank and its text, k + 1 times."""
+        """See ``ScoreRequest.most_bytes``: a token's id, its log-probability, its rank and its text, k + 1 times."""
         return 512 * (self.k + 1) * sum(map(len, sequences))
 
     def read(self, answer: bytes, sequences: Sequences) -> list[Scores]:
-        """See ``Query.read``."""
+        """See ``ScoreRequest.read``."""
         try:
             choices = sorted(json.loads(answer)["choices"], key=lambda choice: int(choice["index"]))
             positions = [choice["prompt_logprobs"] for choice in choices]
@@ -161,7 +161,7 @@ class TopKQuery:
         return list(zip(*(np.split(values, ends) for values in (low, high, logprob)), strict=True))
 
     def explain(self, denied: Denied) -> EntrodropError:
-        """See ``Query.explain``."""
+        """See ``ScoreRequest.explain``."""
         if "prompt logprobs" in str(denied) or "max_logprobs" in str(denied):
             return ConfigError(
                 f"the server gives fewer log-probabilities than --top-k {self.k} ({denied})",
@@ -174,7 +174,7 @@ class TopKQuery:
         )
 
     def check(self, server: Server, model: str, timeout: float) -> None:
-        """See ``Query.check``. A server refuses a bias for a token that there is not, and says how many there are."""
+        """See ``ScoreRequest.check``. A server refuses a bias for an unknown token."""
         body = self.body(model, [np.zeros(1, np.int32)], logit_bias={str(NO_TOKEN): 0.0})
         try:
             server.post(self.path, body, timeout, 0)

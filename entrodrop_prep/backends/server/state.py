@@ -13,7 +13,7 @@ GROWTH = 8
 """Answers in a row after which a server that was full is given more at once."""
 
 
-class Line:
+class ServerState:
     """A server, and how it is doing.
 
     Attributes:
