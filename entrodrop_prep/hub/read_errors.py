@@ -1,4 +1,4 @@
-"""What the Hub refuses to readers, in words: gated, private, missing, no such revision, out of reach."""
+"""Whether the Hub answers, and errors on reading from it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from entrodrop_prep.hub import refusals
+
 log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 5.0
@@ -19,72 +21,16 @@ QUIET_SECONDS = 0.5
 """After which it is said that the Hub is waited for."""
 _ANSWERS: dict[str, bool] = {}
 """Endpoint -> whether it answered when this process first asked."""
-LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 def refusal(
     error: BaseException, kind: Literal["dataset", "model"], name: str, revision: str | None = None
 ) -> tuple[str, str] | None:
-    """What happened and what to do about it, if ``error`` or what caused it is an answer of the Hub, or its absence."""
+    """``refusals.read_refusal``, knowing whether the Hub answered this process."""
     from huggingface_hub import constants
-    from huggingface_hub.errors import (
-        DisabledRepoError,
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
 
-    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
-    found = list(_causes(error))
-    silent = (
-        f"the Hub at {constants.ENDPOINT} cannot be reached",
-        f"check the network and the id; a local path is written ./{name}",
-    )
-    for cause in found:
-        if isinstance(cause, GatedRepoError):
-            return f"access to the {kind} is restricted (gated)", f"accept its terms on {page}, then {LOG_IN}"
-        if isinstance(cause, DisabledRepoError):
-            return f"the Hub has disabled access to the {kind}", f"see {page}"
-        if isinstance(cause, RepositoryNotFoundError):
-            return (
-                f"the Hub has no such {kind}, or it is private and you may not read it",
-                f"check the id; if the {kind} is private, {LOG_IN}; a local path is written ./{name}",
-            )
-        if isinstance(cause, RevisionNotFoundError):
-            return (
-                f"the {kind} has no revision {revision or 'of that name'!r}",
-                "give a branch, a tag or a commit of it",
-            )
-    for cause in found:
-        response = getattr(cause, "response", None) if isinstance(cause, HfHubHTTPError) else None
-        status = None if response is None else response.status_code
-        if status == 401:
-            return "the Hub does not accept the token", "log in again with `hf auth login`, or mend or unset HF_TOKEN"
-        if status == 403:
-            return f"the token may not read the {kind}", f"give it that right, or {LOG_IN} as who has it"
-        if status == 429:
-            return (
-                "the Hub limits how often it may be called",
-                "run the same command again later; logged in, more is let",
-            )
-        if status is not None and status >= 500:
-            return f"the Hub has a failure of its own ({status})", "run the same command again later"
-    not_cached = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)
-    if _ANSWERS.get(constants.ENDPOINT) is False and any(isinstance(cause, not_cached) for cause in found):
-        return f"{silent[0]}, and the {kind} is not in the cache", silent[1]
-    absent = (LocalEntryNotFoundError, ConnectionError) if constants.HF_HUB_OFFLINE else (OfflineModeIsEnabled,)
-    if any(isinstance(cause, absent) for cause in found):
-        return (
-            f"HF_HUB_OFFLINE is set and the {kind} is not in the cache",
-            "unset it, or load it once online",
-        )
-    unanswered = [cause for cause in found if getattr(cause, "response", None) is None]
-    if any(isinstance(cause, unreachable_errors()) for cause in unanswered):
-        return silent
-    return None
+    silent = _ANSWERS.get(constants.ENDPOINT) is False
+    return refusals.read_refusal(error, kind, name, revision, silent=silent)
 
 
 @contextmanager
@@ -169,21 +115,3 @@ def _answers(endpoint: str, wanted: str) -> bool:
     if not answered.wait(QUIET_SECONDS):
         log.info("contacting %s for %s", endpoint, wanted)
     return answered.wait(ANSWER_SECONDS)
-
-
-def unreachable_errors() -> tuple[type[Exception], ...]:
-    """What is raised where no answer came: by the HTTP library, httpx or in newer versions httpx2, or the system."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    roots = [base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError"]
-    return (*roots, ConnectionError, TimeoutError)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error, what it was raised from, and so on."""
-    seen: set[int] = set()
-    found: BaseException | None = error
-    while found is not None and id(found) not in seen:
-        seen.add(id(found))
-        yield found
-        found = found.__cause__ or found.__context__

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from entrodrop_prep.errors import HubError, IntegrityError
 from entrodrop_prep.hub.credentials import without
+from entrodrop_prep.hub.refusals import write_refusal
 from entrodrop_prep.hub.retry import Failure, Retry, StoreError
-from entrodrop_prep.hub.write_errors import meaning
 from entrodrop_prep.publish.plan import LocalFile, RemoteFile
 from entrodrop_prep.store.disk import scratch
 
@@ -60,7 +60,7 @@ class Client:
         """A failure as an error: what happened, what is kept, what to do."""
         from huggingface_hub import constants
 
-        happened, fix = meaning(failure)
+        happened, fix = write_refusal(failure.status, failure.retry_after)
         text = happened.format(endpoint=constants.ENDPOINT)
         return HubError(without(f"{text} ({failure.said}); {kept}", self.token), where=self.repo, fix=fix)
 

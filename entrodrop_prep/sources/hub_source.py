@@ -13,7 +13,8 @@ from typing import Any
 from entrodrop_prep.config.expansion import bounded
 from entrodrop_prep.config.names import is_hub_name
 from entrodrop_prep.errors import ConfigError, SourceError
-from entrodrop_prep.hub.read_errors import LOG_IN, asking, refusal, unreachable_errors
+from entrodrop_prep.hub.read_errors import asking, refusal
+from entrodrop_prep.hub.refusals import LOG_IN, unreachable_errors
 from entrodrop_prep.sources.hub_stream import StreamSource
 from entrodrop_prep.sources.lines import MAX_ROW_BYTES
 from entrodrop_prep.sources.rows import Chunk, Source, SourceRow

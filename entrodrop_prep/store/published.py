@@ -8,7 +8,8 @@ from pathlib import Path
 
 from entrodrop_prep.config.names import is_repo_id, user_path
 from entrodrop_prep.errors import ConfigError, HubError, IntegrityError
-from entrodrop_prep.hub.read_errors import asking, refusal, unreachable_errors
+from entrodrop_prep.hub.read_errors import asking, refusal
+from entrodrop_prep.hub.refusals import unreachable_errors
 from entrodrop_prep.store import manifest
 from entrodrop_prep.store.layout import OTHER_FILES, SCORED_FOLDER, SHARD_FILES
 from entrodrop_prep.store.schema import MASKED, SCORED, family
@@ -43,7 +44,7 @@ def fetch(repo: str, revision: str | None = None, *, with_scored: bool = True) -
     of this program.
     """
     told = [manifest.NAME, *([f"{SCORED_FOLDER}/{manifest.NAME}"] if with_scored else [])]
-    directory = _download(repo, revision, told)
+    directory = download(repo, revision, told)
     if not (directory / manifest.NAME).is_file():
         raise IntegrityError(
             f"the dataset on the Hub has no {manifest.NAME}",
@@ -54,7 +55,7 @@ def fetch(repo: str, revision: str | None = None, *, with_scored: bool = True) -
     scored = directory / SCORED_FOLDER
     if with_scored and (scored / manifest.NAME).is_file():
         wanted += [f"{SCORED_FOLDER}/{name}" for name in _wanted(scored)]
-    _download(repo, commit, wanted)
+    download(repo, commit, wanted)
     return Published(repo, commit, directory, scored if with_scored and (scored / manifest.NAME).is_file() else None)
 
 
@@ -67,16 +68,22 @@ def _wanted(directory: Path) -> list[str]:
     return [*listed, *([SHARD_FILES, *others] if kind == "masked" else [SCORED_FILES])]
 
 
-def _download(repo: str, revision: str | None, patterns: list[str]) -> Path:
-    """The snapshot's folder in the cache, which has the commit's name."""
+def download(repo: str, revision: str | None, patterns: list[str], token: str | None = None) -> Path:
+    """The files of a dataset on the Hub that fit ``patterns``: the folder of the snapshot, which the commit names.
+
+    Raises HubError where the Hub refuses or cannot be reached and the cache of ``huggingface_hub`` has it not.
+    """
+
     from huggingface_hub import snapshot_download
 
     errors: tuple[type[Exception], ...] = (*unreachable_errors(), OSError, ValueError)
     try:
         with asking("dataset", repo):
-            return Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=patterns))
+            found = snapshot_download(
+                repo, repo_type="dataset", revision=revision, allow_patterns=patterns, token=token
+            )
     except errors as e:
-        told = refusal(e, "dataset", repo, revision)
-        if told is None:
-            raise
-        raise HubError(f"there is no such directory here, and {told[0]}", where=repo, fix=told[1]) from e
+        lines = refusal(e, "dataset", repo, revision)
+        happened, fix = lines or (f"it cannot be loaded: {e}", "check the name and the network")
+        raise HubError(happened, where=repo, fix=fix) from e
+    return Path(found)

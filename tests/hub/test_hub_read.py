@@ -122,7 +122,7 @@ def test_a_published_dataset_is_proved(hub: Hub, made: Path, tmp_path: Path) -> 
     assert "does not list this file" in answers[5][2]
     refused(answers[6], "alice/other", "no manifest.json")
     refused(answers[7], "no revision 'v9'", "a tag or a commit")
-    refused(answers[8], "alice/missing", "no such directory here", "no such dataset", "hf auth login")
+    refused(answers[8], "alice/missing", "no such dataset", "a local path is written ./alice/missing", "hf auth login")
     assert not list((home / "hub" / "datasets--alice--alone").rglob("notes.txt")), "more than needed was downloaded"
 
 
