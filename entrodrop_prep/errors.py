@@ -10,6 +10,7 @@
     │   ├── MismatchError     it belongs to another run
     │   └── DiskSpaceError    it does not have the room
     ├── IntegrityError        a scored or masked directory is incomplete or damaged
+    │   └── UnsupportedError  an earlier version made it, and this one does not read it
     ├── ArrivalError          a trainer gave its model something else than what was written
     └── HubError              the Hub refused, could not be reached, or gave back something else
 
@@ -71,6 +72,10 @@ class DiskSpaceError(OutputError):
 
 class IntegrityError(EntrodropError):
     """A scored or masked directory is incomplete or damaged."""
+
+
+class UnsupportedError(IntegrityError):
+    """A directory is of a form that only earlier versions read."""
 
 
 class ArrivalError(EntrodropError):

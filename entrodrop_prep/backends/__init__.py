@@ -47,7 +47,6 @@ class Backend(Protocol):
         Yields:
             Each job with the scores of its sequences in order: ``(entropy [T-1] float32, logprob [T-1] float32)``,
             nats; index i speaks of token i+1. The arithmetic of the reduction is float32 over the full vocabulary.
-            With ``--estimator topk``: ``(entropy_lo, entropy_hi, logprob)``.
 
         Raises:
             ScoreError: there is nothing left to score with, or what it gives cannot be used.
@@ -90,7 +89,7 @@ def load_backend(name: str, config: ScoreConfig, info: ModelInfo) -> Backend:
     """
     module, _, attribute = BACKENDS[name].partition(":")
     backend = cast("Backend", getattr(importlib.import_module(module), attribute)(config, info))
-    if name != "transformers" and config.self_check and config.estimator == "exact":
+    if name != "transformers" and config.self_check:
         from entrodrop_prep.backends.self_check import self_check
 
         try:

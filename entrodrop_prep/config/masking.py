@@ -68,12 +68,6 @@ class Recipe:
             metavar="corpus|row|source|column:C",
         ),
     ] = "corpus"
-    bounds: Annotated[
-        Literal["lo", "hi"] | None,
-        Setting(
-            "Which bound to take for the entropy of a directory that holds bounds (experimental).", default_text="none"
-        ),
-    ] = None
     protect: Annotated[
         str,
         Setting(

@@ -176,14 +176,6 @@ class ScoreConfig:
         Setting("Number format the scores are stored in. float16 halves their size at about three digits."),
     ] = "float32"
     logprob: Annotated[bool, Setting("Store the log-probability of each token beside the entropy.")] = True
-    estimator: Annotated[
-        Literal["exact", "topk"],
-        Setting("What is stored: the exact entropy, or experimental bounds from the top k of a stock vLLM server."),
-    ] = "exact"
-    top_k: Annotated[
-        int,
-        Setting("Tokens of which --estimator topk asks the log-probabilities (experimental).", ge=1),
-    ] = 20
     batch_tokens: Annotated[
         int,
         Setting(
@@ -287,13 +279,6 @@ class ScoreConfig:
             )
         if len(set(self.keep_columns)) != len(self.keep_columns):
             raise ConfigError("--keep-columns names a column twice", fix="name each column once")
-        if self.estimator == "topk" and self.backend != "server" and not self.server:
-            raise ConfigError(
-                f"--estimator topk asks a stock vLLM server, --backend is {self.backend}",
-                fix="add --backend server, or leave out --estimator: the exact entropy is the default",
-            )
-        if self.estimator != "topk" and self.top_k != ScoreConfig.top_k:
-            raise ConfigError("--top-k has no use with the exact entropy", fix="leave it out, or add --estimator topk")
         if self.replicas != "auto" and not (self.replicas.isdecimal() and int(self.replicas)):
             raise ConfigError(f"--replicas {self.replicas!r} is not understood", fix="give auto or a number of engines")
         if self.backend == "server" and not self.server:

@@ -24,7 +24,6 @@ def finish(
     job: Job,
     parts: list[Part],
     identity: dict[str, Any],
-    undecided: float | None,
     layouts: list[str],
     used: list[dict[str, str]],
 ) -> dict[str, Any]:
@@ -48,7 +47,6 @@ def finish(
         if job.sources.named
         else told_of_source(job.sources.all[0], named=False),
         "tau_nats": job.told_tau,
-        **({} if undecided is None else {"open_share": undecided}),
         "entropy_histogram": job.spread.told(),
         "environments": used,
         "rows_without_loss": job.rows_without_loss,

@@ -19,7 +19,7 @@ from entrodrop_prep.export.histogram import EntropyHistogram
 from entrodrop_prep.export.order import Order, has_label, payload_bytes, tables_of, trainable_batches
 from entrodrop_prep.export.packed import PackedReader, Packer
 from entrodrop_prep.export.packing import PackedSize
-from entrodrop_prep.export.plan import SOURCE, Corpus, identity_of, mask_plan, open_share, survey
+from entrodrop_prep.export.plan import SOURCE, Corpus, identity_of, mask_plan, survey
 from entrodrop_prep.export.sources import Sources
 from entrodrop_prep.sample.counter import order_keys
 from entrodrop_prep.sample.curriculum import row_rates
@@ -118,11 +118,10 @@ class Job(ABC):
     def _validation_reader(self, part: Part, shards: list[int]) -> Reader:
         if not self.validation:
             raise ValueError("there are no validation rows")
-        score = self.validation.score_columns[0]
-        batches = trainable_batches(self.validation, ["row_id", "window", "input_ids", score, "loss_mask"])
+        batches = trainable_batches(self.validation, ["row_id", "window", "input_ids", "entropy", "loss_mask"])
 
         def whole(table: pa.Table, rates: NDArray[np.float64]) -> list[Piece]:
-            rows = to_rows(table, score)
+            rows = to_rows(table)
             return [Piece(VALIDATION, None, rows, unmasked(rows))]
 
         return Reader(self.schema, part.layout, shards, partial(tables_of, batches), _no_rates, whole)
@@ -199,11 +198,6 @@ class Job(ABC):
 
     @property
     @abstractmethod
-    def open_share(self) -> float | None:
-        """See ``plan.open_share``."""
-
-    @property
-    @abstractmethod
     def sorting_bytes(self) -> int:
         """About how many bytes are held on disk while the rows of an epoch are sorted."""
 
@@ -250,10 +244,6 @@ class Single(Job):
         return self._corpus.spread
 
     @property
-    def open_share(self) -> float | None:
-        return open_share(self._scored, self._plan)
-
-    @property
     def sorting_bytes(self) -> int:
         scores = 2 if self._scored.has_logprob else 1
         return payload_bytes(self._corpus.rows, self._corpus.tokens, scores, self._scored.score_dtype)
@@ -278,11 +268,11 @@ class Single(Job):
     @property
     def _columns(self) -> list[str]:
         logprob = ["logprob"] if self.config.keep_surprising is not None else []
-        return ["row_id", "window", "input_ids", self._scored.score, *logprob, "loss_mask"]
+        return ["row_id", "window", "input_ids", "entropy", *logprob, "loss_mask"]
 
     def once(self) -> Iterator[tuple[Rows, NDArray[np.int32]]]:
         for batch in trainable_batches(self._scored, self._columns):
-            yield to_rows(batch, self._scored.score), np.zeros(batch.num_rows, np.int32)
+            yield to_rows(batch), np.zeros(batch.num_rows, np.int32)
 
     def times(self, rows: pa.RecordBatch, epoch: int) -> NDArray[np.int64]:
         return np.ones(rows.num_rows, np.int64)
@@ -302,7 +292,7 @@ class Single(Job):
         self._plan = mask_plan(self._scored, self.config, self._corpus)
 
     def pieces(self, table: pa.Table, epoch: int | None, rates: NDArray[np.float64]) -> list[Piece]:
-        rows = to_rows(table, self._scored.score)
+        rows = to_rows(table)
         return [Piece(SOURCE, None, rows, unmasked(rows) if epoch is None else apply(rows, self._plan, epoch, rates))]
 
 

@@ -72,9 +72,6 @@ def materialize(config: MaterializeConfig) -> MaterializeSummary:
 def _materialize(config: MaterializeConfig) -> MaterializeSummary:
     out = local_directory(config.out)
     job = open_job(config)
-    some = job.sources.masked[0].scored
-    if some.estimator != "exact":
-        log.info("taking %s for the entropy: bounds are experimental", some.score)
     for scored in job.directories:
         if out.resolve() == scored.directory.resolve() or scored.directory.resolve() in out.resolve().parents:
             raise OutputError(
@@ -107,9 +104,6 @@ def _materialize(config: MaterializeConfig) -> MaterializeSummary:
         _warn_of_left_out(config, parts)
         if config.pack:
             _warn_of_packing(config, parts[0])
-        undecided = job.open_share
-        if undecided is not None:
-            log.info("the bounds leave open whether %.1f%% of the trainable tokens may be dropped", 100 * undecided)
         if config.overwrite:
             missing = {part: list(range(part.layout.shards)) for part in parts}
         else:
@@ -126,7 +120,7 @@ def _materialize(config: MaterializeConfig) -> MaterializeSummary:
         with writing(out):
             remove_files(out, [manifest.NAME])
         seconds, tokens = _write(out, job, missing, identity)
-        described = finish(out, job, parts, identity, undecided, layouts, used)
+        described = finish(out, job, parts, identity, layouts, used)
         return MaterializeSummary(out, described["epochs"], seconds, tokens, already_complete=False)
 
 

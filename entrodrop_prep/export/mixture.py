@@ -21,7 +21,7 @@ from entrodrop_prep.export.order import Order, has_label, payload_bytes
 from entrodrop_prep.export.plan import drop_token_id, protected_ids, replacements
 from entrodrop_prep.export.sources import Source
 from entrodrop_prep.sample.counter import CHOOSE, order_keys, rate_limit, stream_key, token_words
-from entrodrop_prep.sample.mask import Masked, MaskPlan, Rows, apply, eligible_tokens, unmasked
+from entrodrop_prep.sample.mask import Masked, MaskPlan, Rows, apply, unmasked
 from entrodrop_prep.sample.quantile import group_thresholds, quantile_of
 from entrodrop_prep.store.scored import stored_scores, to_rows
 
@@ -107,7 +107,7 @@ class Mixture(Job):
             masks = not source.plain
             columns = [
                 *_CORE,
-                *([source.scored.score] if masks else []),
+                *(["entropy"] if masks else []),
                 *(["logprob"] if masks and self._with_logprob else []),
                 *([self._column] if masks and self._column else []),
             ]
@@ -123,7 +123,7 @@ class Mixture(Job):
         }
         if self._column:
             made["group"] = pa.array(np.zeros(n, np.int32) if source.plain else self._groups(batch))
-        made["entropy"] = self._scores(batch, None if source.plain else source.scored.score)
+        made["entropy"] = self._scores(batch, None if source.plain else "entropy")
         if self._with_logprob:
             made["logprob"] = self._scores(batch, None if source.plain else "logprob")
         arrays = [made[name] if name in made else batch.column(name) for name in self.sorted_schema.names]
@@ -164,10 +164,10 @@ class Mixture(Job):
         self._counted = _Counts(dict.fromkeys(epochs, 0), dict.fromkeys(epochs, 0))
         for source in self.sources.all:
             column = None if source.plain else self._column
-            score = [] if source.plain else [source.scored.score]
+            score = [] if source.plain else ["entropy"]
             for batch in source.scored.batches([*_CORE, *score, *([column] if column else [])]):
                 if not source.plain:
-                    rows = to_rows(batch, source.scored.score)
+                    rows = to_rows(batch)
                     self._counted.spread.add(rows.entropy[rows.trainable])
                 keep = has_label(batch.column("loss_mask"))
                 self._counted.rows_without_loss += int((~keep).sum())
@@ -214,10 +214,10 @@ class Mixture(Job):
 
         def chunks() -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
             for index, source in enumerate(masked):
-                extra = [source.scored.score, *([self._column] if self._column else [])]
+                extra = ["entropy", *([self._column] if self._column else [])]
                 for batch in source.scored.batches([*_CORE, *extra]):
                     batch = batch.filter(pa.array(has_label(batch.column("loss_mask"))))
-                    rows = to_rows(batch, source.scored.score)
+                    rows = to_rows(batch)
                     if self._column:
                         group = np.repeat(self._groups(batch), rows.lengths)[rows.trainable]
                     else:
@@ -278,27 +278,6 @@ class Mixture(Job):
         return self._counted.spread
 
     @property
-    def open_share(self) -> float | None:
-        if self.sources.masked[0].scored.estimator == "exact" or self.config.select == "random":
-            return None
-        trainable = undecided = 0
-        for index, source in enumerate(self.sources.all):
-            if source.plain:
-                continue
-            columns = [*_CORE, *source.scored.score_columns, *([self._column] if self._column else [])]
-            for batch in source.scored.batches(columns):
-                batch = batch.filter(pa.array(has_label(batch.column("loss_mask"))))
-                taken, plan = self._rows(batch, source.scored.score), self._plans[index, 0]
-                low, high = (eligible_tokens(self._rows(batch, c), plan, taken) for c in ("entropy_lo", "entropy_hi"))
-                undecided += int((low != high).sum())
-                trainable += int(taken.trainable.sum())
-        return undecided / max(1, trainable)
-
-    def _rows(self, batch: pa.RecordBatch, score: str) -> Rows:
-        rows = to_rows(batch, score)
-        return replace(rows, group=self._groups(batch)) if self._column else rows
-
-    @property
     def sorting_bytes(self) -> int:
         scores = 2 if self._with_logprob else 1
         rows, tokens = max(self._counted.rows.values()), max(self._counted.tokens.values())
@@ -312,7 +291,7 @@ class Mixture(Job):
 
     @property
     def rows_identity(self) -> dict[str, Any]:
-        told = [[s.scored.content_digest, None if s.plain else s.scored.score] for s in self.sources.all]
+        told = [[s.scored.content_digest, None if s.plain else "entropy"] for s in self.sources.all]
         return {"sources": told, "logprob": self._with_logprob, "group": self._column}
 
     def once(self) -> Iterator[tuple[Rows, NDArray[np.int32]]]:

@@ -36,7 +36,7 @@ Wanted = Callable[[int, int], bool]
 
 def payload_columns(scored: ScoredDataset) -> list[str]:
     """The columns that masks are made from."""
-    return ["row_id", "window", "input_ids", scored.score, *(["logprob"] if scored.has_logprob else []), "loss_mask"]
+    return ["row_id", "window", "input_ids", "entropy", *(["logprob"] if scored.has_logprob else []), "loss_mask"]
 
 
 def payload_bytes(rows: int, tokens: int, scores: int, score_dtype: np.dtype[Any]) -> int:
@@ -95,11 +95,6 @@ class Order:
         self._per_file = -(-self._buckets // MAX_FILES)
         self._dealt: tuple[tuple[int, int], list[int]] | None = None
         self._split: int | None = None
-
-    @property
-    def score(self) -> str:
-        """The column of the rows that masks are made from."""
-        return self._scored.score
 
     @property
     def rows_per_batch(self) -> int:

@@ -16,7 +16,7 @@ from entrodrop_prep.export.order import has_label
 from entrodrop_prep.sample import quantile
 from entrodrop_prep.sample.counter import FORMAT_VERSION
 from entrodrop_prep.sample.curriculum import epoch_rates, horizon, row_rates
-from entrodrop_prep.sample.mask import MaskPlan, eligible_tokens, needs_corpus_quantile
+from entrodrop_prep.sample.mask import MaskPlan, needs_corpus_quantile
 from entrodrop_prep.store.schema import MASKED
 from entrodrop_prep.store.scored import ScoredDataset, to_rows
 
@@ -55,8 +55,8 @@ def survey(scored: ScoredDataset, recipe: Recipe) -> Corpus:
     rows = left_out = tokens = trainable = 0
     histogram, spread = quantile.Histogram(scored.score_dtype), EntropyHistogram()
     wants_tau = needs_corpus_quantile(recipe)
-    for batch in scored.batches(["row_id", "window", "input_ids", "loss_mask", scored.score]):
-        part = to_rows(batch, scored.score)
+    for batch in scored.batches(["row_id", "window", "input_ids", "loss_mask", "entropy"]):
+        part = to_rows(batch)
         keep = has_label(batch.column("loss_mask"))
         rows += int(keep.sum())
         left_out += int((~keep).sum())
@@ -77,8 +77,8 @@ def survey(scored: ScoredDataset, recipe: Recipe) -> Corpus:
 
 
 def _trainable_scores(scored: ScoredDataset) -> Iterator[np.ndarray[Any, Any]]:
-    for batch in scored.batches(["row_id", "window", "input_ids", "loss_mask", scored.score]):
-        part = to_rows(batch, scored.score)
+    for batch in scored.batches(["row_id", "window", "input_ids", "loss_mask", "entropy"]):
+        part = to_rows(batch)
         yield part.entropy[part.trainable]
 
 
@@ -112,24 +112,6 @@ def replacements(scored: ScoredDataset, recipe: Recipe, unigram: Counts) -> Coun
     draws = unigram.copy()
     draws[[i for i in scored.special_ids if i < len(draws)]] = 0
     return draws
-
-
-def open_share(scored: ScoredDataset, plan: MaskPlan) -> float | None:
-    """Share of the trainable tokens of which bounds leave open whether they may be dropped: one pass over the scores.
-
-    Those that the lower and the upper bound decide differently at the same threshold; with --scope row, at the
-    threshold that the bound taken gives the row. None where the scores are exact, or the recipe does not look at them.
-    """
-    if scored.estimator == "exact" or plan.recipe.select == "random":
-        return None
-    columns = ["row_id", "window", "input_ids", "loss_mask", *scored.score_columns]
-    trainable = undecided = 0
-    for batch in scored.batches(columns):
-        taken = to_rows(batch, scored.score)
-        low, high = (eligible_tokens(to_rows(batch, c), plan, taken) for c in ("entropy_lo", "entropy_hi"))
-        undecided += int((low != high).sum())
-        trainable += int(taken.trainable.sum())
-    return undecided / max(1, trainable)
 
 
 def protected_ids(scored: ScoredDataset, protect: str) -> np.ndarray[Any, np.dtype[np.int32]]:
@@ -199,8 +181,6 @@ def masked_identity(scored: ScoredDataset, config: MaterializeConfig) -> dict[st
 def identity_of(sources: dict[str, Any], config: MaterializeConfig) -> dict[str, Any]:
     """As ``masked_identity``, from whatever says what the rows are."""
     settings = identity(config)
-    if config.bounds is None:  # as it was before there were bounds
-        del settings["bounds"]
     for name in ("plain_config", "add_columns", "rows_multiple", "pack"):  # as it was before there were these
         if not settings[name]:
             del settings[name]

@@ -93,8 +93,6 @@ def open_sources(config: MaterializeConfig) -> Sources:
         if one.name == other.name:
             raise ConfigError(f"two sources have the name {one.name!r}", fix="give each a name of its own")
     sources = Sources(tuple(sorted(opened, key=_name)), named=not (alone and len(opened) == 1))
-    _check_estimators(sources.masked)
-    sources = Sources(tuple(_with_bounds(s, config) for s in sources.all), sources.named)
     check_tokenizers(s.scored for s in sources.all)
     for source in sources.masked:
         check_logprob(source.scored, config)
@@ -166,25 +164,6 @@ def arguments(identity: dict[str, Any], given: Mapping[str, str]) -> dict[str, l
         for p in (False, True)
     )
     return {"scored": masked, "plain": plain}
-
-
-def _check_estimators(masked: list[Source]) -> None:
-    for other in masked[1:]:
-        if other.scored.estimator != masked[0].scored.estimator:
-            raise ConfigError(
-                f"{masked[0].scored.directory} holds {_told(masked[0])}, {other.scored.directory} {_told(other)}",
-                fix="mix directories of one estimator",
-            )
-
-
-def _told(source: Source) -> str:
-    return "the exact entropy" if source.scored.estimator == "exact" else "bounds of the entropy"
-
-
-def _with_bounds(source: Source, config: MaterializeConfig) -> Source:
-    if source.plain:
-        return source
-    return Source(source.name, ScoredDataset(source.scored.directory, config.bounds), source.weight)
 
 
 def _check_column(source: Source, column: str | None) -> None:

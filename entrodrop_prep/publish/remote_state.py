@@ -17,6 +17,7 @@ from entrodrop_prep.store import manifest, strict_json
 from entrodrop_prep.store.layout import PLAIN, SCORED_FOLDER, VALIDATION
 from entrodrop_prep.store.manifest_types import is_written
 from entrodrop_prep.store.schema import family
+from entrodrop_prep.store.unsupported import refuse_bounds
 
 _FOLDER = re.compile(rf"epoch_\d+|{PLAIN}|{VALIDATION}")
 _WHERE_VERIFY_LOOKS = {"masked": r"epoch_[^/]*/[^/]*\.parquet", "scored": r"shard-[^/]*\.parquet"}
@@ -79,7 +80,10 @@ def _filled(local: Local) -> re.Pattern[str]:
 def _described(
     path: str, local: Local, repo: str, remote: Mapping[str, RemoteFile], read: Callable[[str], str]
 ) -> dict[str, Any] | None:
-    """The manifest at a path of the repository, None where there is none. Raises HubError for somebody else's file."""
+    """The manifest at a path of the repository, None where there is none.
+
+    Raises HubError for somebody else's file, UnsupportedError for a dataset of bounds.
+    """
     if path not in remote:
         return None
     if path == manifest.NAME and same(local.files[path], remote[path]):
@@ -88,6 +92,7 @@ def _described(
         found = strict_json.loads(read(path))
     except ValueError:
         found = None
+    refuse_bounds(found, f"{repo}/{path}")
     files = found.get("files") if isinstance(found, dict) else None
     ours = isinstance(files, list) and all(isinstance(e, dict) and is_written(e.get("file")) for e in files)
     if not ours or family(str(found.get("schema"))) not in ("masked", "scored"):

@@ -189,11 +189,10 @@ def unmasked(rows: Rows) -> Masked:
     )
 
 
-def eligible_tokens(rows: Rows, plan: MaskPlan, thresholds_of: Rows | None = None) -> NDArray[np.bool_]:
+def eligible_tokens(rows: Rows, plan: MaskPlan) -> NDArray[np.bool_]:
     """[N] tokens that may be dropped: trainable, not protected, selected by entropy, not surprising.
 
-    Scores are compared in float64, in which each stored value is exact. A null score selects nothing. With --scope row
-    the thresholds are those of ``thresholds_of``, the same tokens with other entropies, or of ``rows`` themselves.
+    Scores are compared in float64, in which each stored value is exact. A null score selects nothing.
     """
     recipe = plan.recipe
     eligible = rows.trainable & ~np.isin(rows.input_ids, plan.protected)
@@ -205,8 +204,7 @@ def eligible_tokens(rows: Rows, plan: MaskPlan, thresholds_of: Rows | None = Non
                 raise ValueError("the rows do not say which threshold is theirs")
             tau = np.repeat(plan.taus[rows.group], rows.lengths)
         elif tau is None:
-            scores = (thresholds_of or rows).entropy
-            of_row = row_thresholds(scores, rows.trainable, rows.offsets, quantile_of(recipe), high)
+            of_row = row_thresholds(rows.entropy, rows.trainable, rows.offsets, quantile_of(recipe), high)
             tau = np.repeat(of_row, rows.lengths)
         entropy = rows.entropy.astype(np.float64)
         eligible &= entropy >= tau if high else entropy <= tau

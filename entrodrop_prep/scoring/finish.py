@@ -139,7 +139,7 @@ def _count_tokens(path: Path, plan: Plan, footer: Footer, unigram: np.ndarray[An
     for batch in read_batches(path):
         content.update(batch)
         ids = batch.column("input_ids")
-        new = pc.is_valid(batch.column(plan.score_columns[0]).flatten()).to_numpy(zero_copy_only=False).copy()
+        new = pc.is_valid(batch.column("entropy").flatten()).to_numpy(zero_copy_only=False).copy()
         starts = ids.offsets.to_numpy()[:-1] - ids.offsets[0].as_py()
         new[starts[batch.column("window").to_numpy() == 0]] = True
         unigram += np.bincount(ids.flatten().to_numpy()[new], minlength=len(unigram))

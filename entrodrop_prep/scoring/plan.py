@@ -31,7 +31,7 @@ from entrodrop_prep.scoring.windows import new_tokens
 from entrodrop_prep.sources.formats import split_extension
 from entrodrop_prep.sources.source import Source, open_source
 from entrodrop_prep.store import digest
-from entrodrop_prep.store.schema import RESERVED, SCORED, SCORED_BOUNDS, score_columns, scored_schema
+from entrodrop_prep.store.schema import RESERVED, SCORED, score_columns, scored_schema
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -97,7 +97,7 @@ class Plan:
     @property
     def score_columns(self) -> tuple[str, ...]:
         """Names of the score columns, in the order in which the backend gives the scores of a sequence."""
-        return score_columns(self.config.estimator, logprob=self.config.logprob)
+        return score_columns(logprob=self.config.logprob)
 
     @property
     def fingerprint(self) -> str:
@@ -183,7 +183,6 @@ def make_plan(
     weights = identify_weights(config, info, known_files)
     info = replace(info, identity=identity_name(weights.identity))
     kept = _kept_fields(config, source, columns)
-    unused = ("top_k",) if config.estimator == "exact" else ()
     encoder = Encoder(
         tokenizer,
         row_format,
@@ -191,12 +190,13 @@ def make_plan(
         chat_template_kwargs=config.chat_template_kwargs,
         train_on=config.train_on,
         stops=stops,
-        cut_to=max_length if long_documents == "truncate" else None,
+        cut_to=None if long_documents == "split" else max_length,
     )
     appended = encoder.appended_turn_end()
     identity = {
-        "schema": SCORED if config.estimator == "exact" else SCORED_BOUNDS,
-        **{k: v for k, v in setting_identity(config).items() if k not in (*_RESOLVED, *unused)},
+        "schema": SCORED,
+        "estimator": "exact",  # as it was when there was another
+        **{k: v for k, v in setting_identity(config).items() if k not in _RESOLVED},
         "append_eos": append_eos,
         "source": source.identity(),
         "row_format": row_format.describe(),
@@ -226,7 +226,6 @@ def make_plan(
             logprob=config.logprob,
             with_id=bool(config.id_column),
             kept=kept,
-            estimator=config.estimator,
         ),
         max_length=max_length,
         long_documents=long_documents,

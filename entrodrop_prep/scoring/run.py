@@ -182,8 +182,7 @@ def _score(plan: Plan, out: Path, feed: PrefetchQueue, progress: Progress) -> tu
     )  # with its first array pyarrow imports pandas: now, not when everyone waits for the last shard
     backend = load_backend(name, plan.config, plan.info)
     try:
-        checkable = name != "transformers" and plan.config.estimator == "exact"
-        checked = {"self_check": "passed" if plan.config.self_check else "off"} if checkable else {}
+        checked = {"self_check": "passed" if plan.config.self_check else "off"} if name != "transformers" else {}
         environment = {**host_environment(), **backend.environment(), **checked}
         _check_environment(plan, out, environment)
         made = {"environment": environment, "described": described(plan)}

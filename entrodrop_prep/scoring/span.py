@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from entrodrop_prep.backends.bounds import rounded
 from entrodrop_prep.backends.plugin_response import ROUNDING
 from entrodrop_prep.errors import OutputError, RowError, ScoreError
 from entrodrop_prep.scoring.extra_columns import misfits
@@ -154,11 +153,12 @@ def _take(plan: Plan, span: ShardInput, row: SourceRow, values: Mapping[str, Any
         span.counts["short_rows"] += 1
         return None
     if len(ids) > plan.max_length:
+        count = f"{'' if result.whole else 'more than '}{len(ids)} tokens, over --max-length {plan.max_length}"
         if plan.long_documents == "error":
-            return _reject(plan, span, row, f"it has {len(ids)} tokens, over --max-length {plan.max_length}")
+            return _reject(plan, span, row, f"it has {count}")
         if plan.long_documents == "drop":
             span.counts["dropped_long_rows"] += 1
-            span.rejected.append(_entry(plan, row, "long", f"{len(ids)} tokens, over --max-length {plan.max_length}"))
+            span.rejected.append(_entry(plan, row, "long", count))
             return None
         if plan.long_documents == "truncate":
             span.counts["truncated_rows"] += 1
@@ -230,7 +230,7 @@ def span_table(plan: Plan, span: ShardInput, scores: Sequence[Scores]) -> pa.Tab
         flat[~first] = _flat([s[i] for s in scores], np.float32)
         _check_scores(span, flat, offsets, name, plan.info.vocab_size)
         if plan.config.score_dtype == "float16":
-            flat = _half(flat, name)
+            flat = np.clip(flat, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16)
         columns[name] = _lists(plan.schema, name, offsets, pa.array(flat, mask=first | context))
     for f in plan.schema:
         if f.name not in columns:
@@ -247,14 +247,6 @@ def _lists(schema: pa.Schema, name: str, offsets: np.ndarray[Any, Any], values: 
     if not isinstance(values, pa.Array):
         values = pa.array(values, kind.value_type)
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, type=kind)
-
-
-def _half(flat: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
-    """Scores as float16; bounds move outward, so that they stay bounds."""
-    flat = np.clip(flat, -FLOAT16_MAX, FLOAT16_MAX)
-    if name in ("entropy_lo", "entropy_hi"):
-        return rounded(flat, np.float16, up=name == "entropy_hi")
-    return flat.astype(np.float16)
 
 
 def _check_scores(

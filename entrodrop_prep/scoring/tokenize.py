@@ -96,11 +96,14 @@ class Encoded:
         input_ids: [T] int32, T >= 0.
         loss_mask: [T] bool, whether token t may be trained on; false at 0, which no model predicts.
         notes: what to warn of about this row, keys of ``notes.NOTES``.
+        whole: whether these are all tokens of the row. Else they are more than ``cut_to``, and of these the first
+            ``cut_to`` are the row's.
     """
 
     input_ids: npt.NDArray[np.int32]
     loss_mask: Bits
     notes: frozenset[str] = frozenset()
+    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,7 @@ class Encoder:
             chat_template_kwargs: variables for the chat template.
             train_on: which assistant turns are trained on.
             stops: ids with which generation stops besides the tokenizer's EOS.
-            cut_to: tokens of a text that are used, where the rest is cut off; None for all.
+            cut_to: tokens of a row that are used, where longer ones are cut or left out; None for all.
 
         Raises:
             ConfigError: settings that do not fit the rows or the template.
@@ -258,8 +261,8 @@ class Encoder:
     def _draft(self, row: Row) -> _Draft | Encoded:
         kind, main = self._format.kind, self._format.main
         if kind == "text":
-            text = self._ended(self._beginning(_text(row, main[0])))
-            return _Draft((text,), True, lambda ids, _: _encoded(ids[0], np.ones(len(ids[0]), np.bool_)))
+            text, whole = self._beginning(self._ended(_text(row, main[0])))
+            return _Draft((text,), True, lambda ids, _: _encoded(ids[0], np.ones(len(ids[0]), np.bool_), whole))
         if kind == "prompt_completion":
             return self._prompt_completion(row, *main)
         if kind == "alpaca":
@@ -268,28 +271,30 @@ class Encoder:
             return self._chat(messages.chat_of(row, main[0], self._common, self._train_on))
         return _encoded(*ids_and_mask(row, main[0], self._format.extras, self._padding))
 
-    def _beginning(self, text: str) -> str:
-        """Of a text that is cut off anyway, so much that the tokens in use are those of the whole.
+    def _beginning(self, text: str, *, special: bool = True) -> tuple[str, bool]:
+        """Of a text that is cut off anyway, so much that the tokens in use are those of the whole; and if it is that.
 
         What comes far behind them has no say in them. That is tried: two beginnings, one twice as long as the other,
         must have the same first tokens, and the shorter one at least twice as many as are in use.
         """
         if self._cut_to is None:
-            return text
+            return text, True
         size = self._cut_to * CHARACTERS + 1024
         while 4 * size < len(text):
             short, long = (text[: _boundary(text, at)] for at in (size, 2 * size))
-            (few, more), _ = self._tokenize([short, long], True, False)
+            (few, more), _ = self._tokenize([short, long], special, False)
             if len(few) >= 2 * self._cut_to and few[: self._cut_to] == more[: self._cut_to]:
-                return short
+                return short, False
             size *= 4
-        return text
+        return text, True
 
     def _ended(self, text: str) -> str:
         return text if text.endswith(self._eos) else text + self._eos
 
     def _strings(self, prompt: str, completion: str) -> _Draft:
-        return _Draft((prompt, prompt + self._ended(completion)), True, _from_divergence)
+        both, whole = self._beginning(prompt + self._ended(completion))
+        prompt = prompt if whole else self._beginning(prompt)[0]
+        return _Draft((prompt, both), True, lambda ids, _: _from_divergence(ids[0], ids[1], whole))
 
     def _called(self, talk: messages.Chat) -> messages.Chat:
         """A chat with its tool calls as the template takes them."""
@@ -312,12 +317,14 @@ class Encoder:
         if not turns.spans:
             raise nothing
         notes = talk.notes | left_out(talk, turns.text) | (frozenset() if turns.closed else {"unclosed_turns"})
+        text, whole = self._beginning(turns.text, special=False)
+        spans = [(start, min(end, len(text))) for start, end in turns.spans if start < len(text)]
 
         def finish(ids: list[Any], offsets: Any) -> Encoded:
-            mask = chat.mask_of(self._tokenizer, turns.text, ids[0], offsets, turns.spans)
-            return replace(_some(_encoded(ids[0], mask), nothing), notes=notes)
+            mask = chat.mask_of(self._tokenizer, text, ids[0], offsets, spans)
+            return replace(_some(_encoded(ids[0], mask, whole), nothing), notes=notes)
 
-        return _Draft((turns.text,), False, finish, offsets=True)
+        return _Draft((text,), False, finish, offsets=True)
 
 
 def _boundary(text: str, at: int) -> int:
@@ -355,21 +362,20 @@ def _alpaca(row: Row) -> tuple[str, str]:
     return prompt, _text(row, "output")
 
 
-def _encoded(ids: npt.ArrayLike, mask: Bits) -> Encoded:
+def _encoded(ids: npt.ArrayLike, mask: Bits, whole: bool = True) -> Encoded:
     mask[:1] = False
-    return Encoded(np.asarray(ids, np.int32), mask)
+    return Encoded(np.asarray(ids, np.int32), mask, whole=whole)
 
 
 def _some(encoded: Encoded, otherwise: RowError) -> Encoded:
-    if not encoded.loss_mask.any():
+    """The row, if it has a token to train on; behind those of a beginning there may be one."""
+    if encoded.whole and not encoded.loss_mask.any():
         raise otherwise
     return encoded
 
 
-def _from_divergence(ids: list[Any], _: Any) -> Encoded:
+def _from_divergence(prompt: list[int], both: list[int], whole: bool) -> Encoded:
     """TRL's completion: what follows the common prefix of the prompt's ids and the ids of both together."""
-    prompt, whole = ids
-    start = next(
-        (t for t, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), min(len(prompt), len(whole))
-    )
-    return _some(_encoded(whole, np.arange(len(whole)) >= start), RowError("the completion has no token to train on"))
+    start = next((t for t, (a, b) in enumerate(zip(prompt, both, strict=False)) if a != b), min(len(prompt), len(both)))
+    mask = np.arange(len(both)) >= start
+    return _some(_encoded(both, mask, whole), RowError("the completion has no token to train on"))

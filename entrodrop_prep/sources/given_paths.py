@@ -13,6 +13,7 @@ from typing import Literal
 
 from entrodrop_prep.config.names import is_hub_name, is_repo_id, only_a_path
 from entrodrop_prep.errors import ConfigError, IntegrityError, ModelError, SourceError
+from entrodrop_prep.store.unsupported import refuse_bounds
 
 Kind = Literal["scored", "masked"]
 MANIFEST, STATE = "manifest.json", ".state.json"
@@ -24,15 +25,20 @@ _MADE_BY = {"scored": "score", "masked": "materialize"}
 
 
 def kind_of(path: str) -> Kind | None:
-    """``scored`` or ``masked`` for a directory of this program, finished or not; None for anything else."""
+    """``scored`` or ``masked`` for a directory of this program, finished or not; None for anything else.
+
+    Raises UnsupportedError for one of bounds of the entropy.
+    """
     for name in (MANIFEST, STATE):
         try:
             with open(os.path.join(path, name), "rb") as f:
-                schema = str(json.loads(f.read())["schema"])
+                found = json.loads(f.read())
+            schema = str(found["schema"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
+        refuse_bounds(found, os.path.join(path, name))
         for kind in ("scored", "masked"):
-            if schema.split("/")[0].removesuffix("-bounds") == kind:
+            if schema.split("/")[0] == kind:
                 return kind
     return None
 

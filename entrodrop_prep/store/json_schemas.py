@@ -10,8 +10,6 @@ from entrodrop_prep.config import EXTRA_COLUMNS, MaterializeConfig, Recipe, mode
 from entrodrop_prep.store.schema import (
     MASKED,
     SCORED,
-    SCORED_BOUNDS,
-    Estimator,
     json_schema,
     masked_schema,
     scored_schema,
@@ -24,8 +22,8 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 def schemas() -> dict[str, dict[str, Any]]:
     """File name -> JSON Schema."""
     return {
-        "scored.json": _scored(SCORED, "exact"),
-        "scored-bounds.json": _scored(SCORED_BOUNDS, "topk"),
+        "scored.json": json_schema(scored_schema("float32", with_id=True), SCORED)
+        | {"required": scored_schema("float32", logprob=False).names},
         "masked.json": json_schema(masked_schema(EXTRA_COLUMNS), MASKED)
         | {"required": masked_schema().names, "additionalProperties": False},
         "recipe.json": _recipe(),
@@ -41,13 +39,6 @@ def write_schemas(directory: str) -> list[Path]:
         write_bytes(out / name, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
         written.append(out / name)
     return written
-
-
-def _scored(title: str, estimator: Estimator) -> dict[str, Any]:
-    """A row of a scored shard."""
-    return json_schema(scored_schema("float32", with_id=True, estimator=estimator), title) | {
-        "required": scored_schema("float32", logprob=False, estimator=estimator).names
-    }
 
 
 def _recipe() -> dict[str, Any]:

@@ -15,14 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from entrodrop_prep.errors import IntegrityError, MismatchError, OutputError
+from entrodrop_prep.errors import IntegrityError, MismatchError, OutputError, UnsupportedError
 from entrodrop_prep.store import inside, strict_json
 from entrodrop_prep.store.disk import TMP, write_bytes, writing
 from entrodrop_prep.store.locks import LOCK
 from entrodrop_prep.store.manifest_schema import State, problem
 from entrodrop_prep.store.manifest_types import problem_of
-from entrodrop_prep.store.schema import MASKED, SCORED, SCORED_BOUNDS, family
+from entrodrop_prep.store.schema import family
 from entrodrop_prep.store.shards import DAMAGED_FOOTER, read_footer, shard_names
+from entrodrop_prep.store.unsupported import refuse_bounds
 
 NAME = "manifest.json"
 STATE = ".state.json"
@@ -49,7 +50,7 @@ def read(directory: Path, schema: str) -> dict[str, Any]:
 
     Args:
         directory: of a finished dataset.
-        schema: ``masked/1``, or ``scored/1``, for which ``scored-bounds/1`` will do.
+        schema: ``scored/1`` or ``masked/1``.
 
     Raises IntegrityError if there is none, it was changed, it says what it cannot say, or it describes something else.
     """
@@ -66,7 +67,7 @@ def read(directory: Path, schema: str) -> dict[str, Any]:
             where=str(path),
             fix="restore it, or make the directory again",
         )
-    if found not in (SCORED, SCORED_BOUNDS, MASKED) or family(found) != kind:
+    if found != schema:
         raise IntegrityError(
             f"it holds {found!r}, this needs {schema!r}",
             where=str(directory),
@@ -75,6 +76,7 @@ def read(directory: Path, schema: str) -> dict[str, Any]:
     wrong = problem(manifest)
     if wrong:
         raise IntegrityError(f"the manifest cannot be right: {wrong}", where=str(path), fix=_RESTORE)
+    manifest.get("recipe", {}).pop("bounds", None)  # null, of earlier versions
     for entry in (*manifest["files"], *manifest.get("derived", [])):
         inside.check_place(directory, entry["file"])
     return manifest
@@ -84,6 +86,7 @@ def _absent(directory: Path, kind: str) -> IntegrityError:
     """Why there is no manifest."""
     if not os.path.isdir(directory):
         return IntegrityError("no such directory", where=str(directory), fix=f"give a {kind} directory")
+    refuse_unfinished(directory)
     if os.path.lexists(directory / STATE):
         command = {"scored": "score", "masked": "materialize"}[kind]
         return IntegrityError(
@@ -97,7 +100,7 @@ def _absent(directory: Path, kind: str) -> IntegrityError:
 
 
 def _read_json(path: Path) -> tuple[dict[str, Any], bytes]:
-    """A manifest that is a JSON object, unchecked, and its bytes. Raises IntegrityError."""
+    """A manifest that is a JSON object, unchecked, and its bytes. Raises IntegrityError, of bounds UnsupportedError."""
     with inside.opened(path) as f:
         data = f.read()
     try:
@@ -106,6 +109,7 @@ def _read_json(path: Path) -> tuple[dict[str, Any], bytes]:
             raise ValueError("it is no JSON object")
     except ValueError as e:
         raise IntegrityError(f"the manifest is damaged: {e}", where=str(path), fix=_RESTORE) from e
+    refuse_bounds(found, path)
     return found, data
 
 
@@ -201,6 +205,7 @@ def check_usable(directory: Path, kind: str) -> None:
     if not present:
         return
     state = read_state(directory) or (_footer_of_a_shard(directory) if NAME not in present else None)
+    refuse_bounds(state, directory / STATE)
     if state is None and NAME not in present:
         raise OutputError(
             f"the directory holds something else ({present[0]})",
@@ -236,10 +241,19 @@ def _footer_of_a_shard(directory: Path) -> dict[str, Any] | None:
         try:
             return read_footer(directory / name).info
         except IntegrityError as e:
-            if e.what.startswith(DAMAGED_FOOTER):
+            if isinstance(e, UnsupportedError) or e.what.startswith(DAMAGED_FOOTER):
                 raise
             return None
     return None
+
+
+def refuse_unfinished(directory: Path) -> None:
+    """Raises UnsupportedError for a directory without a manifest whose note or first shard is of bounds.
+
+    Raises IntegrityError for one whose shard is damaged.
+    """
+    refuse_bounds(read_state(directory), directory / STATE)
+    _footer_of_a_shard(directory)
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

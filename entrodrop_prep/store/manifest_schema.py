@@ -43,7 +43,7 @@ from entrodrop_prep.store.manifest_types import (
     in_order,
     problem_of,
 )
-from entrodrop_prep.store.schema import MASKED, SCORED, SCORED_BOUNDS
+from entrodrop_prep.store.schema import MASKED, SCORED
 
 
 class Environment(Closed):
@@ -65,7 +65,7 @@ class _Manifest(Open):
 class ScoredManifest(_Manifest):
     """manifest.json of a scored directory."""
 
-    schema_: Annotated[Literal["scored/1", "scored-bounds/1"], Field(alias="schema")]
+    schema_: Annotated[Literal["scored/1"], Field(alias="schema")]
     identity: ScoredIdentity
     environments: list[Environment] = []
     source: SourceRows
@@ -92,8 +92,6 @@ class ScoredManifest(_Manifest):
                 raise ValueError(f"a scored directory has no file {entry.file}")
         if {"rows", "rows_read", "windows", "tokens", "trainable_tokens"} - self.counts.keys():
             raise ValueError("counts is not complete")
-        if self.identity.schema_ != self.schema_:
-            raise ValueError(f"identity is of {self.identity.schema_}, the manifest of {self.schema_}")
         return self
 
 
@@ -251,13 +249,6 @@ class MaskedManifest(_Manifest):
     environments: Annotated[
         list[Versions], Field(description="Versions that the files were written with, each set of them once.")
     ] = []
-    open_share: Annotated[
-        Share,
-        Field(
-            description="Experimental. Share of the trainable tokens of which bounds leave open whether they may be "
-            "dropped; only where masks were made from bounds and look at them."
-        ),
-    ] = ABSENT
 
     @pydantic.model_validator(mode="after")
     def _files(self) -> MaskedManifest:
@@ -296,6 +287,8 @@ def _recipe(values: Mapping[str, Any]) -> Mapping[str, Any]:
         if name not in values:
             raise ValueError(f"{name} is missing")
     for name, value in values.items():
+        if name == "bounds" and value is None:  # of earlier versions, which took no bound for the entropy
+            continue
         if name not in types:
             raise ValueError(f"this version knows no setting {name}")
         try:
@@ -354,7 +347,7 @@ class FooterInfo(Open):
     provenance: list[Object] = []
 
 
-MODELS: dict[str, type[BaseModel]] = {SCORED: ScoredManifest, SCORED_BOUNDS: ScoredManifest, MASKED: MaskedManifest}
+MODELS: dict[str, type[BaseModel]] = {SCORED: ScoredManifest, MASKED: MaskedManifest}
 
 
 def problem(described: dict[str, Any]) -> str | None:

@@ -187,7 +187,7 @@ class WeightsIdentity(Open):
 class ScoredIdentity(Open):
     """What the content of a scored directory depends on; must match to continue a run."""
 
-    schema_: Annotated[Literal["scored/1", "scored-bounds/1"], Field(alias="schema")]
+    schema_: Annotated[Literal["scored/1"], Field(alias="schema")]
     score_dtype: Text
     logprob: bool
     id_column: Text | None
@@ -196,7 +196,6 @@ class ScoredIdentity(Open):
     dtype: Text
     model: WeightsIdentity
     source: SourceIdentity = SourceIdentity()
-    top_k: Positive = ABSENT
     vocab_size: Positive = ABSENT
     tokenizer: Text = ABSENT
 

@@ -1,8 +1,7 @@
 """The Arrow schemas of what is on disk: the one declaration; ``schemas/*.json`` is generated from it.
 
-``scored/1``          one row per window of a source row, with the scores of its tokens
-``scored-bounds/1``   the same with bounds of the entropy in place of the entropy (experimental)
-``masked/1``          one row per training example, plain columns that every trainer reads
+``scored/1``   one row per window of a source row, with the scores of its tokens
+``masked/1``   one row per training example, plain columns that every trainer reads
 
 List columns of one row are all of one length T, and index t of each speaks of token t (but ``seq_lengths``).
 """
@@ -10,19 +9,16 @@ List columns of one row are all of one length T, and index t of each speaks of t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
 from entrodrop_prep.errors import IntegrityError
 
 SCORED = "scored/1"
-SCORED_BOUNDS = "scored-bounds/1"
 MASKED = "masked/1"
 META_KEY = b"entrodrop"
 ALIGNMENT = "value t belongs to the prediction of token t from tokens 0..t-1"
-
-Estimator = Literal["exact", "topk"]
 
 _DOC = {
     "row_id": "position in the source, from 0",
@@ -32,8 +28,6 @@ _DOC = {
     "entropy": "nats; H(p(. | tokens 0..t-1)) over the full vocabulary; "
     + ALIGNMENT
     + "; null at position 0 and on repeated context",
-    "entropy_lo": "experimental; nats; no more than the entropy that `entropy` would hold; same alignment, same nulls",
-    "entropy_hi": "experimental; nats; no less than the entropy that `entropy` would hold; same alignment, same nulls",
     "logprob": "nats; log p(token t | tokens 0..t-1); same alignment, same nulls",
     "loss_mask": "true = may be trained on; false at position 0",
     "attention_mask": "1 everywhere: rows are not padded",
@@ -42,18 +36,17 @@ _DOC = {
     "position_ids": "place of token t in its document: from 0, and from 0 again where another begins",
     "seq_lengths": "tokens of each document of the row, in order; they add up to T",
 }
-_UNIT = dict.fromkeys(("entropy", "entropy_lo", "entropy_hi", "logprob"), "nats")
+_UNIT = dict.fromkeys(("entropy", "logprob"), "nats")
 
 
 def family(schema: str) -> str:
-    """``scored`` or ``masked``: what a directory of this schema is, whatever its version or estimator."""
-    return schema.split("/")[0].removesuffix("-bounds")
+    """``scored`` or ``masked``: what a directory of this schema is, whatever its version."""
+    return schema.split("/")[0]
 
 
-def score_columns(estimator: Estimator, *, logprob: bool = True) -> tuple[str, ...]:
+def score_columns(*, logprob: bool = True) -> tuple[str, ...]:
     """Names of the score columns, in the order in which they stand and in which a backend gives them."""
-    entropy = ("entropy",) if estimator == "exact" else ("entropy_lo", "entropy_hi")
-    return (*entropy, "logprob") if logprob else entropy
+    return ("entropy", "logprob") if logprob else ("entropy",)
 
 
 def _field(name: str, kind: pa.DataType, *, nullable: bool = False) -> pa.Field:
@@ -71,7 +64,6 @@ def scored_schema(
     logprob: bool = True,
     with_id: bool = False,
     kept: Sequence[pa.Field] = (),
-    estimator: Estimator = "exact",
 ) -> pa.Schema:
     """Schema of a scored shard.
 
@@ -80,7 +72,6 @@ def scored_schema(
         logprob: whether the ``logprob`` column is there.
         with_id: whether the ``id`` column is there.
         kept: source columns carried along, in order.
-        estimator: ``exact`` for the entropy, ``topk`` for bounds of it (experimental).
 
     Raises IntegrityError for another ``score_dtype``, as a directory of another version might have.
     """
@@ -94,12 +85,11 @@ def scored_schema(
     fields += [
         _field("window", pa.int32()),
         _field("input_ids", _list(pa.int32())),
-        *(_field(name, score) for name in score_columns(estimator, logprob=logprob)),
+        *(_field(name, score) for name in score_columns(logprob=logprob)),
         _field("loss_mask", _list(pa.bool_())),
         *kept,
     ]
-    version = SCORED if estimator == "exact" else SCORED_BOUNDS
-    return pa.schema(fields, metadata={"schema": version, "alignment": ALIGNMENT, "score_unit": "nats"})
+    return pa.schema(fields, metadata={"schema": SCORED, "alignment": ALIGNMENT, "score_unit": "nats"})
 
 
 def masked_schema(extra: Sequence[str] = ()) -> pa.Schema:
@@ -122,15 +112,7 @@ def masked_schema(extra: Sequence[str] = ()) -> pa.Schema:
     )
 
 
-RESERVED = tuple(
-    dict.fromkeys(
-        [
-            *scored_schema("float32", with_id=True).names,
-            *scored_schema("float32", estimator="topk").names,
-            *masked_schema().names,
-        ]
-    )
-)
+RESERVED = tuple(dict.fromkeys([*scored_schema("float32", with_id=True).names, *masked_schema().names]))
 
 
 def check_schema(found: pa.Schema, expected: pa.Schema, where: str) -> None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from entrodrop_prep.errors import ConfigError, IntegrityError, ModelError
+from entrodrop_prep.errors import IntegrityError, ModelError
 from entrodrop_prep.sample.mask import Rows
 from entrodrop_prep.store import manifest
-from entrodrop_prep.store.schema import SCORED, SCORED_BOUNDS, Estimator, check_schema, score_columns, scored_schema
+from entrodrop_prep.store.schema import SCORED, check_schema, score_columns, scored_schema
 from entrodrop_prep.store.shards import check_file_schema, read_batches, reading
 
 if TYPE_CHECKING:
@@ -29,21 +29,12 @@ TOKENIZER = "tokenizer"
 class ScoredDataset:
     """A scored directory whose manifest holds.
 
-    ``bounds`` says which bound masks are made from where the directory holds bounds of the entropy (experimental).
-
-    Raises IntegrityError on opening one that is unfinished, damaged or of another schema version, and ConfigError for
-    ``bounds`` where it holds the entropy itself.
+    Raises IntegrityError on opening one that is unfinished, damaged or of another schema version.
     """
 
-    def __init__(self, directory: Path, bounds: Literal["lo", "hi"] | None = None) -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.manifest = manifest.read(directory, SCORED)
-        self.estimator: Estimator = "topk" if self.manifest["schema"] == SCORED_BOUNDS else "exact"
-        self._bounds = bounds
-        if bounds and self.estimator == "exact":
-            raise ConfigError(
-                f"--bounds {bounds}: it holds the exact entropy", where=str(directory), fix="leave out --bounds"
-            )
         self.files: list[dict[str, Any]] = [e for e in self.manifest["files"] if "rows" in e]
         self.schema = self._schema()
 
@@ -70,28 +61,12 @@ class ScoredDataset:
     @property
     def score_columns(self) -> tuple[str, ...]:
         """Names of the stored scores."""
-        return score_columns(self.estimator, logprob=self.has_logprob)
-
-    @property
-    def score(self) -> str:
-        """The column that masks are made from: the entropy, or the bound taken for it.
-
-        Raises ConfigError where the directory holds bounds and neither was chosen.
-        """
-        if self.estimator == "exact":
-            return "entropy"
-        if self._bounds is None:
-            raise ConfigError(
-                "it holds bounds of the entropy (experimental), not the entropy",
-                where=str(self.directory),
-                fix="add --bounds lo or --bounds hi to take one of them for the entropy",
-            )
-        return f"entropy_{self._bounds}"
+        return score_columns(logprob=self.has_logprob)
 
     @property
     def score_dtype(self) -> np.dtype[Any]:
         """float16 or float32."""
-        kind: np.dtype[Any] = np.dtype(self.schema.field(self.score_columns[0]).type.value_type.to_pandas_dtype())
+        kind: np.dtype[Any] = np.dtype(self.schema.field("entropy").type.value_type.to_pandas_dtype())
         return kind
 
     @property
@@ -181,7 +156,6 @@ class ScoredDataset:
             identity["score_dtype"],
             logprob=identity["logprob"],
             with_id=bool(identity["id_column"]),
-            estimator=self.estimator,
         )
         try:
             with reading(path):
@@ -196,11 +170,8 @@ class ScoredDataset:
         return expected
 
 
-def to_rows(batch: pa.RecordBatch | pa.Table, score: str = "entropy") -> Rows:
-    """Columns of a scored batch as the flat arrays that masks are made from (no copy where Arrow allows it).
-
-    ``score`` names the column that is their entropy, see ``ScoredDataset.score``.
-    """
+def to_rows(batch: pa.RecordBatch | pa.Table) -> Rows:
+    """Columns of a scored batch as the flat arrays that masks are made from (no copy where Arrow allows it)."""
     if isinstance(batch, pa.Table):
         batch = batch.combine_chunks()
     ids = _column(batch, "input_ids")
@@ -210,7 +181,7 @@ def to_rows(batch: pa.RecordBatch | pa.Table, score: str = "entropy") -> Rows:
         window=_column(batch, "window").to_numpy(),
         offsets=offsets - offsets[0],
         input_ids=ids.flatten().to_numpy(),
-        entropy=stored_scores(batch, score),
+        entropy=stored_scores(batch, "entropy"),
         logprob=stored_scores(batch, "logprob") if "logprob" in batch.schema.names else None,
         loss_mask=_column(batch, "loss_mask").flatten().to_numpy(zero_copy_only=False),
     )

@@ -26,6 +26,7 @@ from entrodrop_prep.store.disk import renamed_file, write_bytes, writing
 from entrodrop_prep.store.manifest_schema import FooterInfo
 from entrodrop_prep.store.manifest_types import PART, SHARD, problem_of
 from entrodrop_prep.store.schema import META_KEY, check_schema
+from entrodrop_prep.store.unsupported import refuse_bounds
 
 __all__ = [
     "Footer",
@@ -151,6 +152,7 @@ def _footer(path: Path, metadata: pq.FileMetaData) -> Footer:
     wrong = wrong or problem_of(FooterInfo, info)
     if wrong:
         raise IntegrityError(f"{DAMAGED_FOOTER}: {wrong}", where=str(path), fix=_AGAIN)
+    refuse_bounds(info, path)
     return Footer(metadata.num_rows, info["content_digest"], info)
 
 

@@ -15,7 +15,7 @@ from entrodrop_prep.sample.mask import IGNORE
 from entrodrop_prep.store import manifest
 from entrodrop_prep.store.locks import reading_lock
 from entrodrop_prep.store.schema import MASKED, family, masked_schema
-from entrodrop_prep.store.scored import ScoredDataset, stored_scores, to_rows
+from entrodrop_prep.store.scored import ScoredDataset, to_rows
 from entrodrop_prep.store.shards import check_file_schema, local_directory, read_batches
 from entrodrop_prep.verification.run import kind_of
 
@@ -51,43 +51,32 @@ def _scored(scored: ScoredDataset) -> Iterator[str]:
     yield f"rows       {m['counts']['rows']:,} of {m['counts']['rows_read']:,}, in {m['counts']['windows']:,} windows"
     yield f"tokens     {m['counts']['tokens']:,}, {m['counts']['trainable_tokens']:,} trainable"
     yield f"digest     {scored.content_digest}"
-    if scored.estimator != "exact":
-        yield f"estimator  bounds from the top {m['identity']['top_k']} (experimental)"
     some = next(scored.batches(), None)  # the first 260,000 tokens or so
-    for name in _entropies(scored) if some is not None else ():
-        rows = to_rows(some, name)
-        values = rows.entropy[rows.trainable].astype(np.float64)
-        if len(values):
-            shares = "  ".join(f"{q:.0%} {v:.3f}" for q, v in zip(SHARES, np.quantile(values, SHARES), strict=True))
-            yield f"{name:<10} {shares}  (nats, of the first {len(values):,} trainable tokens)"
-
-
-def _entropies(scored: ScoredDataset) -> list[str]:
-    """The entropy's column, or those of its bounds."""
-    return [name for name in scored.score_columns if name != "logprob"]
+    if some is None:
+        return
+    rows = to_rows(some)
+    values = rows.entropy[rows.trainable].astype(np.float64)
+    if len(values):
+        shares = "  ".join(f"{q:.0%} {v:.3f}" for q, v in zip(SHARES, np.quantile(values, SHARES), strict=True))
+        yield f"entropy    {shares}  (nats, of the first {len(values):,} trainable tokens)"
 
 
 def _scored_row(scored: ScoredDataset, row: int) -> Iterator[str]:
     tokenizer = scored.tokenizer()
-    names = [*_entropies(scored), "logprob"]
     found = False
     for batch in scored.batches():
         part = batch.filter(pc.equal(batch.column("row_id"), row))
         if part.num_rows and not found:
             found = True
-            yield f"{'window':>6} {'t':>5} {'id':>7} {' '.join(f'{n:>8}' for n in names)} loss  token"
-        rows = to_rows(part, names[0])
-        scores = [stored_scores(part, n) if n in part.schema.names else None for n in names]
+            yield f"{'window':>6} {'t':>5} {'id':>7} {'entropy':>8} {'logprob':>8} loss  token"
+        rows = to_rows(part)
         for r in range(part.num_rows):
             for t in range(int(rows.lengths[r])):
                 i = int(rows.offsets[r]) + t
-                numbers = (
-                    _number(np.nan if s is None else s[i]).rjust(max(8, len(n)))
-                    for n, s in zip(names, scores, strict=True)
-                )
+                entropy, logprob = _number(rows.entropy[i]), "-" if rows.logprob is None else _number(rows.logprob[i])
                 text = tokenizer.decode([int(rows.input_ids[i])])
                 yield (
-                    f"{rows.window[r]:>6} {t:>5} {rows.input_ids[i]:>7} {' '.join(numbers)} "
+                    f"{rows.window[r]:>6} {t:>5} {rows.input_ids[i]:>7} {entropy:>8} {logprob:>8} "
                     f"{'yes' if rows.loss_mask[i] else '-':>4}  {text!r}"
                 )
     if not found:
@@ -113,8 +102,6 @@ def _masked(described: dict[str, Any]) -> Iterator[str]:
     yield "recipe     " + ", ".join(f"{k} {v}" for k, v in described["recipe"].items() if v is not None)
     if described["tau_nats"] is not None:
         yield f"threshold  {_thresholds(described['tau_nats'])}"
-    if "open_share" in described:
-        yield f"left open  {described['open_share']:.1%} of the trainable tokens, by the bounds (experimental)"
     yield f"digest     {described['content_digest']}"
     yield from aligned(epoch_table(described["epochs"]))
     yield from left_out(described["epochs"])

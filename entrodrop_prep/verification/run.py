@@ -42,8 +42,10 @@ def kind_of(directory: Path) -> str:
     """The schema's name, by the manifest, else by what lies there. Raises IntegrityError."""
     if not os.path.isdir(directory):
         raise IntegrityError("no such directory", where=str(directory), fix="give a scored or a masked directory")
-    state = manifest.read_state(directory) or {}
-    schema = manifest.peek_schema(directory) or state.get("schema")
+    schema = manifest.peek_schema(directory)
+    if schema is None:
+        manifest.refuse_unfinished(directory)
+        schema = (manifest.read_state(directory) or {}).get("schema")
     if schema is None:
         raise IntegrityError(
             f"it has no {manifest.NAME}", where=str(directory), fix="give a scored or a masked directory"
@@ -162,8 +164,6 @@ def _masks(path: Path, against: list[str], report: Report) -> Iterator[str]:
     for line in manifest.differences(identity, job.identity):
         yield f"{path}: its recipe does not give its identity: {line}"
     job.survey(e["epoch"] for e in described["epochs"])
-    if described.get("open_share") != job.open_share:
-        yield f"{path}: its open_share is not that of the bounds"
     if described.get("entropy_histogram", told := job.spread.told()) != told:
         yield f"{path}: its entropy_histogram is not that of the scores"
     yield from _origins(path, described, job)

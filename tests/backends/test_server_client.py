@@ -25,12 +25,10 @@ from entrodrop_prep.backends.prefetch import PrefetchQueue, score_all
 from entrodrop_prep.backends.server.backend import ServerBackend
 from entrodrop_prep.backends.server.connect import PROBE_TOKENS
 from entrodrop_prep.backends.server.http import server_urls
-from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.errors import ConfigError, EntrodropError, ScoreError
-from entrodrop_prep.export.materialize import materialize
 from entrodrop_prep.verification.run import verify
 from helpers.closed_form import check as check_rows
-from helpers.models import Markov, random_rows, rows_of, run_score, settings_for, shards, words, write_rows
+from helpers.models import Markov, random_rows, rows_of, run_score, settings_for, shards, write_rows
 from helpers.servers import Proxy, VllmServer, free_port, seeded_faults
 from helpers.vllm import until
 
@@ -567,8 +565,6 @@ def test_another_vocabulary(servers: Servers, connect: Connect) -> None:
     wrong = rf"{servers.plain.url}: .*it speaks of a vocabulary of {V} tokens, the model has {V + 1}; "
     with pytest.raises(ConfigError, match=wrong):
         connect(servers.plain, info=info)
-    with pytest.raises(ConfigError, match=wrong.replace(servers.plain.url, servers.stock.url)):
-        connect(servers.stock, info=info, estimator="topk", max_length=200)
 
 
 def test_no_plugin(servers: Servers, connect: Connect) -> None:
@@ -598,11 +594,6 @@ def test_too_short_for_the_rows(servers: Servers, connect: Connect) -> None:
     ):
         connect(servers.plain, info=info)
     connect(servers.plain, info=info, max_length=CONTEXT)
-    with pytest.raises(
-        ConfigError,
-        match=rf"at most {CONTEXT} tokens, rows may have {CONTEXT} and 1 more; use --max-length {CONTEXT - 1},",
-    ):
-        connect(servers.stock, estimator="topk")
 
 
 def test_a_key(
@@ -693,77 +684,6 @@ def test_what_a_killed_server_had_goes_to_the_other(
     assert killed
     (down,) = warnings(caplog)
     assert down.startswith(f"the server {servers.guarded.url} is down: ")
-
-
-# Bounds from a stock server
-
-
-@pytest.mark.parametrize("k", [1, 20])
-def test_bounds_hold_the_exact_entropy(servers: Servers, connect: Connect, closed_form: Markov, k: int) -> None:
-    backend = connect(servers.stock, estimator="topk", top_k=k, max_length=CONTEXT - 1)
-    rows = ragged(40, longest=CONTEXT - 1)
-    scores = score_all(backend, rows)
-    assert len(scores) == len(rows)
-    widths = []
-    for ids, (low, high, logprob) in zip(rows, scores, strict=True):
-        assert low.shape == high.shape == logprob.shape == (len(ids) - 1,)
-        assert low.dtype == high.dtype == logprob.dtype == np.float32
-        assert (low <= closed_form.entropy[ids[:-1]]).all()
-        assert (closed_form.entropy[ids[:-1]] <= high).all()
-        assert np.abs(logprob - closed_form.logprob[ids[:-1], ids[1:]]).max() <= 1e-4
-        widths.append(high - low)
-    assert np.concatenate(widths).min() < (0.5 if k == 1 else 0.05)
-
-
-def test_bounds_with_faults(servers: Servers, connect: Connect, proxy: Callable[..., Proxy]) -> None:
-    settings: dict[str, Any] = {"estimator": "topk", "max_length": CONTEXT - 1, "timeout": 3.0}
-    rows = ragged(60, longest=30)
-    plain = score_all(connect(servers.stock, **settings), rows)
-    between = proxy(servers.stock, seeded_faults(3, ("500", "503", "reset", "truncated", "short"), 0.4))
-    faulty = score_all(connect(between, **settings), rows)
-    for some, others in zip(plain, faulty, strict=True):
-        for a, b in zip(some, others, strict=True):
-            assert np.abs(a - b).max() <= 1e-4
-
-
-def test_bounds_of_servers_that_do_not_give_them(servers: Servers, connect: Connect) -> None:
-    settings: dict[str, Any] = {"estimator": "topk", "max_length": CONTEXT - 1}
-    with pytest.raises(
-        ConfigError,
-        match=rf"{servers.plain.url}: the server does not complete text \(HTTP 404: .*leave --estimator topk out",
-    ):
-        connect(servers.plain, **settings)
-    with pytest.raises(
-        ConfigError,
-        match=r"gives fewer log-probabilities than --top-k 21 .*; start it with --max-logprobs 21, or lower --top-k",
-    ):
-        connect(servers.stock, top_k=21, **settings)
-
-
-def test_bounds_from_a_corpus_to_masks(servers: Servers, closed_form: Markov, tmp_path: Path) -> None:
-    """The whole way: score bounds, verify, materialize with either, and the exact scores lie between them."""
-    rows = [{"text": words(ids)} for ids in random_rows(40, V, longest=100)]
-    source = write_rows(tmp_path / "rows.jsonl", rows)
-    settings: dict[str, Any] = {"max_length": CONTEXT - 1, "rows_per_shard": 15}
-    asked = {"backend": "server", "server": (servers.stock.url,), "estimator": "topk", **settings}
-    run_score(source, closed_form.directory, tmp_path / "bounds", **asked)
-    run_score(source, closed_form.directory, tmp_path / "exact", **settings)
-    assert verify(str(tmp_path / "bounds")).findings == []
-    for bounded, exact in zip(rows_of(tmp_path / "bounds"), rows_of(tmp_path / "exact"), strict=True):
-        assert bounded["input_ids"] == exact["input_ids"]
-        assert bounded["loss_mask"] == exact["loss_mask"]
-        assert "entropy" not in bounded
-        for low, entropy, high in zip(bounded["entropy_lo"], exact["entropy"], bounded["entropy_hi"], strict=True):
-            assert (low is None) == (entropy is None) == (high is None)
-            assert entropy is None or low <= entropy <= high
-    for bound in ("lo", "hi"):
-        masked = tmp_path / bound
-        config = MaterializeConfig(scored=str(tmp_path / "bounds"), out=str(masked), epochs=2, bounds=bound)
-        materialize(config)
-        assert 0 < json.loads((masked / "manifest.json").read_text())["open_share"] < 1
-        assert verify(str(masked), str(tmp_path / "bounds")).findings == []
-    with pytest.raises(ConfigError, match="add --bounds lo or --bounds hi"):
-        materialize(MaterializeConfig(scored=str(tmp_path / "bounds"), out=str(tmp_path / "none"), epochs=2))
 
 
 def test_errors_are_one_line(servers: Servers, connect: Connect) -> None:

@@ -21,7 +21,7 @@ from entrodrop_prep.backends.model import ModelInfo
 from entrodrop_prep.backends.plugin_response import problem_of
 from entrodrop_prep.backends.server.connect import Checks, Served, connect
 from entrodrop_prep.backends.server.http import Cut, Denied, Server, Slow, Trouble, Unusable, server_urls
-from entrodrop_prep.backends.server.request import ExactQuery, TopKQuery
+from entrodrop_prep.backends.server.request import request_body
 from entrodrop_prep.errors import ConfigError
 from helpers.models import Markov
 from helpers.servers import Proxy, VllmServer
@@ -31,7 +31,7 @@ PROBE = np.arange(1, 33, dtype=np.int32)
 
 
 def checks(info: ModelInfo) -> Checks:
-    return Checks(info.name, info, ExactQuery(info), CONTEXT, 60.0)
+    return Checks(info.name, info, CONTEXT, 60.0)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def info(closed_form: Markov) -> ModelInfo:
 def test_a_bad_request_is_refused_and_the_server_lives(
     vllm_server: VllmServer, closed_form: Markov, info: ModelInfo
 ) -> None:
-    good = json.loads(ExactQuery(info).body(str(vllm_server.model), [PROBE]))
+    good = json.loads(request_body(str(vllm_server.model), [PROBE]))
 
     def post(body: bytes, path: str = "/pooling") -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", vllm_server.port, timeout=60)
@@ -112,15 +112,6 @@ def test_a_server_that_answers_out_of_range_is_refused(
         assert isinstance(connect(Server(between.url, None), checks(info)), Served)
     finally:
         between.close()
-
-
-@pytest.mark.parametrize("logprob", ["NaN", '"x"', "null", "[" * 100_000])
-def test_completions_that_no_server_gives(logprob: str, info: ModelInfo) -> None:
-    entry = '{"logprob": %s}'
-    positions = f'[null, {{"1": {entry % "-1"}, "2": {entry % "-2"}, "3": {entry % logprob}}}]'
-    answer = f'{{"choices": [{{"index": 0, "prompt_logprobs": {positions}}}]}}'.encode()
-    with pytest.raises(Unusable):
-        TopKQuery(info, 2).read(answer, [np.array([5, 1])])
 
 
 # Servers that take their time

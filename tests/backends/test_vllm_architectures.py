@@ -22,7 +22,6 @@ import torch
 import transformers as tf
 
 from entrodrop_prep.backends.architectures import DIFFERING, PROVEN, is_proven, variant_of
-from entrodrop_prep.backends.bounds import entropy_bounds
 from entrodrop_prep.backends.engines import engine_environment
 from entrodrop_prep.backends.model import ModelInfo, inspect_model
 from entrodrop_prep.backends.plugin_response import problem_of, split_scores
@@ -48,7 +47,6 @@ from helpers.models import save_model
 from helpers.vllm import all_gone, descendants, engines, quick_engines
 from programs import vllm_many_models
 from programs.vllm_many_models import Job, ids_of
-from test_bounds import known
 
 pytestmark = pytest.mark.vllm
 
@@ -238,20 +236,6 @@ def test_a_state_survives_where_a_row_is_cut(answers: Answers, name: str) -> Non
     check(whole, answers.models[f"whole: {name}"], LENGTHS, half=name in HALF)
     if name not in HALF:
         np.testing.assert_allclose(whole, cut, rtol=0, atol=TOLERANCE)
-
-
-@pytest.mark.parametrize("k", [1, 20])
-@pytest.mark.parametrize(("name", "tied"), [case for case in CASES if case[0] not in HALF])
-def test_bounds_hold_the_engines_entropy(answers: Answers, name: str, tied: bool, k: int) -> None:
-    """For every token: what a stock server tells of transformers' logits bounds what the engine stores as exact."""
-    starts = np.cumsum([0, *LENGTHS])
-    rows = logits_of(answers.models[key_of(name, tied)], LENGTHS)
-    for start, length, logits in zip(starts[:-1], LENGTHS, rows, strict=True):
-        ids = torch.from_numpy(ids_of(length, VOCABULARY).astype(np.int64))
-        lo, hi = entropy_bounds(known(logits[:-1], ids[1:], k), k, VOCABULARY)
-        exact = answers.of(key_of(name, tied))[start : start + length - 1, 0]
-        assert (lo - TOLERANCE <= exact).all()
-        assert (exact <= hi + TOLERANCE).all()
 
 
 @pytest.mark.parametrize("form", FORMS)

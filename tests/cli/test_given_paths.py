@@ -42,7 +42,7 @@ MISSING = [
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Directories that are known by their manifest alone, and rows."""
     monkeypatch.chdir(tmp_path)
-    for name, schema in (("S", "scored/1"), ("B", "scored-bounds/1"), ("M", "masked/1")):
+    for name, schema in (("S", "scored/1"), ("M", "masked/1")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "manifest.json").write_text(json.dumps({"schema": schema}))
     (tmp_path / "U").mkdir()
@@ -83,8 +83,8 @@ def test_what_is_not_there_is_said_before_anything_heavy_is_imported(here: Path)
         (["score", "U", "--model", "m", "--out", "o"], "U: it is a masked directory, whose rows were scored already"),
         (["score", "M/epoch_*/*.parquet", "--model", "m", "--out", "o"], "it lies in a masked directory"),
         (
-            ["score", "rows.jsonl", "--model", "B", "--out", "o"],
-            "B: it is a scored directory, not a model",
+            ["score", "rows.jsonl", "--model", "S", "--out", "o"],
+            "S: it is a scored directory, not a model",
         ),
         (
             ["materialize", "M", "--out", "o", "--epochs", "1"],

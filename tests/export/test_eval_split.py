@@ -94,12 +94,6 @@ def test_thresholds_come_from_training_data_only(made: Path, tmp_path: Path) -> 
     assert not (tmp_path / "without" / "validation").exists()
 
 
-def test_validation_rows_may_have_bounds_for_scores(made: Path, tmp_path: Path) -> None:
-    write_scored(tmp_path / "bounds", HELD, estimator="topk")
-    run(made, tmp_path / "out", eval=str(tmp_path / "bounds"))
-    assert rows_in(tmp_path / "out" / "validation") == whole(HELD)
-
-
 # The plain configuration.
 
 

@@ -19,8 +19,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from mixtures_for_tests import with_column
-from scored_for_tests import some_rows, write_scored
 
 from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.export.materialize import materialize
@@ -28,6 +26,8 @@ from entrodrop_prep.store.digest import of_json
 from entrodrop_prep.store.environment import host_environment
 from entrodrop_prep.store.shards import read_footer
 from entrodrop_prep.verification.run import verify
+from helpers.mixtures import with_column
+from helpers.scored import some_rows, write_scored
 
 STORED = Path(__file__).with_name("golden_directories.json")
 VERSIONED = {"generator", "environments", "environment", "manifest_digest", "bytes", "sha256"}

@@ -20,7 +20,7 @@ import pytest
 
 from entrodrop_prep import cli
 from entrodrop_prep.config import MaterializeConfig, Recipe
-from entrodrop_prep.errors import ConfigError, IntegrityError, MismatchError, SourceError
+from entrodrop_prep.errors import IntegrityError, MismatchError, SourceError
 from entrodrop_prep.export import order
 from entrodrop_prep.export.materialize import MaterializeSummary, materialize
 from entrodrop_prep.sample.quantile import group_thresholds, high_rank, low_rank
@@ -138,6 +138,7 @@ def test_one_source_without_a_name_is_what_it_was(tmp_path: Path) -> None:
     rest = {k: v for k, v in described.items() if k not in ("files", "manifest_digest", *later)}
     for name in ("generator", "identity"):
         del rest["scored"][name]
+    rest["recipe"]["bounds"] = None  # said so then
     assert digest.of_json(rest) == "1b65ab1f6abc1b7e4c60ea4d94fd83afc7d54ee97c747c3068a88d8a5c596b4e"
 
 
@@ -353,8 +354,6 @@ def test_another_mixture_is_another_dataset(change: dict[str, Any], words: str, 
         (["a={0}/code", "--plain", "b={0}/other"], ["different tokenizers", "/code", "/other"]),
         (["a={0}/code", "b={0}/large"], ["different vocabulary sizes", "/code", "/large"]),
         (["a={0}/code", "--eval", "{0}/other"], ["different tokenizers", "/other"]),
-        (["a={0}/code", "b={0}/bounds"], ["exact entropy", "bounds of the entropy"]),
-        (["a={0}/code", "b={0}/bounds", "--bounds", "lo"], ["exact entropy", "bounds of the entropy"]),
         (["a={0}/code", "b={0}/old", "--keep-surprising", "1"], ["/old", "--keep-surprising"]),
         (["{0}/code", "--scope", "column:colour"], ["column:colour", "kept columns are: kind"]),
         (["a={0}/code", "b={0}/old", "--scope", "column:kind"], ["column:kind", "/old", "--keep-columns"]),
@@ -375,7 +374,6 @@ def test_mistakes_are_told(given: list[str], words: list[str], made: Path, tmp_p
     rewrite_manifest(other, tokenizer={**manifest_of(other)["tokenizer"], "digest": "1" * 64})
     large = copy(made / "code", tmp_path / "in" / "large")
     rewrite_manifest(large, model={**manifest_of(large)["model"], "vocab_size": 500})
-    write_scored(tmp_path / "in" / "bounds", CODE, estimator="topk")
     lots = some_rows(1200, lengths=(2, 3))
     with_column(write_scored(tmp_path / "in" / "many", lots, rows_per_shard=400), "n", pa.int64(), lambda r: r)
     with_column(write_scored(tmp_path / "in" / "floats", CODE), "n", pa.float64(), float)
@@ -390,21 +388,6 @@ def test_mistakes_are_told(given: list[str], words: list[str], made: Path, tmp_p
     for word in words:
         assert word in printed.err
     assert not (tmp_path / "out").exists() or not all_bytes(tmp_path / "out")
-
-
-def test_bounds_mix_with_bounds(tmp_path: Path, made: Path) -> None:
-    """The lower bounds of these directories are the entropies of others: the masks are the same."""
-    write_scored(tmp_path / "x", CODE, estimator="topk")
-    write_scored(tmp_path / "y", TEXT, estimator="topk")
-    given = {"scored": [f"code={tmp_path / 'x'}", f"text={tmp_path / 'y'}"]}
-    with pytest.raises(ConfigError, match="--bounds"):
-        run(tmp_path / "bounds", **given)
-    run(tmp_path / "bounds", **given, bounds="lo", schedule="constant")
-    run(tmp_path / "exact", scored=against(made, "code", "text"), schedule="constant")
-    for epoch in ("epoch_000", "epoch_001"):
-        assert rows_in(tmp_path / "bounds" / epoch) == rows_in(tmp_path / "exact" / epoch)
-    assert 0 < manifest_of(tmp_path / "bounds")["open_share"] < 1
-    assert not verify(str(tmp_path / "bounds"), [f"code={tmp_path / 'x'}", f"text={tmp_path / 'y'}"]).findings
 
 
 def test_paths_with_signs_in_them(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from entrodrop_prep.sample.mask import Rows
 from entrodrop_prep.store import digest, manifest
-from entrodrop_prep.store.schema import SCORED, SCORED_BOUNDS, Estimator, scored_schema
+from entrodrop_prep.store.schema import SCORED, scored_schema
 from entrodrop_prep.store.shards import WITHOUT_DIGEST, write_bytes, write_shard
 from helpers.tokenizers import byte_bpe
 
@@ -93,16 +93,8 @@ def by_shard(rows: Rows, rows_per_shard: int) -> Iterator[Rows]:
         yield part_of(rows, int(first), int(stop))
 
 
-def upper_bounds(rows: Rows) -> Any:
-    """[N] above the entropies by 0, 0.2, 0.4, 0.6 or 0.8 nats, as the token's id says."""
-    return (rows.entropy + (rows.input_ids % 5) * rows.entropy.dtype.type(0.2)).astype(rows.entropy.dtype)
-
-
 def table_of(rows: Rows, schema: pa.Schema) -> pa.Table:
-    """Rows as a scored shard has them; NaN becomes null.
-
-    Where the schema has bounds, the rows' entropies are the lower ones and ``upper_bounds`` the upper.
-    """
+    """Rows as a scored shard has them; NaN becomes null."""
     offsets = pa.array(rows.offsets.astype(np.int32))
 
     def lists(name: str, values: pa.Array) -> pa.Array:
@@ -115,13 +107,7 @@ def table_of(rows: Rows, schema: pa.Schema) -> pa.Table:
         "input_ids": lists("input_ids", pa.array(rows.input_ids)),
         "loss_mask": lists("loss_mask", pa.array(rows.loss_mask)),
     }
-    upper = upper_bounds(rows)
-    for name, values in (
-        ("entropy", rows.entropy),
-        ("entropy_lo", rows.entropy),
-        ("entropy_hi", upper),
-        ("logprob", rows.logprob),
-    ):
+    for name, values in (("entropy", rows.entropy), ("logprob", rows.logprob)):
         if name in schema.names:
             columns[name] = lists(name, pa.array(values, mask=np.isnan(values)))
     return pa.table([columns[n] for n in schema.names], schema=schema)
@@ -134,14 +120,10 @@ def write_scored(
     rows_per_shard: int = 8,
     logprob: bool = True,
     with_id: bool = False,
-    estimator: Estimator = "exact",
 ) -> Path:
-    """A finished scored directory that holds ``rows``; scores are stored in their dtype.
-
-    With the estimator ``topk`` it holds bounds: the rows' entropies and ``upper_bounds``.
-    """
+    """A finished scored directory that holds ``rows``; scores are stored in their dtype."""
     shards = by_shard(rows, rows_per_shard)
-    return write_shards(directory, shards, rows_per_shard, rows.entropy.dtype, logprob, with_id, estimator)
+    return write_shards(directory, shards, rows_per_shard, rows.entropy.dtype, logprob, with_id)
 
 
 def write_shards(
@@ -151,14 +133,12 @@ def write_shards(
     dtype: Any = np.float32,
     logprob: bool = True,
     with_id: bool = False,
-    estimator: Estimator = "exact",
 ) -> Path:
     """As ``write_scored``, shard after shard, for what does not fit in memory."""
     score_dtype = np.dtype(dtype).name
-    schema = scored_schema(score_dtype, logprob=logprob, with_id=with_id, estimator=estimator)
-    version = SCORED if estimator == "exact" else SCORED_BOUNDS
+    schema = scored_schema(score_dtype, logprob=logprob, with_id=with_id)
     identity: dict[str, Any] = {
-        "schema": version,
+        "schema": SCORED,
         "score_dtype": score_dtype,
         "logprob": logprob,
         "id_column": "name" if with_id else None,
@@ -166,13 +146,12 @@ def write_shards(
         "row_format": "text in 'text'",
         "model": {"digest": "0" * 64},
         "dtype": "float32",
-        **({} if estimator == "exact" else {"estimator": "topk", "top_k": 20}),
     }
     totals = dict.fromkeys(("rows", "windows", "tokens", "trainable_tokens"), 0)
     unigram, files = np.zeros(VOCABULARY, np.int64), []
     for index, rows in enumerate(shards):
         path = directory / f"shard-{index:05d}.parquet"
-        footer = write_shard(path, schema, [table_of(rows, schema)], {"schema": version, "shard": index})
+        footer = write_shard(path, schema, [table_of(rows, schema)], {"schema": SCORED, "shard": index})
         new = ~np.isnan(rows.entropy)
         new[rows.offsets[:-1][rows.window == 0]] = True
         unigram += np.bincount(rows.input_ids[new], minlength=VOCABULARY)
@@ -192,7 +171,7 @@ def write_shards(
     manifest.write(
         directory,
         {
-            "schema": version,
+            "schema": SCORED,
             "generator": "tests",
             "identity": identity,
             "source": {"name": "made-up.jsonl", "digest": "0" * 64},

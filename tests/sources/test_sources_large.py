@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,11 @@ from helpers.models import run_score, save_model, shards, tiny_llama, write_rows
 
 DEMO = Path(__file__).resolve().parents[2] / "entrodrop_prep" / "demo" / "model"
 LONG, LIMIT = 3 << 20, 1 << 20
+CHAT = (
+    "{% for m in messages %}the {{ m.role }} {{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}the assistant {% endif %}"
+)
+LONG_TEXT = "the cat sat on the mat\n" * 1_000
 
 
 @pytest.fixture(scope="module")
@@ -90,19 +96,48 @@ def demo() -> PreTrainedTokenizerFast:
     "text", ["the cat sat on the mat\n", "thecatsatonthemat", " " * 90 + "the ", "\u732b\u304c\u3002", "ab"]
 )
 def test_a_text_that_is_cut_off_has_the_tokens_of_the_whole(make: Callable[[], Any], text: str) -> None:
+    compare(make(), RowFormat("text", ("text",)), {"text": text * (60_000 // len(text))})
+
+
+@pytest.mark.parametrize("make", [metaspace, unigram, demo])
+@pytest.mark.parametrize(("first", "second"), [("the cat ", LONG_TEXT), (LONG_TEXT, "the dog"), (LONG_TEXT, LONG_TEXT)])
+def test_so_have_a_completion_and_a_chat_and_their_masks(make: Callable[[], Any], first: str, second: str) -> None:
     tokenizer = make()
-    whole = text * (60_000 // len(text))
+    compare(
+        tokenizer, RowFormat("prompt_completion", ("prompt", "completion")), {"prompt": first, "completion": second}
+    )
+    tokenizer.chat_template = CHAT
+    messages = [{"role": "user", "content": first}, {"role": "assistant", "content": second}]
+    compare(tokenizer, RowFormat("messages", ("messages",)), {"messages": messages})
+    compare(tokenizer, RowFormat("messages", ("messages",)), {"messages": [*turns("a"), *turns("b"), *messages]})
+
+
+def compare(tokenizer: Any, form: RowFormat, row: dict[str, Any]) -> None:
+    """The tokens in use of a row that is cut off, and what of them is trained on, with those of the whole row."""
     settings: dict[str, Any] = {"append_eos": True, "chat_template_kwargs": None}
-    form = RowFormat("text", ("text",))
-    (all_of_it,) = Encoder(tokenizer, form, **settings).encode([{"text": whole}])
-    (cut,) = Encoder(tokenizer, form, **settings, cut_to=20).encode([{"text": whole}])
+    (all_of_it,) = Encoder(tokenizer, form, **settings).encode([row])
+    (cut,) = Encoder(tokenizer, form, **settings, cut_to=60).encode([row])
     assert not isinstance(all_of_it, str)
     assert not isinstance(cut, str)
-    assert cut.input_ids[:20].tolist() == all_of_it.input_ids[:20].tolist()
-    assert (len(cut.input_ids) > 20) == (len(all_of_it.input_ids) > 20)
+    assert cut.input_ids[:60].tolist() == all_of_it.input_ids[:60].tolist()
+    assert cut.loss_mask[:60].tolist() == all_of_it.loss_mask[:60].tolist()
+    assert (len(cut.input_ids) > 60) == (len(all_of_it.input_ids) > 60)
 
 
-def test_a_long_text_is_not_tokenized_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def turns(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": "x"}, {"role": "assistant", "content": text}]
+
+
+ROWS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "text": lambda text: {"text": text},
+    "pair": lambda text: {"prompt": "x", "completion": text},
+    "chat": lambda text: {"messages": turns(text)},
+}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_a_long_row_is_not_tokenized_whole(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is cut off, left out or refused."""
     seen: list[int] = []
     before = Encoder._tokenize
 
@@ -111,15 +146,25 @@ def test_a_long_text_is_not_tokenized_whole(monkeypatch: pytest.MonkeyPatch) -> 
         return before(self, texts, *options)
 
     monkeypatch.setattr(Encoder, "_tokenize", spy)
-    encoder = Encoder(demo(), RowFormat("text", ("text",)), append_eos=True, chat_template_kwargs=None, cut_to=64)
-    encoder.encode([{"text": "def return value " * 100_000}])
+    rows = [ROWS[kind]("def return value " * 10_000), ROWS[kind]("def")]
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    (tmp_path / "chat.jinja").write_text(CHAT)
+    for long_documents in ("truncate", "drop", "error"):
+        out, how = tmp_path / long_documents, {"max_length": 64, "long_documents": long_documents}
+        how |= {"chat_template": str(tmp_path / "chat.jinja"), "on_bad_row": "skip"}
+        counts = run_score(source, DEMO, out, **how).counts
+        which = {"truncate": "truncated_rows", "drop": "dropped_long_rows", "error": "bad_rows"}[long_documents]
+        assert (counts[which], counts["rows"]) == (1, 1 + (long_documents == "truncate"))
+        if long_documents != "truncate":
+            (line,) = (out / "rejected.jsonl").read_text().splitlines()
+            assert re.search(r"more than \d+ tokens, over --max-length 64", line)
     assert max(seen) < 20_000
 
 
 def changed(path: Path, how: str) -> None:
     content, stat = path.read_bytes(), path.stat()
     if how == "appended to":
-        path.write_bytes(content + content[:20])
+        path.write_bytes(content + content[:60])
     elif how == "truncated":
         path.write_bytes(content[: len(content) // 2])
     elif how == "replaced":

@@ -38,7 +38,6 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_scored(folder / name, some_rows(26 + seed, seed=seed, lengths=(2, 24), dtype=dtype))
     for name in ("one", "two"):
         with_column(folder / name, "lang", pa.string(), lambda row: ("de", "en", None)[row % 3])
-    write_scored(folder / "bounds", some_rows(12, seed=9), estimator="topk")
     return folder
 
 
@@ -56,7 +55,6 @@ CASES: dict[str, dict[str, Any]] = {
     "random": {"select": "random", "drop_token": "20", "target": "inputs"},
     "a threshold in nats": {"threshold": 1.0},
     "half precision": {"scored": "{}/three", "target": "both"},
-    "an upper bound": {"scored": "{}/bounds", "bounds": "hi"},
     "columns on request, and a multiple": {
         "add_columns": "n_trainable,position_ids,seq_lengths",
         "rows_multiple": 4,

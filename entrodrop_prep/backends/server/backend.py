@@ -10,7 +10,7 @@ from entrodrop_prep.backends.batch import AtWork, batches
 from entrodrop_prep.backends.server.connect import Checks, connect_all
 from entrodrop_prep.backends.server.dispatch import Dispatcher
 from entrodrop_prep.backends.server.http import Server, Trouble, api_key, server_urls
-from entrodrop_prep.backends.server.request import ExactQuery, ScoreRequest, TopKQuery
+from entrodrop_prep.backends.server.request import MOST_SEQUENCES
 from entrodrop_prep.errors import EntrodropError
 
 if TYPE_CHECKING:
@@ -33,8 +33,7 @@ class ServerBackend:
 
     def __init__(self, config: ScoreConfig, info: ModelInfo) -> None:
         urls, key = server_urls(config.server), api_key()
-        query: ScoreRequest = ExactQuery(info) if config.estimator == "exact" else TopKQuery(info, config.top_k)
-        checks = Checks(config.model, info, query, info.max_length(config.max_length), config.timeout)
+        checks = Checks(config.model, info, info.max_length(config.max_length), config.timeout)
         servers = [Server(url, key) for url in urls]
         try:
             found = connect_all(servers, checks)
@@ -47,7 +46,6 @@ class ServerBackend:
                 log.warning("going on without the server %s: %s", server.url, result)
         self.step_tokens = config.batch_tokens
         self._most_tokens = min(config.batch_tokens, MOST_TOKENS)
-        self._most_sequences = query.most_sequences
         self._dispatcher = Dispatcher(servers, found, checks, config.timeout, config.patience)
 
     def environment(self) -> dict[str, str]:
@@ -79,7 +77,7 @@ class ServerBackend:
                         yield job, []
                         continue
                     at_work.add(job)
-                    self._dispatcher.add(batches(job, self._most_tokens, self._most_sequences, generation))
+                    self._dispatcher.add(batches(job, self._most_tokens, MOST_SEQUENCES, generation))
                 if not at_work and jobs.ended:
                     return
                 # While the next shard is still being read, look for it now and then.

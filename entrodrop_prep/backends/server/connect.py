@@ -17,7 +17,7 @@ import numpy as np
 from entrodrop_prep.backends.agreement import disagreement
 from entrodrop_prep.backends.model import DTYPE, IDENTITY, ModelInfo
 from entrodrop_prep.backends.server.http import KEY_VARIABLE, Denied, Gone, Server, Trouble, Unusable
-from entrodrop_prep.backends.server.request import ScoreRequest
+from entrodrop_prep.backends.server.request import PATH, answer_bytes, read_answer, request_body
 from entrodrop_prep.config.names import user_path
 from entrodrop_prep.errors import ConfigError, EntrodropError
 
@@ -43,7 +43,6 @@ class Checks:
 
     model: str
     info: ModelInfo
-    query: ScoreRequest
     longest: int
     timeout: float
 
@@ -86,18 +85,20 @@ def connect(server: Server, checks: Checks) -> Served:
         model = str(card["id"])
         _check_length(card.get("max_model_len"), checks)
         probe = checks.probe
-        body, most = checks.query.body(model, probe), checks.query.most_bytes(probe)
+        body, most = request_body(model, probe), answer_bytes(probe)
         try:
             (scores,) = _steady(
-                lambda: checks.query.read(server.post(checks.query.path, body, checks.timeout, most), probe), deadline
+                lambda: read_answer(server.post(PATH, body, checks.timeout, most), probe, checks.info), deadline
             )
         except Denied as e:
             if e.status in (401, 403):
                 raise
-            raise checks.query.explain(e) from e
+            raise ConfigError(
+                f"the server gives no token entropies ({e})",
+                fix="start it with `entrodrop serve MODEL`: it needs the plugin and --runner pooling",
+            ) from e
         except Unusable as e:
             raise ConfigError(str(e), fix="start it with `entrodrop serve MODEL`, MODEL being that of --model") from e
-        _steady(lambda: checks.query.check(server, model, checks.timeout), deadline)
     except Denied as e:
         raise denied_error(e, server.url) from e
     except EntrodropError as e:
@@ -256,10 +257,8 @@ def _dtype(served: list[str], checks: Checks) -> str:
 
 
 def _check_length(most: Any, checks: Checks) -> None:
-    needed = checks.longest + checks.query.room
-    if isinstance(most, int) and not isinstance(most, bool) and most < needed:
-        extra = f" and {checks.query.room} more" if checks.query.room else ""
+    if isinstance(most, int) and not isinstance(most, bool) and most < checks.longest:
         raise ConfigError(
-            f"it takes at most {most} tokens, rows may have {checks.longest}{extra}",
-            fix=f"use --max-length {most - checks.query.room}, or start it with --max-model-len {needed}",
+            f"it takes at most {most} tokens, rows may have {checks.longest}",
+            fix=f"use --max-length {most}, or start it with --max-model-len {checks.longest}",
         )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from entrodrop_prep.backends.batch import Batch
 from entrodrop_prep.backends.server.connect import Checks, Served, backoff, check_same, connect, denied_error
 from entrodrop_prep.backends.server.http import Busy, Cut, Denied, Failed, Gone, Server, Slow, Trouble
+from entrodrop_prep.backends.server.request import MOST_SEQUENCES, PATH, answer_bytes, read_answer, request_body
 from entrodrop_prep.backends.server.state import IN_FLIGHT, ServerState
 from entrodrop_prep.errors import ConfigError, EntrodropError, ScoreError
 
@@ -43,8 +44,7 @@ class Dispatcher:
         self.versions = sorted({f.version for f in found if isinstance(f, Served)})
         self.dtypes = sorted({f.dtype for f in found if isinstance(f, Served)})
         self._lines = [
-            ServerState(server, result, checks.query.most_sequences)
-            for server, result in zip(servers, found, strict=True)
+            ServerState(server, result, MOST_SEQUENCES) for server, result in zip(servers, found, strict=True)
         ]
         self._changed = threading.Condition()
         self._queue: deque[Batch] = deque()
@@ -176,10 +176,9 @@ class Dispatcher:
             return None
 
     def _ask(self, line: ServerState, model: str, batch: Batch) -> list[Scores]:
-        sequences, query = batch.sequences, self.checks.query
-        timeout = self.timeout * 2**batch.timeouts
-        answer = line.server.post(query.path, query.body(model, sequences), timeout, query.most_bytes(sequences))
-        return query.read(answer, sequences)
+        sequences, timeout = batch.sequences, self.timeout * 2**batch.timeouts
+        answer = line.server.post(PATH, request_body(model, sequences), timeout, answer_bytes(sequences))
+        return read_answer(answer, sequences, self.checks.info)
 
     def _after(self, trouble: Trouble, sent_at: float, line: ServerState, batch: Batch) -> list[Batch]:
         """Note what a failure says of the server; returns the batch as it goes back to the queue.

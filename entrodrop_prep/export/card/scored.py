@@ -29,14 +29,13 @@ def scored_front(scored: ScoredDataset) -> Front:
 def scored_text(scored: ScoredDataset, repo: str, *, with_recipe: bool) -> str:
     """What the block says; ``with_recipe``: the recipe lies beside the scores."""
     described, counts = scored.manifest, scored.manifest["counts"]
-    what = {"exact": "their entropy", "topk": "bounds of their entropy (experimental)"}[scored.estimator]
     logprob = " and log-probability" if scored.has_logprob else ""
     picture = ["![Entropy of the trainable tokens](" + PICTURE + ")", ""] if "entropy_histogram" in described else []
     settings = "" if with_recipe else ", epochs=4"
     columns = ", ".join(code(name) for name in scored.schema.names)
     return "\n".join(
         [
-            f"The tokens of a corpus with {what}{logprob} under a reference model, in nats, made by "
+            f"The tokens of a corpus with their entropy{logprob} under a reference model, in nats, made by "
             f"{words(described['generator'])}: {counts['rows']:,} rows, {counts['tokens']:,} tokens, "
             f"{counts['trainable_tokens']:,} of them trainable. Masked datasets with entropy-guided token dropout are "
             f"made from it. Columns are {columns}; value t of each list belongs to token t, and its scores to the "

@@ -45,7 +45,6 @@ def block_text(manifest: dict[str, Any], repo: str = NO_REPO) -> str:
             *_packing(manifest),
             *(f"- {line}" for line in left_out(manifest["epochs"])),
             *_others(manifest),
-            *([_bounds(manifest)] if manifest["recipe"].get("bounds") else []),
             *_recipe(manifest),
             *versions("files written with", manifest.get("environments", [])),
             "",
@@ -193,15 +192,6 @@ def _others(manifest: dict[str, Any]) -> list[str]:
     if "jsonl" in layouts:
         lines.append("- `jsonl/` (never pushed): each epoch as a JSONL file")
     return lines
-
-
-def _bounds(manifest: dict[str, Any]) -> str:
-    """What is said of masks that were made from bounds."""
-    name = {"lo": "lower", "hi": "upper"}[manifest["recipe"]["bounds"]]
-    text = f"- entropy: its {name} bound, from the top k of a stock vLLM server (experimental)"
-    if "open_share" in manifest:
-        text += f"; the bounds leave open whether {manifest['open_share']:.1%} of the trainable tokens may be dropped"
-    return text
 
 
 def _identity(identity: dict[str, str]) -> str:
