@@ -205,7 +205,7 @@ def materialize_command(**values: Any) -> None:
     for text in (*config.sources, *config.plain, *([config.eval] if config.eval else [])):
         places.check_named(text, "scored")
     from entrodrop_prep.export.card import aligned, epoch_table, left_out, source_table
-    from entrodrop_prep.export.materialize import materialize
+    from entrodrop_prep.publish.materialize import materialize
 
     summary = materialize(config)
     if summary.already_complete:

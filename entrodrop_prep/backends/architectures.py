@@ -7,7 +7,7 @@ import importlib.util
 import sys
 from dataclasses import dataclass
 
-from entrodrop_prep.engine.plugin import ENDINGS, MULTIMODAL, PREFIX
+from entrodrop_prep.vllm_plugin.plugin import ENDINGS, MULTIMODAL, PREFIX
 
 PROVEN = (
     "ApertusForCausalLM",

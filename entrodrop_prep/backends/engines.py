@@ -31,7 +31,7 @@ SECONDS_TO_END = 5.0
 
 
 class Engine:
-    """A worker process (``entrodrop_prep.engine.worker``), and the batches it has.
+    """A worker process (``entrodrop_prep.vllm_plugin.worker``), and the batches it has.
 
     Attributes:
         name: for messages.
@@ -47,7 +47,7 @@ class Engine:
         self._log: IO[bytes] | None = None if verbose else scratch_file()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "entrodrop_prep.engine.worker", str(theirs.fileno())],
+                [sys.executable, "-m", "entrodrop_prep.vllm_plugin.worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log or sys.stderr.fileno(),

@@ -23,7 +23,7 @@ ROUNDING = 1e-3
 def problem_of(raw: np.ndarray[Any, Any], lengths: Sequence[int], vocab_size: int) -> str | None:
     """What is wrong with the plugin's answer [N, 2] for sequences of these lengths (N their sum); None if nothing.
 
-    The last row of each sequence carries the vocabulary's size: see ``entrodrop_prep.engine.pooler``.
+    The last row of each sequence carries the vocabulary's size: see ``entrodrop_prep.vllm_plugin.pooler``.
     """
     if len(raw) != sum(lengths):
         return f"{len(raw)} rows for {sum(lengths)} tokens"

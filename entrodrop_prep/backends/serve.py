@@ -29,7 +29,7 @@ from entrodrop_prep.errors import ConfigError, ModelError
 log = logging.getLogger(__name__)
 
 SERVER = "vllm.entrypoints.openai.api_server"
-GUARD = "entrodrop_prep.engine.guard.Guard"
+MIDDLEWARE = "entrodrop_prep.vllm_plugin.middleware.ApiKeyMiddleware"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 POLL = 0.25
 
@@ -56,7 +56,7 @@ def command_line(config: ServeConfig) -> list[str]:
         log.warning("%s is not among the architectures proven with vLLM", info.architecture)
     names = [info.name, identity_name(identify_weights(config, info, None).identity), DTYPE + info.dtype]
     arguments = [f"--host={config.host}", f"--port={config.port}", "--served-model-name", *names]
-    arguments += ["--disable-uvicorn-access-log", "--uvicorn-log-level=warning", f"--middleware={GUARD}"]
+    arguments += ["--disable-uvicorn-access-log", "--uvicorn-log-level=warning", f"--middleware={MIDDLEWARE}"]
     for name, value in options.items():
         arguments += _flag(name, value)
     return [SERVER, *arguments]
@@ -105,7 +105,7 @@ def serve(config: ServeConfig, say: Callable[[str], None]) -> None:
     told, tells = os.pipe()  # its other end closes when this process is gone, however it ends
     with os.fdopen(tells, "wb"):
         process = subprocess.Popen(
-            [sys.executable, "-m", "entrodrop_prep.engine.server", str(told), *arguments],
+            [sys.executable, "-m", "entrodrop_prep.vllm_plugin.server", str(told), *arguments],
             pass_fds=[told],
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr.fileno(),

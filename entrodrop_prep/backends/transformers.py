@@ -22,8 +22,8 @@ import torch
 
 from entrodrop_prep.backends.loading import load_model
 from entrodrop_prep.backends.model import ModelInfo
-from entrodrop_prep.engine.reduce import entropy_and_logprob
 from entrodrop_prep.errors import ModelError, ScoreError
+from entrodrop_prep.vllm_plugin.reduce import entropy_and_logprob
 
 if TYPE_CHECKING:
     from entrodrop_prep.backends import Scores

@@ -18,11 +18,12 @@ from entrodrop_prep.errors import IntegrityError, ModelError
 from entrodrop_prep.export.card import aligned, epoch_table
 from entrodrop_prep.export.materialize import materialize
 from entrodrop_prep.export.plan import mask_plan, survey
-from entrodrop_prep.sample.curriculum import epoch_rates
-from entrodrop_prep.sample.mask import apply
+from entrodrop_prep.masking.curriculum import epoch_rates
+from entrodrop_prep.masking.mask import apply
 from entrodrop_prep.scoring.run import score
 from entrodrop_prep.store.disk import check_held, check_regular, held
-from entrodrop_prep.store.scored import ScoredDataset, to_rows
+from entrodrop_prep.store.rows import to_rows
+from entrodrop_prep.store.scored import ScoredDataset
 from entrodrop_prep.store.shards import local_directory
 
 if TYPE_CHECKING:

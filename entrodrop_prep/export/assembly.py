@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from entrodrop_prep.export.columns import Stored, positions
 from entrodrop_prep.export.packing import Bins, Segments
-from entrodrop_prep.sample.mask import IGNORE, Masked, Rows
+from entrodrop_prep.masking.mask import IGNORE, Masked
+from entrodrop_prep.store.rows import Rows
 
 FIGURES = ("tokens", "trainable", "eligible", "dropped", "labels_left")
 _PER_TOKEN = ("input_ids", "labels")

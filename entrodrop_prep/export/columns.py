@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from entrodrop_prep.sample.mask import IGNORE
+from entrodrop_prep.masking.mask import IGNORE
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from entrodrop_prep.export.assembly import FIGURES
 from entrodrop_prep.export.columns import Stored
 from entrodrop_prep.export.order import Wanted
 from entrodrop_prep.export.packing import PackedSize
-from entrodrop_prep.sample.mask import Masked, Rows
+from entrodrop_prep.masking.mask import Masked
 from entrodrop_prep.store.digest import ContentDigest
 from entrodrop_prep.store.layout import VALIDATION
+from entrodrop_prep.store.rows import Rows
 from entrodrop_prep.store.shards import read_batches, read_footer
 
 GROUP_TOKENS = 1 << 18

@@ -21,12 +21,13 @@ from entrodrop_prep.export.packed import PackedReader, Packer
 from entrodrop_prep.export.packing import PackedSize
 from entrodrop_prep.export.plan import SOURCE, Corpus, identity_of, mask_plan, survey
 from entrodrop_prep.export.sources import Sources
-from entrodrop_prep.sample.counter import order_keys
-from entrodrop_prep.sample.curriculum import row_rates
-from entrodrop_prep.sample.mask import Masked, MaskPlan, Rows, apply, unmasked
+from entrodrop_prep.masking.counter import order_keys
+from entrodrop_prep.masking.curriculum import row_rates
+from entrodrop_prep.masking.mask import Masked, MaskPlan, apply, unmasked
 from entrodrop_prep.store.layout import PLAIN, VALIDATION
+from entrodrop_prep.store.rows import Rows, to_rows
 from entrodrop_prep.store.schema import masked_schema
-from entrodrop_prep.store.scored import ScoredDataset, to_rows
+from entrodrop_prep.store.scored import ScoredDataset
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from entrodrop_prep.export.job import Job, json_tau
 from entrodrop_prep.export.order import Order, has_label, payload_bytes
 from entrodrop_prep.export.plan import drop_token_id, protected_ids, replacements
 from entrodrop_prep.export.sources import Source
-from entrodrop_prep.sample.counter import CHOOSE, order_keys, rate_limit, stream_key, token_words
-from entrodrop_prep.sample.mask import Masked, MaskPlan, Rows, apply, unmasked
-from entrodrop_prep.sample.quantile import group_thresholds, quantile_of
-from entrodrop_prep.store.scored import stored_scores, to_rows
+from entrodrop_prep.masking.counter import CHOOSE, order_keys, rate_limit, stream_key, token_words
+from entrodrop_prep.masking.mask import Masked, MaskPlan, apply, unmasked
+from entrodrop_prep.masking.quantile import group_thresholds, quantile_of
+from entrodrop_prep.store.rows import Rows, stored_scores, to_rows
 
 MAX_VALUES = 1000
 """Values of a column that may have thresholds of their own."""

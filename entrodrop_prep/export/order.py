@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from entrodrop_prep.sample.counter import order_keys
+from entrodrop_prep.masking.counter import order_keys
 from entrodrop_prep.store.disk import check_held, writing
 from entrodrop_prep.store.scored import ScoredDataset
 

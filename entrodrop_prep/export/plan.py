@@ -13,12 +13,13 @@ from entrodrop_prep.config import MaterializeConfig, Recipe, identity
 from entrodrop_prep.errors import ConfigError
 from entrodrop_prep.export.histogram import EntropyHistogram
 from entrodrop_prep.export.order import has_label
-from entrodrop_prep.sample import quantile
-from entrodrop_prep.sample.counter import FORMAT_VERSION
-from entrodrop_prep.sample.curriculum import epoch_rates, horizon, row_rates
-from entrodrop_prep.sample.mask import MaskPlan, needs_corpus_quantile
+from entrodrop_prep.masking import quantile
+from entrodrop_prep.masking.counter import FORMAT_VERSION
+from entrodrop_prep.masking.curriculum import epoch_rates, horizon, row_rates
+from entrodrop_prep.masking.mask import MaskPlan, needs_corpus_quantile
+from entrodrop_prep.store.rows import to_rows
 from entrodrop_prep.store.schema import MASKED
-from entrodrop_prep.store.scored import ScoredDataset, to_rows
+from entrodrop_prep.store.scored import ScoredDataset
 
 log = logging.getLogger(__name__)
 

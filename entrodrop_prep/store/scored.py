@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from entrodrop_prep.errors import IntegrityError, ModelError
-from entrodrop_prep.sample.mask import Rows
 from entrodrop_prep.store import manifest
 from entrodrop_prep.store.schema import SCORED, check_schema, score_columns, scored_schema
 from entrodrop_prep.store.shards import check_file_schema, read_batches, reading
@@ -168,44 +166,3 @@ class ScoredDataset:
                 f"the file is damaged: {e}", where=str(path), fix="remove it and run the command that made it again"
             ) from e
         return expected
-
-
-def to_rows(batch: pa.RecordBatch | pa.Table) -> Rows:
-    """Columns of a scored batch as the flat arrays that masks are made from (no copy where Arrow allows it)."""
-    if isinstance(batch, pa.Table):
-        batch = batch.combine_chunks()
-    ids = _column(batch, "input_ids")
-    offsets = ids.offsets.to_numpy().astype(np.int64)
-    return Rows(
-        row_id=_column(batch, "row_id").to_numpy(),
-        window=_column(batch, "window").to_numpy(),
-        offsets=offsets - offsets[0],
-        input_ids=ids.flatten().to_numpy(),
-        entropy=stored_scores(batch, "entropy"),
-        logprob=stored_scores(batch, "logprob") if "logprob" in batch.schema.names else None,
-        loss_mask=_column(batch, "loss_mask").flatten().to_numpy(zero_copy_only=False),
-    )
-
-
-def _column(batch: pa.RecordBatch | pa.Table, name: str) -> pa.Array:
-    column = batch.column(name)
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-        if isinstance(column, pa.ChunkedArray):
-            column = column.chunk(0)
-    return column
-
-
-def stored_scores(batch: pa.RecordBatch | pa.Table, name: str) -> np.ndarray[Any, Any]:
-    """[N] scores of one column with NaN for null."""
-    flat = _column(batch, name).flatten()
-    kind = flat.type.to_pandas_dtype()
-    values = (
-        np.frombuffer(flat.buffers()[1], kind)[flat.offset : flat.offset + len(flat)]
-        if len(flat)
-        else (np.zeros(0, kind))
-    )
-    if flat.null_count:
-        values = values.copy()
-        values[pc.is_null(flat).to_numpy(zero_copy_only=False)] = np.nan
-    return values

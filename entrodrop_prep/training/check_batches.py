@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from entrodrop_prep.errors import ArrivalError, ConfigError
-from entrodrop_prep.sample.mask import IGNORE
+from entrodrop_prep.masking.mask import IGNORE
 from entrodrop_prep.store import manifest
 from entrodrop_prep.store.schema import MASKED
 from entrodrop_prep.store.shards import local_directory, read_batches

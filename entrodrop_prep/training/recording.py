@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from entrodrop_prep.errors import ArrivalError
-from entrodrop_prep.sample.mask import IGNORE
+from entrodrop_prep.masking.mask import IGNORE
 
 if TYPE_CHECKING:
     import torch

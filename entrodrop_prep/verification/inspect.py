@@ -11,11 +11,12 @@ import pyarrow.compute as pc
 
 from entrodrop_prep.errors import ConfigError
 from entrodrop_prep.export.card import aligned, epoch_table, left_out, source_table
-from entrodrop_prep.sample.mask import IGNORE
+from entrodrop_prep.masking.mask import IGNORE
 from entrodrop_prep.store import manifest
 from entrodrop_prep.store.locks import reading_lock
+from entrodrop_prep.store.rows import to_rows
 from entrodrop_prep.store.schema import MASKED, family, masked_schema
-from entrodrop_prep.store.scored import ScoredDataset, to_rows
+from entrodrop_prep.store.scored import ScoredDataset
 from entrodrop_prep.store.shards import check_file_schema, local_directory, read_batches
 from entrodrop_prep.verification.run import kind_of
 

@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 from entrodrop_prep.errors import ModelError
 from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.digest import ContentDigest
+from entrodrop_prep.store.rows import stored_scores, to_rows
 from entrodrop_prep.store.schema import SCORED
-from entrodrop_prep.store.scored import TOKENIZER, ScoredDataset, stored_scores, to_rows
+from entrodrop_prep.store.scored import TOKENIZER, ScoredDataset
 from entrodrop_prep.store.shards import Footer, check_file_schema, read_batches, read_footer
 
 _IN_FILES = ("tokens", "trainable_tokens")

@@ -39,8 +39,8 @@ from entrodrop_prep.backends import transformers as backend_module
 from entrodrop_prep.backends.model import inspect_model
 from entrodrop_prep.backends.prefetch import score_all
 from entrodrop_prep.backends.transformers import FAILURES, TransformersBackend, pick_device
-from entrodrop_prep.engine.reduce import entropy_and_logprob
 from entrodrop_prep.errors import ModelError, ScoreError
+from entrodrop_prep.vllm_plugin.reduce import entropy_and_logprob
 from helpers.architectures import CONFIGS, VOCABULARY
 from helpers.models import random_rows, run_score, save_model, settings_for, shards, tiny_llama, write_rows
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from entrodrop_prep.engine import guard as module
-from entrodrop_prep.engine.guard import Guard
-from entrodrop_prep.engine.request import FIELDS, MOST_BYTES, MOST_SEQUENCES, Limits, problem_of
+from entrodrop_prep.vllm_plugin import middleware as module
+from entrodrop_prep.vllm_plugin.middleware import ApiKeyMiddleware
+from entrodrop_prep.vllm_plugin.request import FIELDS, MOST_BYTES, MOST_SEQUENCES, Limits, problem_of
 
 LIMITS = Limits(vocab_size=100, longest=8)
 GOOD: dict[str, Any] = {"model": "m", "input": [[1, 99, 0], [5]], "task": "token_classify", "embed_dtype": "float32"}
@@ -19,7 +19,9 @@ MODEL = SimpleNamespace(get_vocab_size=lambda: 100, max_model_len=8)
 APP = SimpleNamespace(state=SimpleNamespace(vllm_config=SimpleNamespace(model_config=MODEL)))
 
 
-def ask(guard: Guard, path: str, *body: bytes, key: str | None = None, method: str = "GET", **more: Any) -> int:
+def ask(
+    guard: ApiKeyMiddleware, path: str, *body: bytes, key: str | None = None, method: str = "GET", **more: Any
+) -> int:
     """The status of the answer to a request whose body comes in parts."""
     headers = [] if key is None else [(b"authorization", f"Bearer {key}".encode())]
     parts = [{"type": "http.request", "body": part, "more_body": True} for part in body]
@@ -71,10 +73,10 @@ def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_all_but_health_wants_the_key(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ask(Guard(Served()), "/v1/models") == 200
+    assert ask(ApiKeyMiddleware(Served()), "/v1/models") == 200
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    guard = Guard(Served())
+    guard = ApiKeyMiddleware(Served())
     for path in ("/v1/models", "/version", "/metrics"):
         assert [ask(guard, path, key=key) for key in ("horse", "mule", "", None)] == [200, 401, 401, 401]
     assert ask(guard, "/pooling", json.dumps(GOOD).encode(), method="POST") == 401
@@ -82,7 +84,7 @@ def test_all_but_health_wants_the_key(environment: dict[str, str], monkeypatch: 
 
 
 def test_what_scoring_needs_is_served_and_nothing_else() -> None:
-    guard = Guard(Served())
+    guard = ApiKeyMiddleware(Served())
     body = json.dumps(GOOD).encode()
     for path in ("/health", "/ping", "/version", "/v1/models", "/metrics", "/load"):
         assert (
@@ -105,20 +107,23 @@ def test_a_request_for_scores_reaches_vllm_as_it_came() -> None:
     served = Served()
     body = json.dumps(GOOD).encode()
     own = [(b"content-type", b"application/json"), (b"x-request-id", b"1"), (b"x-data-parallel-rank", b"9")]
-    assert ask(Guard(served), "/pooling", body[:7], body[7:], method="POST", headers=own) == 200
+    assert ask(ApiKeyMiddleware(served), "/pooling", body[:7], body[7:], method="POST", headers=own) == 200
     assert served.bodies == [body]
     assert served.headers == own[:1]
-    assert ask(Guard(served), "/pooling", b'{"input": [100]}', method="POST") == 400
-    assert ask(Guard(served), "/pooling", body, method="POST", app=SimpleNamespace(state=SimpleNamespace())) == 503
+    assert ask(ApiKeyMiddleware(served), "/pooling", b'{"input": [100]}', method="POST") == 400
+    assert (
+        ask(ApiKeyMiddleware(served), "/pooling", body, method="POST", app=SimpleNamespace(state=SimpleNamespace()))
+        == 503
+    )
     assert len(served.bodies) == 1
 
 
 def test_a_body_that_is_too_long_or_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     served = Served()
     piece = bytes(1 << 20)
-    assert ask(Guard(served), "/pooling", *[piece] * (MOST_BYTES >> 20), b"x", method="POST") == 413
+    assert ask(ApiKeyMiddleware(served), "/pooling", *[piece] * (MOST_BYTES >> 20), b"x", method="POST") == 413
     monkeypatch.setattr(module, "MOST_REFUSED", MOST_BYTES)
-    assert ask(Guard(served), "/pooling", *[piece] * 100, method="POST") == 413  # the rest is not read
+    assert ask(ApiKeyMiddleware(served), "/pooling", *[piece] * 100, method="POST") == 413  # the rest is not read
     monkeypatch.setattr(module, "SECONDS_TO_SEND", 0.05)
 
     async def never() -> Any:
@@ -130,7 +135,7 @@ def test_a_body_that_is_too_long_or_does_not_come(monkeypatch: pytest.MonkeyPatc
         sent.append(message)
 
     scope = {"type": "http", "path": "/pooling", "headers": [], "method": "POST", "app": APP}
-    asyncio.run(Guard(served)(scope, never, send))
+    asyncio.run(ApiKeyMiddleware(served)(scope, never, send))
     assert sent[0]["status"] == 408
     assert served.bodies == []
 

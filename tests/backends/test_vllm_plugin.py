@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from entrodrop_prep.backends.architectures import PROVEN, installed_vllm, plugin_is_installed
-from entrodrop_prep.engine.plugin import PREFIX
+from entrodrop_prep.vllm_plugin.plugin import PREFIX
 from helpers.models import save_model, tiny_llama
 from helpers.vllm import environment
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.vllm
 IMPORT = """
 import json, sys
 before = set(sys.modules)
-import entrodrop_prep.engine.plugin
+import entrodrop_prep.vllm_plugin.plugin
 print(json.dumps(sorted(set(sys.modules) - before)))
 """
 
@@ -29,14 +29,14 @@ REGISTER = """
 import json, sys
 from vllm import ModelRegistry
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP
-from entrodrop_prep.engine.plugin import register
+from entrodrop_prep.vllm_plugin.plugin import register
 
 tables = {"models": ModelRegistry.models, "configs": MODELS_CONFIG_MAP}
 before = {name: dict(table) for name, table in tables.items()}
 register()
 once = {name: dict(table) for name, table in tables.items()}
 register()
-said = {"loaded": sorted({"entrodrop_prep.engine.models", "entrodrop_prep.engine.pooler"} & set(sys.modules))}
+said = {"loaded": sorted({"entrodrop_prep.vllm_plugin.models", "entrodrop_prep.vllm_plugin.pooler"} & set(sys.modules))}
 for name, table in tables.items():
     said[name] = {
         "before": len(before[name]),
@@ -91,7 +91,7 @@ def python(program: str, *arguments: Path, **more: str) -> str:
 def test_importing_it_loads_the_standard_library_alone() -> None:
     loaded = json.loads(python(IMPORT))
     ours = [name for name in loaded if name.split(".")[0] == "entrodrop_prep"]
-    assert ours == ["entrodrop_prep", "entrodrop_prep.engine", "entrodrop_prep.engine.plugin"]
+    assert ours == ["entrodrop_prep", "entrodrop_prep.vllm_plugin", "entrodrop_prep.vllm_plugin.plugin"]
     assert {name.split(".")[0] for name in loaded if name not in ours} <= sys.stdlib_module_names
 
 

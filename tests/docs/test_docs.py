@@ -270,7 +270,7 @@ def test_the_choices_table_has_every_setting_of_a_recipe_and_its_default() -> No
 
 
 def test_the_default_rates_are_those_the_docs_name() -> None:
-    from entrodrop_prep.sample.curriculum import epoch_rates
+    from entrodrop_prep.masking.curriculum import epoch_rates
 
     *first, last = (f"{r:.3f}" for r in epoch_rates(Recipe(epochs=4)))
     assert f"{', '.join(first)} and {last}" in " ".join(_text("docs/masks.md").split())
@@ -287,11 +287,18 @@ def test_the_error_tree_is_that_of_the_code() -> None:
 
 
 def test_the_architecture_page_names_what_there_is() -> None:
-    listing = _text("docs/architecture.md").partition("Imports point one way")[0]
+    listing = _text("docs/architecture.md").partition("## ")[0]
     said = set(re.findall(r"^      ([\w./]+)", listing, re.MULTILINE))
     package = ROOT / "entrodrop_prep"
     there = {p.name for p in package.glob("*.py")} | {f"{p.name}/" for p in package.iterdir() if any(p.glob("*.py"))}
     assert said == there - {"__main__.py"}
+
+
+def test_what_to_touch_to_add_something_is_there() -> None:
+    table = _text("docs/architecture.md").partition("## To add something")[2].partition("\n## ")[0]
+    named = [name for name in re.findall(r"`([\w./]+)`", table) if "/" in name]
+    assert len(named) > 15
+    assert not [name for name in named if not (ROOT / name).exists()]
 
 
 def test_the_changelog_knows_the_version() -> None:

@@ -16,8 +16,8 @@ from entrodrop_prep import cli
 from entrodrop_prep.config import MaterializeConfig, Recipe
 from entrodrop_prep.errors import IntegrityError, MismatchError, OutputError, SourceError
 from entrodrop_prep.export.materialize import MaterializeSummary, materialize
-from entrodrop_prep.sample.mask import Rows
 from entrodrop_prep.store.json_schemas import schemas
+from entrodrop_prep.store.rows import Rows
 from entrodrop_prep.verification.run import verify
 from helpers.contract import plain_rows
 from helpers.mixtures import Given, Row, naive_mixture, reseal, rows_in

@@ -27,10 +27,10 @@ from entrodrop_prep.errors import ConfigError, DiskSpaceError, IntegrityError, M
 from entrodrop_prep.export import epoch as epoch_module
 from entrodrop_prep.export import order
 from entrodrop_prep.export.materialize import MaterializeSummary, materialize
-from entrodrop_prep.sample.counter import DROP, REPLACE, order_keys, stream_key, token_words, token_words64
-from entrodrop_prep.sample.mask import Rows
+from entrodrop_prep.masking.counter import DROP, REPLACE, order_keys, stream_key, token_words, token_words64
 from entrodrop_prep.store import manifest, scored
 from entrodrop_prep.store.locks import locked
+from entrodrop_prep.store.rows import Rows
 from entrodrop_prep.verification.run import verify
 from helpers.contract import SPECIAL, drawn, naive_rate, naive_selection, plain_rows
 from helpers.scored import FIRST_PLAIN_ID, VOCABULARY, all_bytes, copy, some_rows, write_scored

@@ -17,7 +17,7 @@ import pytest
 
 from entrodrop_prep.export.order import BUCKET_BYTES, ORDER_BYTES
 from entrodrop_prep.export.packing import BLOCK_TOKENS
-from entrodrop_prep.sample.mask import Rows
+from entrodrop_prep.store.rows import Rows
 from entrodrop_prep.store.scored import BATCH_TOKENS
 from helpers.scored import VOCABULARY, some_rows, write_shards
 from helpers.tokenizers import byte_bpe

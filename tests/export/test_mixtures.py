@@ -23,7 +23,7 @@ from entrodrop_prep.config import MaterializeConfig, Recipe
 from entrodrop_prep.errors import IntegrityError, MismatchError, SourceError
 from entrodrop_prep.export import order
 from entrodrop_prep.export.materialize import MaterializeSummary, materialize
-from entrodrop_prep.sample.quantile import group_thresholds, high_rank, low_rank
+from entrodrop_prep.masking.quantile import group_thresholds, high_rank, low_rank
 from entrodrop_prep.store import digest, scored
 from entrodrop_prep.verification.run import verify
 from helpers.mixtures import FIGURES, Given, naive_mixture, reseal, rows_in, with_column

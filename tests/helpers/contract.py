@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from entrodrop_prep.config import Recipe
-from entrodrop_prep.sample.mask import Rows
+from entrodrop_prep.store.rows import Rows
 from helpers.scored import FIRST_PLAIN_ID
 
 SPECIAL = set(range(FIRST_PLAIN_ID))

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from entrodrop_prep.config import Recipe
-from entrodrop_prep.sample.counter import DROP, ORDER, REPLACE, stream_key, token_words, token_words64
-from entrodrop_prep.sample.mask import Rows
+from entrodrop_prep.masking.counter import DROP, ORDER, REPLACE, stream_key, token_words, token_words64
 from entrodrop_prep.store import digest, manifest
+from entrodrop_prep.store.rows import Rows
 from entrodrop_prep.store.shards import read_footer, write_shard
 from helpers.contract import SPECIAL, drawn, naive_rate, naive_selection, plain_rows
 from helpers.scored import VOCABULARY, manifest_of, rewrite_manifest

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from entrodrop_prep.sample.mask import Rows
 from entrodrop_prep.store import digest, manifest
+from entrodrop_prep.store.rows import Rows
 from entrodrop_prep.store.schema import SCORED, scored_schema
 from entrodrop_prep.store.shards import WITHOUT_DIGEST, write_bytes, write_shard
 from helpers.tokenizers import byte_bpe

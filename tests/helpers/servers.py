@@ -29,7 +29,7 @@ PLUGIN = (
     *("--runner", "pooling"),
     *("--hf-overrides", json.dumps({"architectures": ["TokenEntropyLlamaForCausalLM"]})),
     "--no-enable-prefix-caching",
-    *("--middleware", "entrodrop_prep.engine.guard.Guard"),
+    *("--middleware", "entrodrop_prep.vllm_plugin.middleware.ApiKeyMiddleware"),
 )
 SMALL = (
     *("--dtype", "float32"),

@@ -16,7 +16,7 @@ QUICK = {
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "passive",
 }
-WORKER = "entrodrop_prep.engine.worker"
+WORKER = "entrodrop_prep.vllm_plugin.worker"
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entrodrop_prep.sample.counter import (
+from entrodrop_prep.masking.counter import (
     DROP,
     ORDER,
     REPLACE,

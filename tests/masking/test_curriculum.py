@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from entrodrop_prep.config import Recipe
-from entrodrop_prep.sample.curriculum import epoch_rates, horizon, rate, row_rates
+from entrodrop_prep.masking.curriculum import epoch_rates, horizon, rate, row_rates
 
 SIGMOID_BITS = ["0x1.2d2b42765b514p-6", "0x1.6cdf3553a4d78p-3", "0x1.3e61cc44b063cp-1", "0x1.90303f85e6bf1p-1"]
 COSINE_BITS = ["0x1.514f7d920ec78p-4", "0x1.3fdb2df8f5e68p-2", "0x1.4678cf69eb732p-1", "0x1.bc3c76b4248d9p-1"]

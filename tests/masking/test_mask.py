@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 
 from entrodrop_prep.config import Recipe
 from entrodrop_prep.errors import ConfigError
-from entrodrop_prep.sample.counter import DROP, FORMAT_VERSION, REPLACE, order_keys, stream_key, token_words
-from entrodrop_prep.sample.curriculum import epoch_rates, row_rates
-from entrodrop_prep.sample.mask import Masked, MaskPlan, Rows, apply, eligible_tokens, needs_corpus_quantile
-from entrodrop_prep.sample.quantile import Histogram, quantile_of, threshold
+from entrodrop_prep.masking.counter import DROP, FORMAT_VERSION, REPLACE, order_keys, stream_key, token_words
+from entrodrop_prep.masking.curriculum import epoch_rates, row_rates
+from entrodrop_prep.masking.mask import Masked, MaskPlan, apply, eligible_tokens, needs_corpus_quantile
+from entrodrop_prep.masking.quantile import Histogram, quantile_of, threshold
+from entrodrop_prep.store.rows import Rows
 
 GOLDEN = Path(__file__).with_name("golden_masks.json")
 TARGETS = ["labels", "inputs", "both"]
@@ -676,7 +677,7 @@ def test_golden_masks() -> None:
     assert golden() == json.loads(GOLDEN.read_text()), (
         "\n\nTHE MASKS HAVE CHANGED. Published datasets were made with the numbers in golden_masks.json; for the same"
         "\nseed and recipe this code now gives others. If that was not meant, the change is a bug. If it was, raise"
-        "\nFORMAT_VERSION in entrodrop_prep/sample/counter.py, say so in the changelog, and write the file anew with"
+        "\nFORMAT_VERSION in entrodrop_prep/masking/counter.py, say so in the changelog, and write the file anew with"
         "\n    python tests/masking/test_mask.py > tests/golden_masks.json"
     )
 

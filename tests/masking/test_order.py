@@ -13,7 +13,7 @@ import pytest
 
 from entrodrop_prep.export import order
 from entrodrop_prep.export.order import Order, has_label, payload_bytes
-from entrodrop_prep.sample.counter import order_keys
+from entrodrop_prep.masking.counter import order_keys
 from entrodrop_prep.store import scored
 from entrodrop_prep.store.scored import ScoredDataset
 from helpers.scored import some_rows, write_scored

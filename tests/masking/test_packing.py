@@ -19,7 +19,7 @@ from entrodrop_prep.errors import MismatchError, SourceError
 from entrodrop_prep.export import packing
 from entrodrop_prep.export.materialize import MaterializeSummary, materialize
 from entrodrop_prep.export.packing import Bins, Segments, block_rows, cut, pack
-from entrodrop_prep.sample.mask import Rows
+from entrodrop_prep.store.rows import Rows
 from entrodrop_prep.verification.run import verify
 from helpers.mixtures import Given, naive_rows, rows_in
 from helpers.scored import all_bytes, copy, manifest_of, rewrite_manifest, some_rows, write_scored

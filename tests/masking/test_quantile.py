@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from entrodrop_prep import config
-from entrodrop_prep.sample.quantile import (
+from entrodrop_prep.masking.quantile import (
     DEFAULT_QUANTILE,
     Histogram,
     high_rank,

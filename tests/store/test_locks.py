@@ -19,10 +19,10 @@ from entrodrop_prep import cli
 from entrodrop_prep.config import MaterializeConfig, PushConfig
 from entrodrop_prep.errors import DiskSpaceError, IntegrityError, OutputError
 from entrodrop_prep.export.materialize import materialize
-from entrodrop_prep.loader.rows import MaskedRows
 from entrodrop_prep.publish.push import push
 from entrodrop_prep.store.locks import locked, reading_lock
 from entrodrop_prep.store.scored import ScoredDataset
+from entrodrop_prep.training.rows import MaskedRows
 from entrodrop_prep.verification.inspect import show
 from entrodrop_prep.verification.run import verify
 from helpers.scored import all_bytes, some_rows, write_scored

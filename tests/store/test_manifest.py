@@ -20,7 +20,6 @@ from entrodrop_prep import cli
 from entrodrop_prep.config import MaterializeConfig, PushConfig, ScoreConfig
 from entrodrop_prep.errors import EntrodropError, IntegrityError
 from entrodrop_prep.export.materialize import materialize
-from entrodrop_prep.loader.rows import MaskedRows
 from entrodrop_prep.publish.local import open_local
 from entrodrop_prep.scoring.run import score
 from entrodrop_prep.store import inside, manifest
@@ -28,6 +27,7 @@ from entrodrop_prep.store.manifest_schema import problem
 from entrodrop_prep.store.scored import ScoredDataset
 from entrodrop_prep.store.shards import read_footer
 from entrodrop_prep.trainers.facts import read_facts
+from entrodrop_prep.training.rows import MaskedRows
 from entrodrop_prep.verification.inspect import show
 from entrodrop_prep.verification.run import verify
 from helpers.scored import all_bytes, copy, rewrite_footer, rewrite_manifest

@@ -31,7 +31,7 @@ import pyarrow.parquet as pq  # noqa: E402
 
 from entrodrop_prep import ArrivalError, BatchCheck, check_batches, materialize  # noqa: E402
 from entrodrop_prep.config import MaterializeConfig  # noqa: E402
-from entrodrop_prep.sample.mask import IGNORE  # noqa: E402
+from entrodrop_prep.masking.mask import IGNORE  # noqa: E402
 from helpers.models import random_rows, run_score, save_model, tiny_llama, words, write_rows  # noqa: E402
 
 CPU_BUILDS = "https://download.pytorch.org/whl/cpu"

@@ -21,7 +21,7 @@ from entrodrop_prep import MaskedLoader, MaskedRows, MaskedStream
 from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.errors import ConfigError, IntegrityError, OutputError, SourceError
 from entrodrop_prep.export.materialize import materialize
-from entrodrop_prep.loader import columns
+from entrodrop_prep.training import columns
 from helpers.mixtures import Row, rows_in, with_column
 from helpers.scored import copy, some_rows, write_scored
 

@@ -1,6 +1,6 @@
 """What a vLLM server with the plugin is asked for, and its answer: ``POST /pooling``, 8 bytes a token.
 
-The plugin in the server has reduced the logits (``entrodrop_prep.engine.pooler``).
+The plugin in the server has reduced the logits (``entrodrop_prep.vllm_plugin.pooler``).
 """
 
 from __future__ import annotations

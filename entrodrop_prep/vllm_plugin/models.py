@@ -12,8 +12,8 @@ from vllm.model_executor.models.interfaces_base import VllmModelForPooling
 from vllm.model_executor.models.registry import ModelRegistry
 from vllm.platforms import current_platform
 
-from entrodrop_prep.engine.plugin import PREFIX, VERSION_MARK
-from entrodrop_prep.engine.pooler import EntropyPooler
+from entrodrop_prep.vllm_plugin.plugin import PREFIX, VERSION_MARK
+from entrodrop_prep.vllm_plugin.pooler import EntropyPooler
 
 
 def __getattr__(name: str) -> Any:

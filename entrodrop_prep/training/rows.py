@@ -14,17 +14,17 @@ from entrodrop_prep.errors import ConfigError, IntegrityError, SourceError
 from entrodrop_prep.export.materialize import open_job
 from entrodrop_prep.export.plan import SOURCE
 from entrodrop_prep.export.sources import arguments
-from entrodrop_prep.loader.cache import cache_directory, opened
-from entrodrop_prep.loader.making import Maker, values_of
 from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.schema import MASKED, family
 from entrodrop_prep.store.scored import ScoredDataset
 from entrodrop_prep.store.shards import local_directory
+from entrodrop_prep.training.cache import cache_directory, opened
+from entrodrop_prep.training.making import Maker, values_of
 
 if TYPE_CHECKING:
     import datasets
 
-    from entrodrop_prep.loader.stream import MaskedStream
+    from entrodrop_prep.training.stream import MaskedStream
 
 Row = dict[str, Any]
 """``input_ids``, ``attention_mask`` and ``labels`` of one row, lists of T numbers, and what ``add_columns`` names."""
@@ -160,8 +160,8 @@ class MaskedRows:
 
         Raises HubError where the repository cannot be had, and as ``open`` and ``like`` do.
         """
-        from entrodrop_prep.loader.hub import fetch
         from entrodrop_prep.store.layout import RECIPE, SCORED_FOLDER
+        from entrodrop_prep.training.hub import fetch
 
         folder = fetch(repo, revision, token)
         if family(str(manifest.peek_schema(folder))) == "scored":
@@ -250,7 +250,7 @@ class MaskedRows:
         drop_last: bool = False,
     ) -> MaskedStream:
         """A torch ``IterableDataset`` of the rows in order for one of several ranks: see ``MaskedStream``."""
-        from entrodrop_prep.loader.stream import MaskedStream
+        from entrodrop_prep.training.stream import MaskedStream
 
         return MaskedStream(self, batch_size, rank=rank, world_size=world_size, epoch=epoch, drop_last=drop_last)
 

@@ -27,6 +27,6 @@ def register() -> None:
         name = PREFIX + architecture
         if architecture.startswith(PREFIX) or not architecture.endswith(ENDINGS) or name in known:
             continue
-        ModelRegistry.register_model(name, f"entrodrop_prep.engine.models:{name}{VERSION_MARK}{version}")
+        ModelRegistry.register_model(name, f"entrodrop_prep.vllm_plugin.models:{name}{VERSION_MARK}{version}")
         if architecture in MODELS_CONFIG_MAP:  # adjustments that vLLM looks up by the architecture's name
             MODELS_CONFIG_MAP[name] = MODELS_CONFIG_MAP[architecture]

@@ -15,63 +15,12 @@ from numpy.typing import NDArray
 
 from entrodrop_prep.config import Recipe
 from entrodrop_prep.errors import ConfigError
-from entrodrop_prep.sample.counter import DROP, REPLACE, rate_limit, stream_key, token_words, token_words64
-from entrodrop_prep.sample.quantile import quantile_of, row_thresholds
+from entrodrop_prep.masking.counter import DROP, REPLACE, rate_limit, stream_key, token_words, token_words64
+from entrodrop_prep.masking.quantile import quantile_of, row_thresholds
+from entrodrop_prep.store.rows import Rows
 
 IGNORE = -100
 """The label of a token that carries no loss (the Hugging Face convention)."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """R scored rows of N tokens in all, one after the other: row r is ``offsets[r]:offsets[r + 1]`` of each [N] array.
-
-    Index i of each [N] array is the same token: its id, and the scores of predicting it. Raises ValueError for arrays
-    whose lengths do not fit together.
-    """
-
-    row_id: NDArray[np.int64]
-    """[R] position in the source."""
-    window: NDArray[np.int32]
-    """[R] window of a split document, else 0."""
-    offsets: NDArray[np.int64]
-    """[R + 1] from 0 to N."""
-    input_ids: NDArray[np.int32]
-    """[N] token ids."""
-    entropy: NDArray[Any]
-    """[N] float16 or float32, nats; NaN where it is null."""
-    logprob: NDArray[Any] | None
-    """[N] as ``entropy``; None where none was stored."""
-    loss_mask: NDArray[np.bool_]
-    """[N] true where a token may be trained on."""
-    group: NDArray[np.int32] | None = None
-    """[R] which of ``MaskPlan.taus`` is each row's threshold; None where the plan has none."""
-
-    def __post_init__(self) -> None:
-        n, rows = len(self.input_ids), len(self.row_id)
-        if len(self.window) != rows or len(self.offsets) != rows + 1:
-            raise ValueError(f"{rows} row ids, {len(self.window)} windows and {len(self.offsets)} offsets")
-        if self.offsets[0] != 0 or self.offsets[-1] != n or (np.diff(self.offsets) < 0).any():
-            raise ValueError(f"the offsets do not rise from 0 to {n}")
-        if not len(self.entropy) == len(self.loss_mask) == n or (self.logprob is not None and len(self.logprob) != n):
-            raise ValueError(f"not every column has {n} tokens")
-
-    @cached_property
-    def lengths(self) -> NDArray[np.int64]:
-        """[R] tokens of each row."""
-        return np.diff(self.offsets)
-
-    @cached_property
-    def trainable(self) -> NDArray[np.bool_]:
-        """[N] tokens that carry a label: ``loss_mask``, never position 0, which no model predicts."""
-        result = self.loss_mask.copy()
-        result[self.offsets[:-1][self.lengths > 0]] = False
-        return result
-
-    def per_row(self, flags: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """[R] number of true values of ``flags`` [N] in each row."""
-        running = np.concatenate((np.zeros(1, np.int64), np.cumsum(flags, dtype=np.int64)))
-        return running[self.offsets[1:]] - running[self.offsets[:-1]]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from vllm.model_executor.layers.pooler import Pooler
 from vllm.model_executor.layers.pooler.common import PoolingParamsUpdate
 
-from entrodrop_prep.engine.reduce import entropy_and_logprob
+from entrodrop_prep.vllm_plugin.reduce import entropy_and_logprob
 
 BUDGET_VARIABLE = "ENTRODROP_LOGITS_MIB"
 DEFAULT_BUDGET_MIB = {"cpu": 16}

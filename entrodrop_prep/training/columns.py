@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entrodrop_prep.errors import IntegrityError
-from entrodrop_prep.sample.mask import Rows
 from entrodrop_prep.store.disk import make_folder, renamed_file, write_bytes, writing
+from entrodrop_prep.store.rows import Rows
 
 NAME = "columns.json"
 """Written last: the number format, length and checksums of each array. Without it the files are not finished."""

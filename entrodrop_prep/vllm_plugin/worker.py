@@ -1,10 +1,10 @@
-"""One vLLM engine in a process of its own, fed over a socket: ``python -m entrodrop_prep.engine.worker FD``.
+"""One vLLM engine in a process of its own, fed over a socket: ``python -m entrodrop_prep.vllm_plugin.worker FD``.
 
 Messages are pickled tuples. To the worker: a dictionary of options for ``vllm.LLM`` first, then jobs
 ``(key, ids [N] int32, lengths [R] int64)``, R sequences one after the other. From it: ``("ready", environment)`` or
 ``("failed", reason)`` once; then ``("step", {key: tokens})`` after each step of the engine, with the tokens of the
-sequences that it finished, and ``("scores", key, [N, 2] float32)`` as ``entrodrop_prep.engine.pooler`` gives them. It
-ends when its parent closes the socket or dies, and at an error at once: a device that hangs must not hold it.
+sequences that it finished, and ``("scores", key, [N, 2] float32)`` as ``entrodrop_prep.vllm_plugin.pooler`` gives them.
+It ends when its parent closes the socket or dies, and at an error at once: a device that hangs must not hold it.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from entrodrop_prep.export.job import Job
 from entrodrop_prep.export.packing import Bins, block_rows, cut, pack
-from entrodrop_prep.loader.columns import Columns
+from entrodrop_prep.training.columns import Columns
 
 _STEP = 1 << 20
 

@@ -9,10 +9,10 @@ from entrodrop_prep import __version__
 from entrodrop_prep.config.names import user_path
 from entrodrop_prep.errors import OutputError
 from entrodrop_prep.export.job import Job
-from entrodrop_prep.loader.columns import NAME as FINISHED
-from entrodrop_prep.loader.columns import Columns, store, stored, write_columns
 from entrodrop_prep.store import digest
 from entrodrop_prep.store.locks import locked, reading_lock
+from entrodrop_prep.training.columns import NAME as FINISHED
+from entrodrop_prep.training.columns import Columns, store, stored, write_columns
 
 log = logging.getLogger(__name__)
 

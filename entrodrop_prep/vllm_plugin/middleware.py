@@ -12,7 +12,7 @@ import json
 import os
 from typing import Any
 
-from entrodrop_prep.engine.request import MOST_BYTES, Limits, problem_of
+from entrodrop_prep.vllm_plugin.request import MOST_BYTES, Limits, problem_of
 
 OPEN = ("/health", "/ping")
 """Paths that say nothing but that the server is there: they need no key."""
@@ -29,7 +29,7 @@ _HEADERS = (b"host", b"connection", b"content-type", b"content-length", b"author
 """Those of a request for scores that vLLM sees: others choose its id in the engine, for one."""
 
 
-class Guard:
+class ApiKeyMiddleware:
     """ASGI middleware: answers whatever is not a request that scoring needs, and lets the others through.
 
     401 without ``Authorization: Bearer`` and the key of the environment (VLLM_API_KEY or, where that is not set,

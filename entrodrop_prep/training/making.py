@@ -13,10 +13,11 @@ from entrodrop_prep.export.assembly import Held, assemble, hold
 from entrodrop_prep.export.columns import Stored, positions
 from entrodrop_prep.export.job import Job
 from entrodrop_prep.export.packing import Bins
-from entrodrop_prep.loader.columns import Columns
-from entrodrop_prep.loader.places import Standing, order_varies, packing, standing
-from entrodrop_prep.sample.curriculum import rates_at
-from entrodrop_prep.sample.mask import Masked, Rows
+from entrodrop_prep.masking.curriculum import rates_at
+from entrodrop_prep.masking.mask import Masked
+from entrodrop_prep.store.rows import Rows
+from entrodrop_prep.training.columns import Columns
+from entrodrop_prep.training.places import Standing, order_varies, packing, standing
 
 T = TypeVar("T")
 

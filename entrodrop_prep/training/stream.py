@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from entrodrop_prep.errors import ConfigError
 
 if TYPE_CHECKING:
-    from entrodrop_prep.loader.rows import MaskedRows, Row
+    from entrodrop_prep.training.rows import MaskedRows, Row
 
 _ALL = -1
 _EPOCH, _ROWS, _LED, _WORKERS = range(4)
