@@ -1,24 +1,13 @@
-"""Ready configurations of trainers for a masked dataset. A trainer is looked up by name and imported on first use."""
+"""Ready configurations of trainers for a masked dataset: a table of them, and a template for each."""
 
 from __future__ import annotations
 
 import difflib
-import importlib
-from typing import cast
 
 from entrodrop_prep.errors import ConfigError
 from entrodrop_prep.trainers.facts import Facts, read_facts
-
-TRAINERS = {
-    "transformers": "entrodrop_prep.trainers.transformers",
-    "trl": "entrodrop_prep.trainers.trl",
-    "axolotl": "entrodrop_prep.trainers.axolotl",
-    "llama-factory": "entrodrop_prep.trainers.llama_factory",
-    "litgpt": "entrodrop_prep.trainers.litgpt",
-    "lightning": "entrodrop_prep.trainers.lightning",
-    "ms-swift": "entrodrop_prep.trainers.ms_swift",
-    "unsloth": "entrodrop_prep.trainers.unsloth",
-}
+from entrodrop_prep.trainers.rendering import render
+from entrodrop_prep.trainers.table import TRAINERS
 
 
 def recipe(trainer: str, directory: str, train_model: str | None = None) -> str:
@@ -40,7 +29,7 @@ def recipe(trainer: str, directory: str, train_model: str | None = None) -> str:
 def recipe_of(trainer: str, facts: Facts) -> str:
     """As ``recipe``, of facts that are known already. Raises ConfigError for a trainer that is not known."""
     check_trainer(trainer)
-    return cast("str", importlib.import_module(TRAINERS[trainer]).recipe(facts))
+    return render(trainer, facts)
 
 
 def check_trainer(trainer: str) -> None:

@@ -47,8 +47,9 @@ def test_only_the_package_is_in_it(wheel: Path) -> None:
     inside = {name.removeprefix("entrodrop_prep/") for name in names if name.startswith("entrodrop_prep/")}
     code = {p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py")}
     model = {p.relative_to(PACKAGE).as_posix() for p in (PACKAGE / "demo" / "model").iterdir()}
-    templates = {p.relative_to(PACKAGE).as_posix() for p in (PACKAGE / "scoring" / "templates").iterdir()}
-    assert templates == {"scoring/templates/chatml.jinja"}
+    folders = (PACKAGE / "scoring" / "templates", PACKAGE / "trainers" / "templates")
+    templates = {p.relative_to(PACKAGE).as_posix() for folder in folders for p in folder.iterdir()}
+    assert {"scoring/templates/chatml.jinja", "trainers/templates/trl.py.j2"} <= templates
     assert inside == code | model | templates | {"py.typed"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert sum(p.stat().st_size for p in (PACKAGE / "demo" / "model").iterdir()) < 4 << 20

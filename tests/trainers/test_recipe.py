@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -24,7 +25,7 @@ from entrodrop_prep.errors import ConfigError, IntegrityError
 from entrodrop_prep.trainers import TRAINERS, recipe, recipe_of
 from entrodrop_prep.trainers.facts import Facts, facts_of, read_facts
 from entrodrop_prep.trainers.notes import comment
-from entrodrop_prep.trainers.template import fill
+from entrodrop_prep.trainers.rendering import TEMPLATES, fill
 from helpers.models import random_rows, run_score, save_model, tiny_llama, word_tokenizer, words, write_rows
 from helpers.recipes import run_recipe, run_text
 
@@ -473,10 +474,25 @@ def test_the_help_names_every_trainer(capsys: pytest.CaptureFixture[str]) -> Non
 # --- pieces
 
 
-def test_lines_of_a_template_stand_where_they_hold() -> None:
-    template = "a = $a\nif x:  #? yes\n#? yes\nelse:  #? !yes\nb  # kept\n"
-    assert fill(template, {"a": 1}, {"yes": True}) == "a = 1\nif x:\n\nb  # kept\n"
-    assert fill(template, {"a": 1}, {"yes": False}) == "a = 1\nelse:\nb  # kept\n"
+@pytest.mark.parametrize(
+    ("form", "said"), [("py", '"it\'s"'), ("yaml", '"it\'s"'), ("sh", "'it'\"'\"'s'")], ids=lambda x: x
+)
+def test_a_value_is_quoted_as_its_form_wants_it(
+    form: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("entrodrop_prep.trainers.rendering.TEMPLATES", tmp_path)
+    name = f"x.{form}.j2"
+    (tmp_path / name).write_text("{% if yes %}\na = {{ a }}\n{% endif %}\nb = {{ b }}, {{ [a] }}\n")
+    assert fill(name, {"a": "it's", "b": 1, "yes": True}) == f"a = {said}\nb = 1, [{said}]\n"
+    assert fill(name, {"a": "it's", "b": 1, "yes": False}) == f"b = 1, [{said}]\n"
+    with pytest.raises(jinja2.UndefinedError):
+        fill(name, {"a": "it's", "yes": True})
+
+
+def test_every_trainer_has_a_template() -> None:
+    assert {f"{name}.{trainer.form}.j2" for name, trainer in TRAINERS.items()} | {"collate.py.j2"} == {
+        path.name for path in TEMPLATES.iterdir()
+    }
 
 
 def test_comments_are_wrapped_and_tables_are_not() -> None:

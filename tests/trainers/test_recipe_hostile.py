@@ -14,7 +14,7 @@ import yaml
 from entrodrop_prep.trainers import TRAINERS, recipe_of
 from entrodrop_prep.trainers.facts import Epoch, Facts
 from entrodrop_prep.trainers.notes import comment
-from entrodrop_prep.trainers.template import text, word
+from entrodrop_prep.trainers.quote import text, word
 
 NAMES = [
     'x\nimport os; os.system("touch PWNED")\n#',
@@ -28,7 +28,7 @@ NAMES = [
     "&a *a !!python/object/apply:os.system [x] {y: z} # ? : - |",
     "\x00\x07\x1b]0;title\x07\x1b[31m\x7f\x9b",
     "\u202egnp.exe\u2066\u200b\ufeff",
-    "emoji \N{GRINNING FACE} \u65e5\u672c \udcff\udc80 #? validates",
+    "emoji \N{GRINNING FACE} \u65e5\u672c \udcff\udc80 {% endif %} {# x #}",
     "-x --y",
 ]
 SCRIPTS = [name for name in TRAINERS if name not in ("axolotl", "llama-factory", "ms-swift")]

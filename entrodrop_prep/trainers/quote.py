@@ -1,13 +1,10 @@
-"""Scripts and settings with places for values and lines that stand only where something holds."""
+"""Values as literals of what a recipe is written in: what is in them is data there."""
 
 from __future__ import annotations
 
 import json
-import re
 import shlex
-import string
-
-_MARK = re.compile(r"[ \t]*#\? (!?)(\w+)$")
+from typing import Any
 
 
 def text(value: str) -> str:
@@ -22,11 +19,6 @@ def _escaped(code: int) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def names(values: list[str]) -> str:
-    """A list of strings as Python reads it."""
-    return f"[{', '.join(map(text, values))}]"
-
-
 def word(value: str) -> str:
     """A string as one word of Bash, without a character that acts on a terminal."""
     if all(c.isprintable() or c == "\n" for c in value):
@@ -35,14 +27,10 @@ def word(value: str) -> str:
     return "$'" + "".join(chr(b) if 0x20 <= b < 0x7F and b not in b"'\\" else f"\\x{b:02x}" for b in data) + "'"
 
 
-def fill(template: str, values: dict[str, str | int], holds: dict[str, bool]) -> str:
-    """A template with ``$name`` exchanged for values. A line that ends in ``#? name`` stands only where ``name`` holds,
-    one that ends in ``#? !name`` only where it does not. Strings among the values come from ``text``, ``names`` or
-    ``word``: what is in them is data.
-    """
-    lines = []
-    for line in template.splitlines():
-        mark = _MARK.search(line)
-        if mark is None or holds[mark[2]] != bool(mark[1]):
-            lines.append(line[: mark.start()] if mark else line)
-    return string.Template("\n".join(lines) + "\n").substitute(values)
+def literal(value: Any, form: str) -> str:
+    """A string, a number or a list of strings as a literal of ``py``, ``yaml`` or ``sh``."""
+    if isinstance(value, list):
+        return f"[{', '.join(literal(item, form) for item in value)}]"
+    if isinstance(value, str):
+        return word(value) if form == "sh" else text(value)
+    return str(value)
