@@ -10,12 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from entrodrop_prep.errors import SourceError
+from entrodrop_prep.scoring.parquet_pages import page_sizes
 from entrodrop_prep.sources.files import BUFFER, DataFile
 from entrodrop_prep.sources.lines import MAX_ROW_BYTES, Columns, Parsed, Place, Raw, Reader, too_long
 
 BATCH = 32  # rows decoded at a time, at most
 BATCH_BYTES = 32 << 20  # about what they may take
-DICTIONARY_ROWS = 12  # a dictionary page may take as much as so many of the longest rows; pyarrow needs twice that
+PAGE_ROWS = {"dictionary": 12, "page": 24}
+"""A page may take as much as so many of the longest rows; pyarrow keeps two copies of a dictionary."""
 # What pyarrow says where a batch of nested rows takes more than its offsets address.
 _TOO_MUCH = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowCapacityError, pa.ArrowMemoryError)
 
@@ -96,22 +98,16 @@ class ParquetReader(Reader):
             return int(parquet.metadata.num_rows), dict(zip(schema.names, schema.types, strict=True))
 
     def check(self, file: DataFile, columns: Sequence[str]) -> None:
-        most = DICTIONARY_ROWS * self._longest
+        most = {kind: rows * self._longest for kind, rows in PAGE_ROWS.items()}
         with _parquet(file) as parquet:
             for group in range(parquet.num_row_groups):
                 for chunk in map(parquet.metadata.row_group(group).column, range(parquet.metadata.num_columns)):
                     name, _, _ = chunk.path_in_schema.partition(".")
-                    if name not in columns or chunk.total_uncompressed_size <= most:
+                    if name not in columns or chunk.total_uncompressed_size <= min(most.values()):
                         continue
-                    size = _dictionary_bytes(file, chunk)
-                    if size is not None and size > most:
-                        raise SourceError(
-                            f"column {name!r} has a dictionary of {size:,} bytes in row group {group}, which is read "
-                            f"as a whole, over the limit of {most:,} ({DICTIONARY_ROWS} rows of --max-row-bytes)",
-                            where=file.name,
-                            fix="write the file again without dictionaries or with smaller row groups, or raise "
-                            "--max-row-bytes",
-                        )
+                    for kind, size in page_sizes(file, chunk):
+                        if size > most[kind]:
+                            raise _too_large(file, name, kind, size, group, most[kind])
 
     def rows(self, file: DataFile, at: Place | None, columns: Sequence[str] | None) -> Iterator[Raw]:
         start = at["row"] if at else 0
@@ -125,29 +121,13 @@ class ParquetReader(Reader):
         return values, problem
 
 
-def _dictionary_bytes(file: DataFile, chunk: Any) -> int | None:
-    """Bytes that the dictionary page of a column chunk takes when it is decompressed; None where there is none.
-
-    They are the second field of the page's header (``uncompressed_page_size`` of ``PageHeader`` in parquet.thrift),
-    after ``type``; both are zigzag varints of Thrift's compact protocol behind a byte 0x15 (next field, i32).
-    """
-    if not chunk.has_dictionary_page or chunk.dictionary_page_offset is None:
-        return None
-    with file.open() as stream:
-        stream.seek(chunk.dictionary_page_offset)
-        header = iter(stream.read(32))
-    number = None
-    for _ in ("type", "uncompressed_page_size"):
-        if next(header, None) != 0x15:
-            return None
-        zigzag = shift = 0
-        for byte in header:
-            zigzag |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                break
-        number = (zigzag >> 1) ^ -(zigzag & 1)
-    return number
+def _too_large(file: DataFile, column: str, kind: str, size: int, group: int, most: int) -> SourceError:
+    return SourceError(
+        f"column {column!r} has a {kind} of {size:,} bytes in row group {group}, which is read as a whole, over the "
+        f"limit of {most:,} ({PAGE_ROWS[kind]} rows of --max-row-bytes)",
+        where=file.name,
+        fix="write the file again without dictionaries and with small pages or row groups, or raise --max-row-bytes",
+    )
 
 
 def _batches(file: DataFile, parquet: pq.ParquetFile, names: list[str], start: int) -> Iterator[tuple[int, Any]]:

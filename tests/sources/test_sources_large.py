@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,9 @@ from transformers import PreTrainedTokenizerFast
 from entrodrop_prep.config import ScoreConfig
 from entrodrop_prep.errors import EntrodropError, SourceError
 from entrodrop_prep.scoring import run as run_module
+from entrodrop_prep.scoring.parquet_pages import page_sizes
 from entrodrop_prep.scoring.tokenize import Encoder, RowFormat
+from entrodrop_prep.sources.files import DataFile
 from entrodrop_prep.sources.source import open_source
 from helpers.models import run_score, save_model, shards, tiny_llama, write_rows
 
@@ -231,23 +234,47 @@ def test_a_shard_does_not_depend_on_how_much_is_read_at_a_time(
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_a_dictionary_page_that_is_read_as_a_whole_is_bounded(tmp_path: Path, nested: bool) -> None:
-    """One page holds the different values of a row group; without dictionaries each large value is a page."""
+def test_a_page_that_is_read_as_a_whole_is_bounded(tmp_path: Path, nested: bool) -> None:
+    """A dictionary holds the different values of a row group, and a page without one those that are written at once."""
     long = [f"{n} " + "word " * 200_000 for n in range(20)]
     other = pa.array([[{"role": "user", "content": text}] for text in long]) if nested else pa.array(long)
     name = "messages" if nested else "text"
-    for dictionary in (True, False):
-        table = pa.table({name: other, "n": pa.array(range(20))})
-        pq.write_table(table, tmp_path / "a.parquet", use_dictionary=dictionary)
+    table = pa.table({name: other, "n": pa.array(range(20))})
+    for dictionary, most, refused in (
+        (True, 1_100_000, "dictionary"),
+        (False, 1_100_000, ""),
+        (False, 700_000, "page"),
+    ):
+        pq.write_table(table, tmp_path / "a.parquet", use_dictionary=dictionary, data_page_version="2.0")
         source = open_source(
-            str(tmp_path), split="train", split_given=False, config=None, limit=None, max_row_bytes=1_100_000
+            str(tmp_path), split="train", split_given=False, config=None, limit=None, max_row_bytes=most
         )
         source.check(["n"])
-        if not dictionary:
+        if not refused:
             source.check([name])
             assert len(source.read(0, 20, None, [name]).rows) == 20
             continue
-        with pytest.raises(
-            SourceError, match=f"a.parquet: column '{name}' has a dictionary of [12].,.* bytes in row group 0"
-        ):
+        said = f"a.parquet: column '{name}' has a {refused} of [12].,.* bytes in row group 0, which is read as a whole"
+        with pytest.raises(SourceError, match=f"{said}.*--max-row-bytes"):
             source.check([name])
+
+
+def test_headers_of_pages_are_read_one_after_the_other(tmp_path: Path) -> None:
+    """Those of either version, with statistics and checksums, to the end of each chunk; others' bytes are no error."""
+    path = tmp_path / "a.parquet"
+    table = pa.table({"text": [f"{n % 50} " + "x" * (n % 700) for n in range(5_000)], "n": [[n] for n in range(5_000)]})
+    for version in ("1.0", "2.0"):
+        more: dict[str, Any] = {"data_page_version": version, "data_page_size": 10_000, "write_page_checksum": True}
+        pq.write_table(table, path, row_group_size=2_000, dictionary_pagesize_limit=50_000, **more)
+        file, sizes = DataFile("a.parquet", str(path), None, path.stat().st_size), []
+        for group in range(3):
+            for chunk in map(pq.read_metadata(path).row_group(group).column, range(2)):
+                pages = list(page_sizes(file, chunk))
+                assert len(pages) > 1
+                assert {kind for kind, _ in pages} == {"dictionary", "page"}
+                sizes.append((sum(size for _, size in pages), chunk.total_uncompressed_size))
+        assert all(0.9 * whole < size < whole for size, whole in sizes), sizes
+    data = bytearray(path.read_bytes())
+    random.Random(1).shuffle(data)
+    (tmp_path / "b.parquet").write_bytes(data)
+    assert len(list(page_sizes(DataFile("b.parquet", str(tmp_path / "b.parquet"), None, len(data)), chunk))) < 5
