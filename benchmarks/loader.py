@@ -32,9 +32,8 @@ RECIPE: dict[str, Any] = {"epochs": 4, "only_epochs": "3"}
 
 def make(folder: Path, tokens: int, mean: int) -> int:
     """A scored directory, epoch 3 of it, and the same rows unmasked; returns the number of rows."""
-    from scored_for_tests import some_rows, write_scored
-
     from entrodrop_prep import MaterializeConfig, materialize
+    from helpers.scored import some_rows, write_scored
 
     rows = some_rows(tokens // mean, lengths=(mean // 4, 2 * mean - mean // 4), distinct=None)
     write_scored(folder / "scored", rows, rows_per_shard=10_000)
@@ -67,9 +66,10 @@ def ways(folder: Path, batch: int) -> dict[str, Callable[[], tuple[Any, dict[str
 def once(dataset: Any, options: dict[str, Any], batch: int, workers: int) -> dict[str, float]:
     """Go over a dataset; tokens of the rows after the first batches, and seconds."""
     import torch
-    from tokenizers_for_tests import byte_bpe
     from torch.utils.data import DataLoader
     from transformers import DataCollatorForSeq2Seq
+
+    from helpers.tokenizers import byte_bpe
 
     torch.set_num_threads(1)
     collator = DataCollatorForSeq2Seq(byte_bpe(), label_pad_token_id=-100)

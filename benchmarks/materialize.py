@@ -102,7 +102,7 @@ def peak() -> int:
 
 def write_scored(directory: Path, tokens: int, mean: int) -> None:
     """A scored directory of rows with ids as frequent as words are, and entropies without ties."""
-    import scored_for_tests as scored
+    import scored as scored
 
     scored.VOCABULARY = VOCABULARY
 
@@ -154,7 +154,7 @@ def verify_against(folder: Path, shard: int, jobs: int) -> dict[str, Any]:
 
 
 def _verified(folder: Path, shard: int, against: str | None) -> dict[str, Any]:
-    from entrodrop_prep.verification import verify
+    from entrodrop_prep.verification.run import verify
 
     report = verify(str(masked(folder, shard)), against)
     if report.findings:

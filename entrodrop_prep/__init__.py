@@ -18,20 +18,20 @@ __version__ = "0.1.0"
 _NAMES = {
     "score": "entrodrop_prep.scoring.run",
     "ScoreSummary": "entrodrop_prep.scoring.run",
-    "materialize": "entrodrop_prep.export.materialize",
+    "materialize": "entrodrop_prep.publish.materialize",
     "MaterializeSummary": "entrodrop_prep.export.materialize",
-    "push": "entrodrop_prep.hub.push",
-    "PushSummary": "entrodrop_prep.hub.push",
-    "verify": "entrodrop_prep.verification",
-    "inspect": "entrodrop_prep.show",
-    "check_batches": "entrodrop_prep.arrival",
-    "Arrived": "entrodrop_prep.arrival",
-    "recording": "entrodrop_prep.batches",
-    "MaskedRows": "entrodrop_prep.loader.rows",
-    "MaskedStream": "entrodrop_prep.loader.stream",
-    "MaskedLoader": "entrodrop_prep.loader.stream",
+    "push": "entrodrop_prep.publish.push",
+    "PushSummary": "entrodrop_prep.publish.push",
+    "verify": "entrodrop_prep.verification.run",
+    "inspect": "entrodrop_prep.verification.inspect",
+    "check_batches": "entrodrop_prep.training.check_batches",
+    "BatchCheck": "entrodrop_prep.training.check_batches",
+    "recording": "entrodrop_prep.training.recording",
+    "MaskedRows": "entrodrop_prep.training.rows",
+    "MaskedStream": "entrodrop_prep.training.stream",
+    "MaskedLoader": "entrodrop_prep.training.stream",
     "recipe": "entrodrop_prep.trainers",
-    "write_schemas": "entrodrop_prep.json_schemas",
+    "write_schemas": "entrodrop_prep.store.json_schemas",
     "ScoreConfig": "entrodrop_prep.config",
     "MaterializeConfig": "entrodrop_prep.config",
     "PushConfig": "entrodrop_prep.config",
@@ -44,23 +44,24 @@ _NAMES = {
 _RENAMED = {"inspect": "show"}
 
 if TYPE_CHECKING:
-    from entrodrop_prep.arrival import Arrived, check_batches
-    from entrodrop_prep.batches import recording
     from entrodrop_prep.config import MaterializeConfig, PushConfig, Recipe, ScoreConfig, ServeConfig
     from entrodrop_prep.errors import ArrivalError, EntrodropError, HubError
-    from entrodrop_prep.export.materialize import MaterializeSummary, materialize
-    from entrodrop_prep.hub.push import PushSummary, push
-    from entrodrop_prep.json_schemas import write_schemas
-    from entrodrop_prep.loader.rows import MaskedRows
-    from entrodrop_prep.loader.stream import MaskedLoader, MaskedStream
+    from entrodrop_prep.export.materialize import MaterializeSummary
+    from entrodrop_prep.publish.materialize import materialize
+    from entrodrop_prep.publish.push import PushSummary, push
     from entrodrop_prep.scoring.run import ScoreSummary, score
-    from entrodrop_prep.show import show as inspect
+    from entrodrop_prep.store.json_schemas import write_schemas
     from entrodrop_prep.trainers import recipe
-    from entrodrop_prep.verification import verify
+    from entrodrop_prep.training.check_batches import BatchCheck, check_batches
+    from entrodrop_prep.training.recording import recording
+    from entrodrop_prep.training.rows import MaskedRows
+    from entrodrop_prep.training.stream import MaskedLoader, MaskedStream
+    from entrodrop_prep.verification.inspect import show as inspect
+    from entrodrop_prep.verification.run import verify
 
 __all__ = [
     "ArrivalError",
-    "Arrived",
+    "BatchCheck",
     "EntrodropError",
     "HubError",
     "MaskedLoader",

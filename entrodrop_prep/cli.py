@@ -5,7 +5,7 @@ Options are made from the settings in ``entrodrop_prep.config``. Nothing heavy i
 
 from __future__ import annotations
 
-from entrodrop_prep.interrupt import INTERRUPTED, loaded  # isort: skip  (first: the others take time)
+from entrodrop_prep.terminal.interrupt import INTERRUPTED, loaded  # isort: skip  (first: the others take time)
 
 import dataclasses
 import errno
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 import typer
 from typer.exceptions import TyperException
 
-from entrodrop_prep import __version__, places
+from entrodrop_prep import __version__
 from entrodrop_prep.config import (
     MaterializeConfig,
     PushConfig,
@@ -35,10 +35,11 @@ from entrodrop_prep.config import (
     settings,
 )
 from entrodrop_prep.errors import EntrodropError
-from entrodrop_prep.text import one_line, printable, without_secrets
+from entrodrop_prep.sources import given_paths as places
+from entrodrop_prep.terminal.text import one_line, printable, without_secrets
 
 if TYPE_CHECKING:
-    from entrodrop_prep.hub.push import PushSummary
+    from entrodrop_prep.publish.push import PushSummary
 
 app = typer.Typer(
     name="entrodrop",
@@ -187,7 +188,7 @@ def serve_command(**values: Any) -> None:
     Prints vLLM's own command line first, for those who start it by other means, and a line when it is ready.
     """
     config = build(ServeConfig, values)
-    from entrodrop_prep.serving import serve
+    from entrodrop_prep.backends.serve import serve
 
     serve(config, _say)
 
@@ -204,7 +205,7 @@ def materialize_command(**values: Any) -> None:
     for text in (*config.sources, *config.plain, *([config.eval] if config.eval else [])):
         places.check_named(text, "scored")
     from entrodrop_prep.export.card import aligned, epoch_table, left_out, source_table
-    from entrodrop_prep.export.materialize import materialize
+    from entrodrop_prep.publish.materialize import materialize
 
     summary = materialize(config)
     if summary.already_complete:
@@ -235,7 +236,7 @@ def push_command(**values: Any) -> None:
         places.check_directory(config.include_scored, "scored")
     if config.recipe:
         places.check_file(config.recipe, "--recipe", "recipe")
-    from entrodrop_prep.hub.push import push
+    from entrodrop_prep.publish.push import push
 
     _say_pushed(push(config))
 
@@ -282,7 +283,7 @@ def verify_command(
     places.check_directory(directory, hub=True)
     for text in against or ():
         places.check_named(text, "scored", hub=True)
-    from entrodrop_prep.verification import verify
+    from entrodrop_prep.verification.run import verify
 
     report = verify(directory, against or None, revision)
     for line in report.notes:
@@ -309,7 +310,7 @@ def inspect_command(
 ) -> None:
     """Say what a scored or masked directory holds, or show one of its rows token by token."""
     places.check_directory(directory)
-    from entrodrop_prep.show import show
+    from entrodrop_prep.verification.inspect import show
 
     for line in show(directory, row):
         _say(line)
@@ -350,7 +351,7 @@ def schema_command(
     write: Annotated[str, typer.Option("--write", metavar="DIR", help="Directory for the JSON Schema files.")],
 ) -> None:
     """Write the JSON Schemas of scored rows, masked rows, manifests and recipes."""
-    from entrodrop_prep.json_schemas import write_schemas
+    from entrodrop_prep.store.json_schemas import write_schemas
 
     for path in write_schemas(write):
         _say(str(path))

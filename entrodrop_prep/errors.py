@@ -19,7 +19,7 @@ Anything else that escapes is a bug and keeps its traceback.
 
 from __future__ import annotations
 
-from entrodrop_prep.text import one_line, printable, shown_url, without_secrets
+from entrodrop_prep.terminal.text import one_line, printable, shown_url, without_secrets
 
 
 class EntrodropError(Exception):

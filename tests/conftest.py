@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from models_for_tests import Markov, markov_model
-from servers_for_tests import VllmServer
+
+from helpers.models import Markov, markov_model
+from helpers.servers import VllmServer
 
 
 @pytest.fixture(scope="session")

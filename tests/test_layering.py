@@ -1,62 +1,116 @@
-"""Imports point one way, and heavy packages load where they are used. Read from the source, nothing is imported."""
+"""Imports point one way, and heavy packages load where they are used. Read from the source, nothing is imported.
+
+Each rule is a function of a program's files, so that it is also shown to fail on a program that breaks it.
+"""
 
 from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = ROOT / "entrodrop_prep"
-FILES = sorted(PACKAGE.rglob("*.py"))
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "entrodrop_prep"
 
+ROOMS = (
+    "terminal",
+    "errors",
+    "config",
+    "hub",
+    "store",
+    "vllm_plugin",
+    "sources",
+    "backends",
+    "scoring",
+    "masking",
+    "export",
+    "training",
+    "verification",
+    "publish",
+    "trainers",
+    "demo",
+    "cli",
+    "__main__",
+)
+"""From the ground up: a room imports from those before it only, when it is loaded and when it is called."""
 
-def module_of(file: Path) -> str:
-    parts = file.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+NOT_ALLOWED = {
+    "masking": ("sources", "backends", "scoring", "hub", "vllm_plugin"),
+    "export": ("sources", "backends", "scoring", "hub", "vllm_plugin"),
+    "training": ("sources", "backends", "scoring", "vllm_plugin"),
+    "publish": ("sources", "backends", "scoring", "vllm_plugin"),
+    "vllm_plugin": ("terminal", "errors", "config", "hub", "store"),
+}
+"""Rooms between which only files on disk pass, beyond what ``ROOMS`` says."""
 
-
-MODULES = {module_of(f): f for f in FILES}
+HEAVY = ("torch", "transformers", "datasets", "huggingface_hub", "vllm")
+MAY_LOAD_HEAVY = (
+    "backends.transformers",
+    "training.stream",
+    "vllm_plugin.models",
+    "vllm_plugin.pooler",
+    "vllm_plugin.reduce",
+)
+LIGHT = {"": (), "errors": (), "terminal": (), "config": (), "cli": ("typer",)}
+"""What may be loaded beside the standard library and these rooms, so that ``--help`` answers at once."""
 
 
 @dataclass(frozen=True)
 class Import:
     """``name`` as imported; ``when`` it happens: ``load``, ``call`` (inside a function) or ``typing``."""
 
+    module: str
     name: str
     when: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.line} imports {self.name} ({self.when})"
 
 
-def imports_of(module: str) -> list[Import]:
-    file = MODULES[module]
-    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    return list(_walk(tree, package, "load"))
+class Program:
+    """The modules of a package and what each imports."""
 
+    def __init__(self, root: Path) -> None:
+        self.files: dict[str, Path] = {}
+        for file in sorted((root / PACKAGE).rglob("*.py")):
+            parts = file.relative_to(root).with_suffix("").parts
+            self.files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+        self.trees = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in self.files.items()}
+        self.imports = [
+            i for name, tree in self.trees.items() for i in self._walk(tree, name, self._package(name), "load")
+        ]
 
-def _walk(node: ast.AST, package: str, when: str) -> Iterator[Import]:
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.Import):
-            yield from (Import(a.name, when) for a in child.names)
-        elif isinstance(child, ast.ImportFrom):
-            base = child.module or ""
-            if child.level:
-                above = package.split(".")[: len(package.split(".")) - child.level + 1]
-                base = ".".join([*above, *([base] if base else [])])
-            for a in child.names:
-                name = f"{base}.{a.name}"
-                yield Import(name if name in MODULES else base, when)
-        elif isinstance(child, ast.If) and _is_type_checking(child.test):
-            yield from _walk(ast.Module(child.body, []), package, "typing")
-            yield from _walk(ast.Module(child.orelse, []), package, when)
-        elif isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
-            yield from _walk(child, package, "call" if when == "load" else when)
-        else:
-            yield from _walk(child, package, when)
+    def _package(self, module: str) -> str:
+        return module if self.files[module].name == "__init__.py" else module.rpartition(".")[0]
+
+    def _walk(self, node: ast.AST, module: str, package: str, when: str) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from (Import(module, a.name, when, child.lineno) for a in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                base = child.module or ""
+                if child.level:
+                    above = package.split(".")[: len(package.split(".")) - child.level + 1]
+                    base = ".".join([*above, *([base] if base else [])])
+                for a in child.names:
+                    name = f"{base}.{a.name}"
+                    yield Import(module, name if name in self.files else base, when, child.lineno)
+            elif isinstance(child, ast.If) and _is_type_checking(child.test):
+                yield from self._walk(ast.Module(child.body, []), module, package, "typing")
+                yield from self._walk(ast.Module(child.orelse, []), module, package, when)
+            elif isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+                yield from self._walk(child, module, package, "call" if when == "load" else when)
+            else:
+                yield from self._walk(child, module, package, when)
+
+    def ours(self) -> list[Import]:
+        """Imports of this package by itself that happen: those for types alone are left out."""
+        return [i for i in self.imports if i.when != "typing" and inside(i.name, PACKAGE)]
 
 
 def _is_type_checking(test: ast.expr) -> bool:
@@ -64,198 +118,179 @@ def _is_type_checking(test: ast.expr) -> bool:
 
 
 def inside(name: str, *packages: str) -> bool:
+    """Whether a module is one of ``packages`` or below it."""
     return any(name == p or name.startswith(p + ".") for p in packages)
 
 
-def ours(module: str, *, also: tuple[str, ...] = ("load", "call", "typing")) -> set[str]:
-    return {i.name for i in imports_of(module) if inside(i.name, "entrodrop_prep") and i.when in also}
+def room_of(module: str) -> str:
+    """The first name below the package; empty for the package itself."""
+    return module.partition(".")[2].partition(".")[0]
 
 
-def in_package(name: str) -> list[str]:
-    found = [m for m in MODULES if inside(m, f"entrodrop_prep.{name}")]
-    assert found, f"there is no package {name}"
-    return found
-
-
-def test_the_source_was_found() -> None:
-    assert {"entrodrop_prep.cli", "entrodrop_prep.scoring.run", "entrodrop_prep.export.materialize"} <= set(MODULES)
-    assert "entrodrop_prep.scoring.plan" in ours("entrodrop_prep.scoring.run")
-    heavy = {i for m in MODULES for i in imports_of(m) if inside(i.name, "torch")}
-    assert Import("torch", "load") in heavy
-    assert {i.when for i in heavy} == {"load", "call", "typing"}
-
-
-def test_only_a_scored_directory_crosses_between_scoring_and_export() -> None:
-    for one, other in (("scoring", "export"), ("export", "scoring")):
-        for module in in_package(one):
-            assert not [n for n in ours(module) if inside(n, f"entrodrop_prep.{other}")], module
-
-
-def test_nothing_imports_the_loader() -> None:
-    """A training process calls it; its rows know nothing of torch."""
-    for module in MODULES:
-        if not inside(module, "entrodrop_prep.loader"):
-            loader = [n for n in ours(module, also=("load", "call")) if inside(n, "entrodrop_prep.loader")]
-            assert not loader, f"{module}: {loader}"
-    for module in in_package("loader"):
-        assert "entrodrop_prep.loader.stream" not in ours(module, also=("load",)), module
-
-
-def test_sample_is_pure_numpy() -> None:
-    allowed = ("entrodrop_prep.sample", "entrodrop_prep.config", "entrodrop_prep.settings", "entrodrop_prep.errors")
-    for module in in_package("sample"):
-        for i in imports_of(module):
-            top = i.name.split(".")[0]
-            assert top == "numpy" or top in sys.stdlib_module_names or inside(i.name, *allowed), f"{module}: {i.name}"
-
-
-def test_masking_knows_scored_directories_and_nothing_of_files_of_rows() -> None:
-    """It reads what scoring wrote; what is written of its rows, and by whom, it does not know."""
-    below = ("masking", "sample", "config", "errors", "scored", "schema", "shards", "disk", "digest")
-    allowed = ("entrodrop_prep", "numpy", "pyarrow", *sys.stdlib_module_names)
-    for module in in_package("masking"):
-        for i in imports_of(module):
-            assert i.name.split(".")[0] in allowed, f"{module}: {i.name}"
-            known = i.name == "entrodrop_prep" or inside(i.name, *(f"entrodrop_prep.{name}" for name in below))
-            assert known or not inside(i.name, "entrodrop_prep"), f"{module}: {i.name}"
-
-
-def test_nothing_but_epoch_rows_makes_masks() -> None:
-    """Files, their proof, the loader, the demo and inspect take rows from one function."""
-    makers = ("apply", "unmasked", "token_words", "token_words64")
-    for file in FILES:
-        module = module_of(file)
-        if inside(module, "entrodrop_prep.sample", "entrodrop_prep.masking"):
+def rooms_point_one_way(program: Program) -> list[str]:
+    wrong = [f"{name}: no such room" for name in {room_of(m) for m in program.files} - {*ROOMS, ""}]
+    for i in program.ours():
+        here, there = room_of(i.module), room_of(i.name)
+        if "" in (here, there) or here == there:  # the package's own file has the version, and the names of all
             continue
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and inside(node.module or "", "entrodrop_prep.sample"):
-                assert not {a.name for a in node.names} & set(makers), module
-    masks = [f for f in FILES if "entrodrop_prep.sample.mask" in ours(module_of(f))]
-    callers = [
-        module_of(file)
-        for file in masks
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("apply", "unmasked")
-    ]
-    assert callers == ["entrodrop_prep.masking.epoch_rows"] * 2
+        if (
+            there not in ROOMS
+            or here not in ROOMS
+            or ROOMS.index(there) > ROOMS.index(here)
+            or there in NOT_ALLOWED.get(here, ())
+        ):
+            wrong.append(str(i))
+    return wrong
 
 
-def test_backends_know_neither_scoring_nor_export() -> None:
-    for module in in_package("backends"):
-        assert not [n for n in ours(module) if inside(n, "entrodrop_prep.scoring", "entrodrop_prep.export")], module
-
-
-def test_the_hub_is_behind_export_and_knows_no_scoring() -> None:
-    for module in in_package("hub"):
-        assert not [n for n in ours(module) if inside(n, "entrodrop_prep.scoring", "entrodrop_prep.backends")], module
-    for module in MODULES:
-        if not inside(module, "entrodrop_prep.hub", "entrodrop_prep.cli", "entrodrop_prep"):
-            called = [n for n in ours(module) if inside(n, "entrodrop_prep.hub")]
-            assert not called or module == "entrodrop_prep.export.materialize", module
-            assert not [n for n in ours(module, also=("load",)) if inside(n, "entrodrop_prep.hub")], module
-
-
-def test_recipes_stand_at_the_end() -> None:
-    allowed = ("trainers", "manifest", "schema", "shards", "errors", "text", "export.card", "export.derived", "losses")
-    for module in in_package("trainers"):
-        also = ("scoring.tokenizer", "backends.model") if module.endswith(".trainers.model") else ()
-        for name in ours(module):
-            assert name == "entrodrop_prep" or inside(name, *(f"entrodrop_prep.{a}" for a in (*allowed, *also))), name
-    for module in MODULES:
-        if not inside(module, "entrodrop_prep.trainers", "entrodrop_prep.cli") and module != "entrodrop_prep":
-            assert not [n for n in ours(module) if inside(n, "entrodrop_prep.trainers")], module
-
-
-def test_losses_know_the_errors_alone() -> None:
-    assert ours("entrodrop_prep.losses") == {"entrodrop_prep.errors"}
-
-
-def test_what_the_hub_refuses_is_put_in_words_without_anything_of_ours() -> None:
-    assert not ours("entrodrop_prep.hub.reading") - {"entrodrop_prep"}
-    for module in [*in_package("scoring"), *in_package("backends")]:
-        assert {n for n in ours(module) if inside(n, "entrodrop_prep.hub")} <= {"entrodrop_prep.hub.reading"}, module
-
-
-def test_nothing_below_the_command_line_imports_it_or_the_demo() -> None:
-    for module in MODULES:
-        if inside(module, "entrodrop_prep.cli", "entrodrop_prep.__main__", "entrodrop_prep.demo", "entrodrop_prep"):
-            continue
-        assert not [n for n in ours(module) if inside(n, "entrodrop_prep.cli", "entrodrop_prep.demo")], module
-
-
-@pytest.mark.parametrize("module", [f"entrodrop_prep{name}" for name in ("", ".config", ".errors", ".text")])
-def test_declarations_load_the_standard_library_alone(module: str) -> None:
-    for i in imports_of(module):
-        if i.when == "load":
-            top = i.name.split(".")[0]
-            assert top == "entrodrop_prep" or top in sys.stdlib_module_names, f"{module}: {i.name}"
-
-
-def test_the_command_line_loads_only_typer_and_the_declarations() -> None:
-    allowed = (
-        "typer",
-        *(f"entrodrop_prep.{name}" for name in ("config", "settings", "errors", "interrupt", "places", "text")),
-    )
-    for i in imports_of("entrodrop_prep.cli"):
-        if i.when == "load" and i.name != "entrodrop_prep":
-            assert i.name.split(".")[0] in sys.stdlib_module_names or inside(i.name, *allowed), i.name
-
-
-def test_the_engine_knows_nothing_else_of_ours() -> None:
-    for module in in_package("engine"):
-        for i in imports_of(module):
-            top = i.name.split(".")[0]
-            assert (
-                top in ("torch", "vllm", "numpy", "transformers")
-                or top in sys.stdlib_module_names
-                or inside(i.name, "entrodrop_prep.engine")
-            ), f"{module}: {i.name}"
-    for i in imports_of("entrodrop_prep.engine.plugin"):
-        if i.when == "load":
-            assert i.name.split(".")[0] in sys.stdlib_module_names, i.name
-
-
-def test_heavy_packages_load_where_they_are_used() -> None:
-    inside_engines = ("entrodrop_prep.engine.models", "entrodrop_prep.engine.pooler", "entrodrop_prep.engine.reduce")
-    for module in MODULES:
-        if module in ("entrodrop_prep.backends.transformers", "entrodrop_prep.loader.stream", *inside_engines):
-            continue
-        heavy = [
-            i
-            for i in imports_of(module)
-            if i.when == "load" and inside(i.name, "torch", "transformers", "datasets", "huggingface_hub")
-        ]
-        assert not heavy, f"{module}: {heavy}"
-
-
-def test_transformers_backend_is_imported_by_name_only() -> None:
-    for module in MODULES:
-        if module != "entrodrop_prep.backends.transformers":
-            assert "entrodrop_prep.backends.transformers" not in ours(module, also=("load",)), module
-
-
-def test_no_import_cycles() -> None:
-    graph = {m: ours(m, also=("load",)) - {m, "entrodrop_prep"} for m in MODULES}
+def no_module_imports_in_a_circle(program: Program) -> list[str]:
+    graph: dict[str, set[str]] = {m: set() for m in program.files}
+    for i in program.ours():
+        if i.name in graph and PACKAGE not in (i.name, i.module) and i.name != i.module:
+            graph[i.module].add(i.name)
     done: set[str] = set()
+    wrong: list[str] = []
 
     def visit(module: str, path: tuple[str, ...]) -> None:
-        assert module not in path, f"cycle: {' -> '.join([*path[path.index(module) :], module])}"
-        if module not in done:
-            for name in sorted(graph.get(module, set())):
+        if module in path:
+            wrong.append(f"circle: {' -> '.join([*path[path.index(module) :], module])}")
+        elif module not in done:
+            for name in sorted(graph[module]):
                 visit(name, (*path, module))
             done.add(module)
 
     for module in graph:
         visit(module, ())
+    return wrong
 
 
-def test_product_code_has_no_asserts_broad_excepts_or_test_switches() -> None:
-    for file in FILES:
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            assert not isinstance(node, ast.Assert), f"{file.name}:{node.lineno}"
-            if isinstance(node, ast.ExceptHandler):
-                broad = node.type is None or (isinstance(node.type, ast.Name) and node.type.id == "Exception")
-                assert not broad, f"{file.name}:{node.lineno}"
-    for module in MODULES:
-        for i in imports_of(module):
-            assert not inside(i.name, "pytest", "hypothesis", "unittest"), module
+def masking_is_pure(program: Program) -> list[str]:
+    """NumPy, Arrow for what is stored, and the standard library."""
+    return [
+        str(i)
+        for i in program.imports
+        if room_of(i.module) == "masking" and not inside(i.name, PACKAGE, "numpy", "pyarrow") and not standard(i.name)
+    ]
+
+
+def the_plugin_knows_nothing_else_of_ours(program: Program) -> list[str]:
+    """vLLM loads it in every process of every run."""
+    allowed = (f"{PACKAGE}.vllm_plugin", "torch", "vllm", "numpy", "transformers")
+    wrong = []
+    for i in program.imports:
+        if room_of(i.module) == "vllm_plugin":
+            at_once = i.module.endswith(".plugin") and i.when == "load"
+            if not standard(i.name) and (at_once or not inside(i.name, *allowed)):
+                wrong.append(str(i))
+    return wrong
+
+
+def heavy_packages_load_where_they_are_used(program: Program) -> list[str]:
+    may = [f"{PACKAGE}.{name}" for name in MAY_LOAD_HEAVY]
+    return [str(i) for i in program.imports if i.when == "load" and inside(i.name, *HEAVY) and i.module not in may] + [
+        str(i)
+        for i in program.imports
+        if i.when == "load" and inside(i.name, *may[:2]) and not inside(i.module, f"{PACKAGE}.training")
+    ]
+
+
+def declarations_are_light(program: Program) -> list[str]:
+    rooms = [f"{PACKAGE}.{r}" for r in (*LIGHT, "sources.given_paths") if r not in ("", "cli")]
+    wrong = []
+    for i in program.imports:
+        allowed = LIGHT.get(room_of(i.module))
+        if allowed is None or i.when != "load" or standard(i.name) or i.name == PACKAGE:
+            continue
+        if not inside(i.name, *rooms, *allowed):
+            wrong.append(str(i))
+    return wrong
+
+
+def product_code_has_no_asserts_broad_excepts_or_test_switches(program: Program) -> list[str]:
+    wrong = [str(i) for i in program.imports if inside(i.name, "pytest", "hypothesis", "unittest")]
+    for module, tree in program.trees.items():
+        for node in ast.walk(tree):
+            broad = isinstance(node, ast.ExceptHandler) and (
+                node.type is None or (isinstance(node.type, ast.Name) and node.type.id == "Exception")
+            )
+            if broad or isinstance(node, ast.Assert):
+                wrong.append(f"{module}:{getattr(node, 'lineno', 0)}")
+    return wrong
+
+
+def standard(name: str) -> bool:
+    return name.split(".")[0] in sys.stdlib_module_names
+
+
+RULES: dict[Callable[[Program], list[str]], list[tuple[str, str]]] = {
+    rooms_point_one_way: [
+        ("store/a.py", "from entrodrop_prep.masking import mask"),
+        ("masking/a.py", "def f():\n    from entrodrop_prep import scoring"),
+        ("export/a.py", "import entrodrop_prep.scoring.run"),
+        ("scoring/a.py", "def f():\n    from entrodrop_prep.export import card"),
+        ("vllm_plugin/a.py", "from entrodrop_prep.errors import ScoreError"),
+        ("elsewhere/a.py", ""),
+    ],
+    no_module_imports_in_a_circle: [
+        ("store/a.py", "def f():\n    from entrodrop_prep.store import b"),
+        ("store/a.py", "from entrodrop_prep.store.b import x"),
+    ],
+    masking_is_pure: [("masking/a.py", "import torch"), ("masking/a.py", "def f():\n    import datasets")],
+    the_plugin_knows_nothing_else_of_ours: [
+        ("vllm_plugin/a.py", "def f():\n    from entrodrop_prep.config import ScoreConfig"),
+        ("vllm_plugin/plugin.py", "import torch"),
+    ],
+    heavy_packages_load_where_they_are_used: [
+        ("store/a.py", "from torch import nn"),
+        ("backends/a.py", "from entrodrop_prep.backends.transformers import TransformersBackend"),
+    ],
+    declarations_are_light: [
+        ("config/a.py", "import numpy"),
+        ("cli.py", "from entrodrop_prep.scoring import run"),
+        ("errors.py", "import pyarrow"),
+    ],
+    product_code_has_no_asserts_broad_excepts_or_test_switches: [
+        ("store/a.py", "assert True"),
+        ("store/a.py", "try:\n    pass\nexcept Exception:\n    pass"),
+        ("store/a.py", "import pytest"),
+    ],
+}
+"""Each rule, and files that break it."""
+
+
+def test_the_source_was_found() -> None:
+    program = Program(ROOT)
+    assert {room_of(m) for m in program.files} == {*ROOMS, ""}
+    found = {(i.module.partition(".")[2], i.name, i.when) for i in program.imports}
+    assert ("scoring.run", "entrodrop_prep.scoring.plan", "load") in found
+    assert ("backends.transformers", "torch", "load") in found
+    assert {i.when for i in program.imports if inside(i.name, "torch")} == {"load", "call", "typing"}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_program_keeps_the_rule(rule: Callable[[Program], list[str]]) -> None:
+    assert rule(Program(ROOT)) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "file", "text"),
+    [(rule, *case) for rule, cases in RULES.items() for case in cases],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_program_that_breaks_the_rule_is_found(
+    rule: Callable[[Program], list[str]], file: str, text: str, tmp_path: Path
+) -> None:
+    for name in ROOMS:
+        (tmp_path / PACKAGE / name).mkdir(parents=True)
+        (tmp_path / PACKAGE / name / "__init__.py").write_text("")
+    (tmp_path / PACKAGE / "__init__.py").write_text("")
+    (tmp_path / PACKAGE / "store" / "b.py").write_text("from entrodrop_prep.store import a")
+    assert rule(Program(tmp_path)) == []
+    path = tmp_path / PACKAGE / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    assert rule(Program(tmp_path)) != []
+
+
+def test_the_top_level_is_short() -> None:
+    assert len([p for p in (ROOT / PACKAGE).iterdir() if p.is_file() or any(p.glob("*.py"))]) <= 20

@@ -11,8 +11,8 @@ from common import read_tokens
 
 
 def main(model: str, tokens: str) -> None:
-    from entrodrop_prep.backends.feed import score_all
     from entrodrop_prep.backends.model import inspect_model
+    from entrodrop_prep.backends.prefetch import score_all
     from entrodrop_prep.backends.transformers import TransformersBackend
     from entrodrop_prep.config import ScoreConfig
 

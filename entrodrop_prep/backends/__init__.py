@@ -11,8 +11,8 @@ from entrodrop_prep.errors import ConfigError
 if TYPE_CHECKING:
     import numpy as np
 
-    from entrodrop_prep.backends.feed import Feed
     from entrodrop_prep.backends.model import ModelInfo
+    from entrodrop_prep.backends.prefetch import PrefetchQueue
     from entrodrop_prep.config import ScoreConfig
 
     Scores = tuple[np.ndarray[Any, np.dtype[np.float32]], ...]
@@ -36,7 +36,7 @@ class Backend(Protocol):
     def environment(self) -> dict[str, str]:
         """Versions and device that may change the last digits of a score; recorded in every shard."""
 
-    def score(self, jobs: Feed, done: Callable[[Any, int], None]) -> Iterator[tuple[Any, list[Scores]]]:
+    def score(self, jobs: PrefetchQueue, done: Callable[[Any, int], None]) -> Iterator[tuple[Any, list[Scores]]]:
         """Score the jobs of a feed, each as a whole, in any order, as many at once as is good for speed.
 
         Args:

@@ -7,7 +7,7 @@ import importlib.util
 import sys
 from dataclasses import dataclass
 
-from entrodrop_prep.engine.plugin import ENDINGS, MULTIMODAL, PREFIX
+from entrodrop_prep.vllm_plugin.plugin import ENDINGS, MULTIMODAL, PREFIX
 
 PROVEN = (
     "ApertusForCausalLM",
@@ -52,7 +52,7 @@ PROVEN = (
     "StableLmForCausalLM",
     "Starcoder2ForCausalLM",
 )
-"""Compared with transformers in float32 by ``tests/test_vllm_architectures.py``.
+"""Compared with transformers in float32 by ``tests/backends/test_vllm_architectures.py``.
 
 To 1e-4, or in bfloat16 by the mean where vLLM's CPU engine runs them in that alone.
 """

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from entrodrop_prep.backends import Scores
-    from entrodrop_prep.backends.feed import Job
+    from entrodrop_prep.backends.prefetch import ShardTokens
 
 
 @dataclass(frozen=True)
@@ -19,16 +19,16 @@ class Batch:
 
     Attributes:
         sequences: their ``input_ids [T] int32``.
-        turn: number of the ``score`` call they belong to.
+        generation: number of the ``score`` call they belong to.
         failures: how often they were lost: with an engine that ended, or by answers that could not be used.
         timeouts: how often no answer came in time.
     """
 
-    job: Job
+    job: ShardTokens
     start: int
     stop: int
     sequences: Sequence[np.ndarray[Any, Any]]
-    turn: int = 0
+    generation: int = 0
     failures: int = 0
     timeouts: int = 0
 
@@ -48,7 +48,9 @@ class Batch:
         return first, replace(self, start=middle, sequences=self.sequences[at:])
 
 
-def batches(job: Job, most_tokens: int, most_sequences: int | None = None, turn: int = 0) -> Iterator[Batch]:
+def batches(
+    job: ShardTokens, most_tokens: int, most_sequences: int | None = None, generation: int = 0
+) -> Iterator[Batch]:
     """Cut a job into batches, in order; a sequence of more than ``most_tokens`` is one by itself.
 
     The self-check's probe is not cut by tokens: only in one piece is it sure to overflow a step of the engine.
@@ -58,11 +60,11 @@ def batches(job: Job, most_tokens: int, most_sequences: int | None = None, turn:
     for i, sequence in enumerate(sequences):
         full = tokens + len(sequence) > most_tokens and job.index >= 0
         if i > start and (full or i - start == most_sequences):
-            yield Batch(job, start, i, sequences[start:i], turn)
+            yield Batch(job, start, i, sequences[start:i], generation)
             start, tokens = i, 0
         tokens += len(sequence)
     if sequences:
-        yield Batch(job, start, len(sequences), sequences[start:], turn)
+        yield Batch(job, start, len(sequences), sequences[start:], generation)
 
 
 class AtWork:
@@ -74,7 +76,7 @@ class AtWork:
     def __len__(self) -> int:
         return len(self._open)
 
-    def add(self, job: Job) -> None:
+    def add(self, job: ShardTokens) -> None:
         """A job with at least one sequence."""
         count = len(job.sequences)
         self._open[id(job)] = _Open(job, [None] * count, count)
@@ -94,6 +96,6 @@ class AtWork:
 class _Open:
     """A job, the scores it has so far, and how many sequences have none yet."""
 
-    job: Job
+    job: ShardTokens
     scores: list[Scores | None]
     left: int

@@ -17,12 +17,12 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from entrodrop_prep.backends.batch import Batch
-from entrodrop_prep.disk import scratch_file
 from entrodrop_prep.errors import ConfigError, ModelError
+from entrodrop_prep.store.disk import scratch_file
 
 if TYPE_CHECKING:
-    from entrodrop_prep.backends.feed import Job
     from entrodrop_prep.backends.model import ModelInfo
+    from entrodrop_prep.backends.prefetch import ShardTokens
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ SECONDS_TO_END = 5.0
 
 
 class Engine:
-    """A worker process (``entrodrop_prep.engine.worker``), and the batches it has.
+    """A worker process (``entrodrop_prep.vllm_plugin.worker``), and the batches it has.
 
     Attributes:
         name: for messages.
@@ -47,7 +47,7 @@ class Engine:
         self._log: IO[bytes] | None = None if verbose else scratch_file()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "entrodrop_prep.engine.worker", str(theirs.fileno())],
+                [sys.executable, "-m", "entrodrop_prep.vllm_plugin.worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log or sys.stderr.fileno(),
@@ -90,7 +90,7 @@ class Engine:
             self.connection.send((self._keys, np.concatenate(sequences).astype(np.int32), lengths))
         self._keys += 1
 
-    def receive(self, done: Callable[[Job, int], None]) -> tuple[Batch, np.ndarray[Any, Any]] | None:
+    def receive(self, done: Callable[[ShardTokens, int], None]) -> tuple[Batch, np.ndarray[Any, Any]] | None:
         """Take one message; a batch with its raw scores [N, 2] if it finished one. Raises EOFError or OSError."""
         message = self.connection.recv()
         self.heard = time.monotonic()

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from entrodrop_prep import digest
 from entrodrop_prep.backends.model import IDENTITY, ModelInfo, ModelSettings, find_file
 from entrodrop_prep.backends.weight_files import (
     CONFIG,
@@ -19,8 +18,9 @@ from entrodrop_prep.backends.weight_files import (
     plain_config,
     weight_files,
 )
+from entrodrop_prep.config.names import user_path
 from entrodrop_prep.errors import ModelError
-from entrodrop_prep.shards import user_path
+from entrodrop_prep.store import digest
 
 log = logging.getLogger(__name__)
 

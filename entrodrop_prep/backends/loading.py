@@ -6,10 +6,11 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from entrodrop_prep.backends.model import ModelInfo, loading
+from entrodrop_prep.backends.model import ModelInfo
 from entrodrop_prep.backends.weights import check_left_over, check_stored, stored_weights
+from entrodrop_prep.config.names import user_path
 from entrodrop_prep.errors import ModelError
-from entrodrop_prep.shards import user_path
+from entrodrop_prep.hub.loading import loading
 
 if TYPE_CHECKING:
     from entrodrop_prep.config import ScoreConfig

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from entrodrop_prep.backends.agreement import disagreement
-from entrodrop_prep.backends.feed import score_all
+from entrodrop_prep.backends.prefetch import score_all
 from entrodrop_prep.errors import ModelError, ScoreError
 
 if TYPE_CHECKING:

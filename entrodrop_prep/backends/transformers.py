@@ -22,12 +22,12 @@ import torch
 
 from entrodrop_prep.backends.loading import load_model
 from entrodrop_prep.backends.model import ModelInfo
-from entrodrop_prep.engine.reduce import entropy_and_logprob
 from entrodrop_prep.errors import ModelError, ScoreError
+from entrodrop_prep.vllm_plugin.reduce import entropy_and_logprob
 
 if TYPE_CHECKING:
     from entrodrop_prep.backends import Scores
-    from entrodrop_prep.backends.feed import Feed, Job
+    from entrodrop_prep.backends.prefetch import PrefetchQueue, ShardTokens
     from entrodrop_prep.config import ScoreConfig
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,9 @@ class TransformersBackend:
             "head": "chunked" if self.chunked_head else "general",
         }
 
-    def score(self, jobs: Feed, done: Callable[[Job, int], None]) -> Iterator[tuple[Job, list[Scores]]]:
+    def score(
+        self, jobs: PrefetchQueue, done: Callable[[ShardTokens, int], None]
+    ) -> Iterator[tuple[ShardTokens, list[Scores]]]:
         """See ``Backend.score``. Batches are formed inside one job, so that a resumed run has the same ones."""
         while (job := jobs.take()) is not None:
             yield job, self._job(job.sequences, functools.partial(done, job))

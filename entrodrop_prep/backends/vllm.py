@@ -16,7 +16,7 @@ from entrodrop_prep.backends.architectures import SUPPORTED, installed_vllm, is_
 from entrodrop_prep.backends.batch import AtWork, Batch, batches
 from entrodrop_prep.backends.engine_args import engine_options, scores_depend_on
 from entrodrop_prep.backends.engines import Engine, close_all, engine_environment, places, those_ready
-from entrodrop_prep.backends.raw import split_scores
+from entrodrop_prep.backends.plugin_response import split_scores
 from entrodrop_prep.backends.weights import check_for_engine
 from entrodrop_prep.errors import ConfigError, ScoreError
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from entrodrop_prep.backends import Scores
-    from entrodrop_prep.backends.feed import Feed, Job
     from entrodrop_prep.backends.model import ModelInfo
+    from entrodrop_prep.backends.prefetch import PrefetchQueue, ShardTokens
     from entrodrop_prep.config import ScoreConfig
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,9 @@ class VllmBackend:
             alone._engines = [engine]
             yield engine.name, alone
 
-    def score(self, jobs: Feed, done: Callable[[Job, int], None]) -> Iterator[tuple[Job, list[Scores]]]:
+    def score(
+        self, jobs: PrefetchQueue, done: Callable[[ShardTokens, int], None]
+    ) -> Iterator[tuple[ShardTokens, list[Scores]]]:
         """See ``Backend.score``. Jobs are cut into batches of about one step, which go to whoever has least to do."""
         queue: deque[Batch] = deque()
         at_work = AtWork()
@@ -151,7 +153,7 @@ class VllmBackend:
         return engine if engine.tokens_left < AHEAD * self.step_tokens else None
 
     def _receive(
-        self, seconds: float, queue: deque[Batch], done: Callable[[Job, int], None]
+        self, seconds: float, queue: deque[Batch], done: Callable[[ShardTokens, int], None]
     ) -> Iterator[tuple[Engine, Batch, np.ndarray[Any, Any]]]:
         """What engines finish within some seconds. Batches of one that ended go back to the queue."""
         for connection in wait([e.connection for e in self._engines], timeout=seconds):
@@ -168,7 +170,9 @@ class VllmBackend:
             engine.kill()
             self._bury(engine, queue, done, f"it finished no step in {self._patience:g} s")
 
-    def _bury(self, engine: Engine, queue: deque[Batch], done: Callable[[Job, int], None], why: str = "") -> None:
+    def _bury(
+        self, engine: Engine, queue: deque[Batch], done: Callable[[ShardTokens, int], None], why: str = ""
+    ) -> None:
         """An engine is gone: what it had goes back to the queue. Raises ScoreError for what seems to kill engines."""
         self._engines.remove(engine)
         ended = engine.close()

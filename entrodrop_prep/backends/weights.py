@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from entrodrop_prep.backends.weight_files import weight_files
+from entrodrop_prep.config.names import user_path
 from entrodrop_prep.errors import ModelError
-from entrodrop_prep.shards import user_path
 
 if TYPE_CHECKING:
     from entrodrop_prep.backends.model import ModelInfo, ModelSettings

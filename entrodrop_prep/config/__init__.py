@@ -1,7 +1,7 @@
 """Every setting, declared once.
 
 The dataclasses here are the only declaration: the command line's flags, the recipe file, the JSON Schemas and the
-table in the docs are all made from their fields (see ``entrodrop_prep.settings``).
+table in the docs are all made from their fields (see ``entrodrop_prep.config.settings``).
 
 ``Setting.role`` says what a setting means for resuming a run: an ``identity`` setting changes the stored result, so a
 run can only be continued with the same value; an ``operation`` setting (batch size, what to do with bad rows) may
@@ -11,7 +11,7 @@ differ.
 from entrodrop_prep.config.masking import EXTRA_COLUMNS, RECIPE_FIELDS, MaterializeConfig, Recipe, read_recipe
 from entrodrop_prep.config.publishing import PushConfig
 from entrodrop_prep.config.scoring import ScoreConfig, ServeConfig
-from entrodrop_prep.settings import Setting, build, flag, identity, model_of, settings
+from entrodrop_prep.config.settings import Setting, build, flag, identity, model_of, settings
 
 __all__ = [
     "EXTRA_COLUMNS",

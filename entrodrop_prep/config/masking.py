@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from entrodrop_prep.config.expansion import bounded
+from entrodrop_prep.config.settings import Setting, build, flag, validate
 from entrodrop_prep.errors import ConfigError
-from entrodrop_prep.expansion import bounded
-from entrodrop_prep.settings import Setting, build, flag, validate
 
 EXTRA_COLUMNS = ("n_trainable", "position_ids", "seq_lengths")
 """What ``add_columns`` may name, in the order in which they stand in the files."""

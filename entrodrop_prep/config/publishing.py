@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Annotated
 
+from entrodrop_prep.config.settings import Setting, validate
 from entrodrop_prep.errors import ConfigError
-from entrodrop_prep.settings import Setting, validate
 
 REF = re.compile(r"[A-Za-z0-9][\w./-]*", re.ASCII)
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
@@ -88,7 +88,7 @@ class PushConfig:
 
     def __post_init__(self) -> None:
         validate(self)
-        from entrodrop_prep.places import is_repo_id
+        from entrodrop_prep.config.names import is_repo_id
 
         if not is_repo_id(self.repo):
             raise ConfigError(

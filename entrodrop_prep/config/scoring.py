@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from entrodrop_prep.config.settings import Setting, validate
 from entrodrop_prep.errors import ConfigError
-from entrodrop_prep.settings import Setting, validate
 
 
 @dataclass(frozen=True, kw_only=True)

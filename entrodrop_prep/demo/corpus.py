@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..disk import renamed_file
-from ..errors import SourceError
+from entrodrop_prep.errors import SourceError
+from entrodrop_prep.store.disk import renamed_file
 
 HELD_OUT_SHARE = 0.25
 """Expected share of top-level modules that are held out."""

@@ -14,14 +14,14 @@ import numpy as np
 
 from entrodrop_prep.config import MaterializeConfig, ScoreConfig
 from entrodrop_prep.demo.corpus import write_corpus
-from entrodrop_prep.disk import check_held, check_regular, held, scratch
 from entrodrop_prep.errors import IntegrityError, ModelError
 from entrodrop_prep.export.card import aligned, epoch_table
 from entrodrop_prep.export.job import open_job
 from entrodrop_prep.export.materialize import materialize
 from entrodrop_prep.masking.assembly import Stored
 from entrodrop_prep.scoring.run import score
-from entrodrop_prep.shards import local_directory
+from entrodrop_prep.store.disk import check_held, check_regular, held, scratch
+from entrodrop_prep.store.shards import local_directory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from entrodrop_prep.masking.assembly import Stored, positions
-from entrodrop_prep.sample.mask import IGNORE
+from entrodrop_prep.masking.mask import IGNORE
 
 
 def table_of(stored: Stored, schema: pa.Schema) -> pa.Table:

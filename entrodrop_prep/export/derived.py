@@ -19,17 +19,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from entrodrop_prep import digest, manifest
-from entrodrop_prep.digest import ContentDigest
-from entrodrop_prep.disk import TMP, check_held, create, system_error, writing
 from entrodrop_prep.errors import ConfigError, IntegrityError, OutputError
 from entrodrop_prep.export.card import NAME as CARD
 from entrodrop_prep.export.card import PICTURE
-from entrodrop_prep.export.epoch import VALIDATION, misplaced
-from entrodrop_prep.manifest_types import DERIVED, is_written
-from entrodrop_prep.ownership import Contents, Owned
-from entrodrop_prep.schema import MASKED, masked_schema
-from entrodrop_prep.shards import read_batches, reading
+from entrodrop_prep.export.epoch import misplaced
+from entrodrop_prep.store import digest, manifest
+from entrodrop_prep.store.digest import ContentDigest
+from entrodrop_prep.store.disk import TMP, check_held, create, system_error, writing
+from entrodrop_prep.store.layout import VALIDATION
+from entrodrop_prep.store.manifest_types import DERIVED, is_written
+from entrodrop_prep.store.ownership import Contents, Owned
+from entrodrop_prep.store.schema import MASKED, masked_schema
+from entrodrop_prep.store.shards import read_batches, reading
 
 log = logging.getLogger(__name__)
 

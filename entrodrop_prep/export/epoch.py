@@ -10,18 +10,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from entrodrop_prep.digest import ContentDigest
 from entrodrop_prep.errors import IntegrityError
 from entrodrop_prep.masking.assembly import FIGURES
 from entrodrop_prep.masking.epoch_rows import Made
 from entrodrop_prep.masking.packing import PackedSize
-from entrodrop_prep.shards import read_batches, read_footer
+from entrodrop_prep.store.digest import ContentDigest
+from entrodrop_prep.store.layout import VALIDATION
+from entrodrop_prep.store.shards import read_batches, read_footer
 
 GROUP_TOKENS = 1 << 18
-EPOCHS = "epoch_*"
-SHARD_FILES = f"{EPOCHS}/*.parquet"
-PLAIN, VALIDATION = "plain", "validation"
-OTHER_FILES = {PLAIN: "plain/train-*.parquet", VALIDATION: "validation/validation-*.parquet"}
 COUNTS = FIGURES
 
 

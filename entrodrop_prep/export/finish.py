@@ -6,17 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from entrodrop_prep import __version__, digest, manifest
+from entrodrop_prep import __version__
 from entrodrop_prep.export import derived
 from entrodrop_prep.export.card import PICTURE, write_card
-from entrodrop_prep.export.epoch import VALIDATION, Part, add_counts
+from entrodrop_prep.export.epoch import Part, add_counts
 from entrodrop_prep.export.identity import recipe_values
 from entrodrop_prep.export.job import Job
 from entrodrop_prep.export.provenance import told_of, told_of_source
 from entrodrop_prep.masking.histogram import told_bins
-from entrodrop_prep.ownership import Owned
-from entrodrop_prep.schema import MASKED
-from entrodrop_prep.shards import Footer, read_footer
+from entrodrop_prep.store import digest, manifest
+from entrodrop_prep.store.layout import VALIDATION
+from entrodrop_prep.store.ownership import Owned
+from entrodrop_prep.store.schema import MASKED
+from entrodrop_prep.store.shards import Footer, read_footer
 
 Written = tuple[Footer, dict[str, Any]]
 """A file's footer, and what ``manifest.file_entry`` says of it."""

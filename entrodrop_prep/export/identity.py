@@ -6,10 +6,10 @@ from dataclasses import asdict
 from typing import Any
 
 from entrodrop_prep.config import MaterializeConfig, Recipe, identity
-from entrodrop_prep.sample import quantile
-from entrodrop_prep.sample.counter import FORMAT_VERSION
-from entrodrop_prep.sample.curriculum import horizon
-from entrodrop_prep.schema import MASKED
+from entrodrop_prep.masking import quantile
+from entrodrop_prep.masking.counter import FORMAT_VERSION
+from entrodrop_prep.masking.curriculum import horizon
+from entrodrop_prep.store.schema import MASKED
 
 
 def identity_of(sources: dict[str, Any], config: MaterializeConfig) -> dict[str, Any]:

@@ -10,28 +10,29 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from entrodrop_prep import digest, inside, manifest
-from entrodrop_prep.config import MaterializeConfig, PushConfig
-from entrodrop_prep.disk import TMP, check_folder, check_regular, remove_tree, writing
+from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.errors import ConfigError, IntegrityError, OutputError, SourceError
 from entrodrop_prep.export import derived
 from entrodrop_prep.export.card import NAME as CARD
-from entrodrop_prep.export.epoch import VALIDATION, Part, check_content, misplaced
+from entrodrop_prep.export.epoch import Part, check_content, misplaced
 from entrodrop_prep.export.finish import Written, finish, publish
 from entrodrop_prep.export.job import Job, open_job
 from entrodrop_prep.export.provenance import environments, stamp, written_with
 from entrodrop_prep.export.space import check_cache, check_space
-from entrodrop_prep.locks import locked, reading_lock
+from entrodrop_prep.masking.curriculum import horizon
 from entrodrop_prep.masking.parallel import in_order, unless
 from entrodrop_prep.masking.plan import warn_if_flat
-from entrodrop_prep.ownership import Owned, remove_files, remove_leftovers
-from entrodrop_prep.progress import Progress
-from entrodrop_prep.sample.curriculum import horizon
-from entrodrop_prep.schema import MASKED
-from entrodrop_prep.shards import local_directory, read_footer, shard_names, write_shard
+from entrodrop_prep.store import digest, inside, manifest
+from entrodrop_prep.store.disk import TMP, check_folder, check_regular, remove_tree, writing
+from entrodrop_prep.store.layout import VALIDATION
+from entrodrop_prep.store.locks import locked, reading_lock
+from entrodrop_prep.store.ownership import Owned, remove_files, remove_leftovers
+from entrodrop_prep.store.schema import MASKED
+from entrodrop_prep.store.shards import local_directory, read_footer, shard_names, write_shard
+from entrodrop_prep.terminal.progress import Progress
 
 if TYPE_CHECKING:
-    from entrodrop_prep.hub.push import PushSummary
+    from entrodrop_prep.publish.push import PushSummary
 
 log = logging.getLogger(__name__)
 
@@ -54,22 +55,15 @@ class MaterializeSummary:
 def materialize(config: MaterializeConfig) -> MaterializeSummary:
     """Write the masked dataset of each epoch into ``config.out``, continuing whatever an earlier run finished.
 
-    With ``config.push_to_hub`` it is pushed then; sources, token, name and visibility are checked before any work.
+    Args:
+        config: the settings. ``publish.materialize`` is for those with ``push_to_hub``.
 
     Raises:
         EntrodropError: see ``entrodrop_prep.errors``; finished files stay.
+        ValueError: for ``push_to_hub``.
     """
-    if config.push_to_hub is None:
-        return _materialize(config)
-    from entrodrop_prep.hub.push import Target, push_to
-
-    target = Target.of(PushConfig(directory=config.out, repo=config.push_to_hub))
-    open_job(config)  # what is wrong here is said before anything is made there
-    target.open()
-    return replace(_materialize(config), pushed=push_to(target))
-
-
-def _materialize(config: MaterializeConfig) -> MaterializeSummary:
+    if config.push_to_hub is not None:
+        raise ValueError("push_to_hub is for entrodrop_prep.publish.materialize")
     out = local_directory(config.out)
     job = open_job(config)
     for scored in job.directories:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from entrodrop_prep import digest
-from entrodrop_prep.environment import host_environment
 from entrodrop_prep.masking.sources import Source
-from entrodrop_prep.scored import ScoredDataset
+from entrodrop_prep.store import digest
+from entrodrop_prep.store.environment import host_environment
+from entrodrop_prep.store.scored import ScoredDataset
 
 _FILES = 8
 """Names of files that a footer gives; of more it gives number and digest."""

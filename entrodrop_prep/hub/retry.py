@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from entrodrop_prep.errors import HubError
 from entrodrop_prep.hub.credentials import without
+from entrodrop_prep.hub.refusals import unreachable_errors
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -50,7 +51,7 @@ class StoreError(ConnectionError):
 
 @dataclass(frozen=True)
 class Retry:
-    """``attempts`` tries more after the first; waits of ``seconds``, doubled each time, 50% to 150% of it by chance.
+    """``attempts`` tries more after the first; waits of ``seconds``, doubled each time, 50% to 150% of it at random.
 
     The Hub may repeat the ``token`` in what it says: neither what is logged nor what is raised holds it.
     """
@@ -85,13 +86,9 @@ class Retry:
 def transport_errors() -> tuple[type[Exception], ...]:
     """What calls of ``huggingface_hub`` raise when the Hub refuses or the way to it fails.
 
-    Its HTTP library is httpx, in newer versions httpx2; in both HTTPError is the root, also of HfHubHTTPError. Where it
-    reads an answer before it looks at the status, a proxy's page of HTML is a JSONDecodeError.
+    Where its HTTP library reads an answer before it looks at the status, a proxy's page of HTML is a JSONDecodeError.
     """
-    from huggingface_hub.errors import HfHubHTTPError
-
-    roots = tuple(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
-    return (*roots, json.JSONDecodeError, ConnectionError, TimeoutError)
+    return (*unreachable_errors(), json.JSONDecodeError)
 
 
 def read(error: BaseException) -> Failure:

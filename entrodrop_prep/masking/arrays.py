@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from entrodrop_prep.disk import check_held, create, make_folder, renamed_file, write_bytes, writing
 from entrodrop_prep.errors import IntegrityError
+from entrodrop_prep.store.disk import check_held, create, make_folder, renamed_file, write_bytes, writing
 
 NAME = "columns.json"
 """Written last: the number format, length and checksums of each array, and facts. Without it they are not finished."""

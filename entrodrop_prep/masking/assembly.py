@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from entrodrop_prep.masking.mask import IGNORE, Masked
 from entrodrop_prep.masking.packing import Bins, Segments
-from entrodrop_prep.sample.mask import IGNORE, Masked, Rows
+from entrodrop_prep.store.rows import Rows
 
 FIGURES = ("tokens", "trainable", "eligible", "dropped", "labels_left")
 _PER_TOKEN = ("input_ids", "labels")

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from entrodrop_prep.errors import ConfigError
 from entrodrop_prep.masking.arrays import Arrays, write_arrays
 from entrodrop_prep.masking.histogram import EntropyHistogram
+from entrodrop_prep.masking.mask import any_per_row
 from entrodrop_prep.masking.parallel import in_order
 from entrodrop_prep.masking.sources import Source, Sources
-from entrodrop_prep.sample.mask import Rows, any_per_row
-from entrodrop_prep.scored import to_rows
+from entrodrop_prep.store.rows import Rows, to_rows
 
 MAX_VALUES = 1000
 """Values of a column that may have thresholds of their own."""

@@ -11,18 +11,20 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from entrodrop_prep import __version__, digest
+from entrodrop_prep import __version__
 from entrodrop_prep.config import MaterializeConfig, identity
 from entrodrop_prep.masking.arrays import NAME, Arrays, stored, write_arrays
 from entrodrop_prep.masking.assembly import Held, Packed, Stored, assemble, hold
 from entrodrop_prep.masking.columns import Columns, taken, write_columns
+from entrodrop_prep.masking.curriculum import rates_at
+from entrodrop_prep.masking.mask import Masked, apply, eligible_tokens, unmasked
 from entrodrop_prep.masking.order import Order, bins_of, cut_rows, order_of, order_varies, size_of
 from entrodrop_prep.masking.packing import Bins, PackedSize
 from entrodrop_prep.masking.parallel import in_order
 from entrodrop_prep.masking.plan import Tokens, mask_plans, thresholds, told_tau
 from entrodrop_prep.masking.sources import Sources
-from entrodrop_prep.sample.curriculum import rates_at
-from entrodrop_prep.sample.mask import Masked, Rows, apply, eligible_tokens, unmasked
+from entrodrop_prep.store import digest
+from entrodrop_prep.store.rows import Rows
 
 T = TypeVar("T")
 

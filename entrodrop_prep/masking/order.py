@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from entrodrop_prep.config import Recipe
 from entrodrop_prep.masking.columns import Columns
+from entrodrop_prep.masking.counter import CHOOSE, order_keys, rate_limit, stream_key, token_words
 from entrodrop_prep.masking.packing import Bins, block_rows, cut, pack
 from entrodrop_prep.masking.sources import Source, Sources
-from entrodrop_prep.sample.counter import CHOOSE, order_keys, rate_limit, stream_key, token_words
 
 _STEP = 1 << 20
 

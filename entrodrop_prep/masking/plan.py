@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from entrodrop_prep.config import Recipe
 from entrodrop_prep.errors import ConfigError
 from entrodrop_prep.masking.columns import Columns
+from entrodrop_prep.masking.curriculum import epoch_rates, row_rates
+from entrodrop_prep.masking.mask import MaskPlan
 from entrodrop_prep.masking.parallel import in_order
+from entrodrop_prep.masking.quantile import Histogram, group_thresholds, quantile_of, threshold
 from entrodrop_prep.masking.sources import Source, Sources
-from entrodrop_prep.sample.curriculum import epoch_rates, row_rates
-from entrodrop_prep.sample.mask import MaskPlan, Rows
-from entrodrop_prep.sample.quantile import Histogram, group_thresholds, quantile_of, threshold
-from entrodrop_prep.scored import ScoredDataset
+from entrodrop_prep.store.rows import Rows
+from entrodrop_prep.store.scored import ScoredDataset
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from entrodrop_prep.config import MaterializeConfig, Recipe
 from entrodrop_prep.errors import ConfigError
-from entrodrop_prep.schema import RESERVED
-from entrodrop_prep.scored import ScoredDataset
-from entrodrop_prep.shards import local_directory
+from entrodrop_prep.store.schema import RESERVED
+from entrodrop_prep.store.scored import ScoredDataset
+from entrodrop_prep.store.shards import local_directory
 
 SOURCE = "source"
 """Name of a dataset in the masks' keys where there is only one."""

@@ -11,7 +11,7 @@ from typing import Any
 from entrodrop_prep import __version__
 from entrodrop_prep.scoring.plan import Plan
 from entrodrop_prep.scoring.tokenizer import template_digest, vocabulary_digest
-from entrodrop_prep.shards import Footer
+from entrodrop_prep.store.shards import Footer
 
 
 def described(plan: Plan) -> dict[str, Any]:

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from entrodrop_prep import digest, manifest
-from entrodrop_prep.digest import ContentDigest
 from entrodrop_prep.errors import IntegrityError, ModelError, SourceError
-from entrodrop_prep.ownership import Contents, Owned
-from entrodrop_prep.schema import SCORED
 from entrodrop_prep.scoring.described import described_of
 from entrodrop_prep.scoring.notes import note_counts, say
 from entrodrop_prep.scoring.plan import Plan
 from entrodrop_prep.scoring.span import COUNTS
 from entrodrop_prep.scoring.tokenizer import load_tokenizer, tokenizer_digest
-from entrodrop_prep.shards import Footer, read_batches
+from entrodrop_prep.store import digest, manifest
+from entrodrop_prep.store.digest import ContentDigest
+from entrodrop_prep.store.ownership import Contents, Owned
+from entrodrop_prep.store.schema import SCORED
+from entrodrop_prep.store.shards import Footer, read_batches
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from entrodrop_prep.text import printable
+from entrodrop_prep.terminal.text import printable
 
 log = logging.getLogger(__name__)
 

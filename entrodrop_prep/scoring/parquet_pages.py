@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from entrodrop_prep.scoring.files import DataFile
+from entrodrop_prep.sources.files import DataFile
 
 DICTIONARY = 2
 """The type of a page with a dictionary."""

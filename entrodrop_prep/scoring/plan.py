@@ -9,17 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from entrodrop_prep import digest
 from entrodrop_prep.backends.identity import Weights, identify_weights, identity_name
 from entrodrop_prep.backends.model import ModelInfo, inspect_model
 from entrodrop_prep.config import ScoreConfig
 from entrodrop_prep.config import identity as setting_identity
 from entrodrop_prep.errors import ConfigError
-from entrodrop_prep.schema import RESERVED, SCORED, score_columns, scored_schema
-from entrodrop_prep.scoring.formats import split_extension
-from entrodrop_prep.scoring.kept import infer_field
+from entrodrop_prep.scoring.extra_columns import infer_field
 from entrodrop_prep.scoring.protected import stop_ids
-from entrodrop_prep.scoring.source import Source, open_source
 from entrodrop_prep.scoring.tokenize import Encoder, RowFormat, detect_format
 from entrodrop_prep.scoring.tokenizer import (
     Disagreement,
@@ -32,6 +28,11 @@ from entrodrop_prep.scoring.tokenizer import (
     vocabulary_disagreement,
 )
 from entrodrop_prep.scoring.windows import new_tokens
+from entrodrop_prep.sources.formats import split_extension
+from entrodrop_prep.sources.rows import Source
+from entrodrop_prep.sources.source import open_source
+from entrodrop_prep.store import digest
+from entrodrop_prep.store.schema import RESERVED, SCORED, score_columns, scored_schema
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

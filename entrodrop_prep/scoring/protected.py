@@ -7,8 +7,9 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from entrodrop_prep.backends.model import find_file, loading
+from entrodrop_prep.backends.model import find_file
 from entrodrop_prep.errors import ModelError
+from entrodrop_prep.hub.loading import loading
 
 log = logging.getLogger(__name__)
 

@@ -13,25 +13,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from entrodrop_prep import manifest
 from entrodrop_prep.backends import choose, load_backend
-from entrodrop_prep.backends.feed import Feed
+from entrodrop_prep.backends.prefetch import PrefetchQueue
 from entrodrop_prep.config import ScoreConfig
-from entrodrop_prep.disk import check_regular, writing
-from entrodrop_prep.environment import host_environment
+from entrodrop_prep.config.names import user_path
 from entrodrop_prep.errors import IntegrityError, MismatchError, OutputError
-from entrodrop_prep.locks import locked
-from entrodrop_prep.ownership import Owned, remove_files, remove_leftovers
-from entrodrop_prep.progress import Progress
-from entrodrop_prep.schema import SCORED
 from entrodrop_prep.scoring.described import described
-from entrodrop_prep.scoring.files import matches
 from entrodrop_prep.scoring.finish import CONTENTS, REJECTED, TOKENIZER, finish, shard_name
 from entrodrop_prep.scoring.plan import Plan, make_plan
-from entrodrop_prep.scoring.span import Span, read_span, source_digest, span_table
+from entrodrop_prep.scoring.span import ShardInput, read_span, source_digest, span_table
 from entrodrop_prep.scoring.unique import UniqueIds
 from entrodrop_prep.scoring.writer import Writer
-from entrodrop_prep.shards import Footer, local_directory, read_footer, shard_names, user_path, write_shard
+from entrodrop_prep.sources.files import matches
+from entrodrop_prep.store import manifest
+from entrodrop_prep.store.disk import check_regular, writing
+from entrodrop_prep.store.environment import host_environment
+from entrodrop_prep.store.locks import locked
+from entrodrop_prep.store.ownership import Owned, remove_files, remove_leftovers
+from entrodrop_prep.store.schema import SCORED
+from entrodrop_prep.store.shards import Footer, local_directory, read_footer, shard_names, write_shard
+from entrodrop_prep.terminal.progress import Progress
 
 if TYPE_CHECKING:
     from entrodrop_prep.backends import Scores
@@ -140,7 +141,7 @@ def _make_missing(plan: Plan, out: Path) -> tuple[float, int]:
     )
     seconds, tokens = 0.0, 0
     with Progress("scoring", total, unit) as progress:
-        feed = Feed(_missing_spans(plan, out, progress))
+        feed = PrefetchQueue(_missing_spans(plan, out, progress))
         try:
             if feed.any():
                 seconds, tokens = _score(plan, out, feed, progress)
@@ -151,7 +152,7 @@ def _make_missing(plan: Plan, out: Path) -> tuple[float, int]:
         return seconds, tokens
 
 
-def _missing_spans(plan: Plan, out: Path, progress: Progress) -> Iterator[Span]:
+def _missing_spans(plan: Plan, out: Path, progress: Progress) -> Iterator[ShardInput]:
     """Read and tokenize the rows of every shard that is not there, in order."""
     position: dict[str, Any] | None = None
     seen_ids = UniqueIds(plan.config.id_column)
@@ -171,7 +172,7 @@ def _missing_spans(plan: Plan, out: Path, progress: Progress) -> Iterator[Span]:
             return
 
 
-def _score(plan: Plan, out: Path, feed: Feed, progress: Progress) -> tuple[float, int]:
+def _score(plan: Plan, out: Path, feed: PrefetchQueue, progress: Progress) -> tuple[float, int]:
     """Score what the feed gives and write it; returns seconds and tokens."""
     name, why = choose(plan.config, plan.info)
     if plan.config.backend == "auto":
@@ -203,7 +204,7 @@ def _score(plan: Plan, out: Path, feed: Feed, progress: Progress) -> tuple[float
         backend.close()
 
 
-def _write_span(plan: Plan, span: Span, scores: list[Scores], path: Path, made: dict[str, Any]) -> None:
+def _write_span(plan: Plan, span: ShardInput, scores: list[Scores], path: Path, made: dict[str, Any]) -> None:
     """Write one shard, of the model's weights and the source's files as they were when the run began.
 
     ``made`` says with what, and from what, as every footer does.

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from entrodrop_prep.backends.raw import ROUNDING
+from entrodrop_prep.backends.plugin_response import ROUNDING
 from entrodrop_prep.errors import OutputError, RowError, ScoreError
-from entrodrop_prep.scoring.kept import misfits
+from entrodrop_prep.scoring.extra_columns import misfits
 from entrodrop_prep.scoring.plan import READ_BYTES, Plan
-from entrodrop_prep.scoring.source import Chunk, SourceRow
 from entrodrop_prep.scoring.tokenize import Encoded
 from entrodrop_prep.scoring.tokenizer import check_ids
 from entrodrop_prep.scoring.windows import Window, cut
+from entrodrop_prep.sources.rows import Chunk, SourceRow
 
 if TYPE_CHECKING:
     from entrodrop_prep.backends import Scores
@@ -44,7 +44,7 @@ COUNTS = (
 
 
 @dataclass
-class Span:
+class ShardInput:
     """A shard's rows, read and tokenized, waiting for scores."""
 
     index: int
@@ -70,13 +70,13 @@ class Span:
         return sum(len(w.input_ids) for w in self.windows)
 
 
-def read_span(plan: Plan, index: int, position: dict[str, Any] | None) -> Span:
+def read_span(plan: Plan, index: int, position: dict[str, Any] | None) -> ShardInput:
     """Read, tokenize, check and cut the rows of shard ``index``.
 
     Raises RowError at a bad row, unless bad rows are skipped.
     """
     size = plan.config.rows_per_shard
-    span, h = Span(index), hashlib.sha256()
+    span, h = ShardInput(index), hashlib.sha256()
     for chunk in _chunks(plan, index * size, size, position):
         _add_rows(h, chunk.rows)
         span.next = chunk.next
@@ -105,7 +105,7 @@ def _chunks(plan: Plan, first: int, count: int, position: dict[str, Any] | None)
             return
 
 
-def _take_chunk(plan: Plan, span: Span, rows: Sequence[SourceRow]) -> None:
+def _take_chunk(plan: Plan, span: ShardInput, rows: Sequence[SourceRow]) -> None:
     span.counts["rows_read"] += len(rows)
     span.wheres |= {row.row_id: row.where for row in rows}
     readable = {row.row_id: row.values for row in rows if row.values is not None}
@@ -132,7 +132,7 @@ def _add_rows(h: Any, rows: Sequence[SourceRow]) -> None:
         h.update(text.encode("utf-8", "surrogatepass") + b"\n")
 
 
-def _take(plan: Plan, span: Span, row: SourceRow, values: Mapping[str, Any], result: Encoded | str) -> None:
+def _take(plan: Plan, span: ShardInput, row: SourceRow, values: Mapping[str, Any], result: Encoded | str) -> None:
     """One row becomes windows, or is set aside and counted."""
     if isinstance(result, str):
         return _reject(plan, span, row, result)
@@ -180,7 +180,7 @@ def _take(plan: Plan, span: Span, row: SourceRow, values: Mapping[str, Any], res
     return None
 
 
-def _reject(plan: Plan, span: Span, row: SourceRow, reason: str) -> None:
+def _reject(plan: Plan, span: ShardInput, row: SourceRow, reason: str) -> None:
     if plan.config.on_bad_row == "stop":
         raise RowError(
             f"row {row.row_id}: {reason}",
@@ -203,7 +203,7 @@ def _entry(plan: Plan, row: SourceRow, kind: str, reason: str) -> dict[str, Any]
     return entry
 
 
-def span_table(plan: Plan, span: Span, scores: Sequence[Scores]) -> pa.Table:
+def span_table(plan: Plan, span: ShardInput, scores: Sequence[Scores]) -> pa.Table:
     """The shard's rows in schema order. Raises ScoreError for a score that is not finite, or cannot be one."""
     windows = span.windows
     lengths = np.array([len(w.input_ids) for w in windows], np.int64)
@@ -250,7 +250,7 @@ def _lists(schema: pa.Schema, name: str, offsets: np.ndarray[Any, Any], values: 
 
 
 def _check_scores(
-    span: Span, flat: np.ndarray[Any, Any], offsets: np.ndarray[Any, Any], name: str, vocab_size: int
+    span: ShardInput, flat: np.ndarray[Any, Any], offsets: np.ndarray[Any, Any], name: str, vocab_size: int
 ) -> None:
     """Whatever engine gave them: an entropy is 0 to the logarithm of the vocabulary, a log-probability at most 0."""
     low, high = (-math.inf, 0.0) if name == "logprob" else (0.0, math.log(vocab_size))

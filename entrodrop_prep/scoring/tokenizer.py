@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from entrodrop_prep import digest
-from entrodrop_prep.backends.model import commit_of, find_file, loading
+from entrodrop_prep.backends.model import commit_of, find_file
+from entrodrop_prep.config.names import only_a_path, user_path
 from entrodrop_prep.errors import ConfigError, ModelError, RowError
-from entrodrop_prep.places import CHATML, only_a_path
+from entrodrop_prep.hub.loading import loading
 from entrodrop_prep.scoring import chat
-from entrodrop_prep.shards import user_path
+from entrodrop_prep.sources.given_paths import CHATML
+from entrodrop_prep.store import digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow.compute as pc
 
 from entrodrop_prep.errors import RowError
-from entrodrop_prep.scoring.span import Span
-from entrodrop_prep.shards import read_batches
+from entrodrop_prep.scoring.span import ShardInput
+from entrodrop_prep.store.shards import read_batches
 
 
 class UniqueIds:
@@ -21,7 +21,7 @@ class UniqueIds:
         self._column = column
         self._seen = np.zeros(0, np.uint64)
 
-    def add(self, span: Span) -> None:
+    def add(self, span: ShardInput) -> None:
         """Raises RowError if an id of the span was there before."""
         if self._column:
             self._add(list(span.ids.values()), [span.wheres[r] for r in span.ids], list(span.ids))

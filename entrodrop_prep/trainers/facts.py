@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from entrodrop_prep import manifest
 from entrodrop_prep.errors import IntegrityError
-from entrodrop_prep.schema import MASKED
-from entrodrop_prep.shards import local_directory, read_batches, reading
+from entrodrop_prep.store import manifest
+from entrodrop_prep.store.schema import MASKED
+from entrodrop_prep.store.shards import local_directory, read_batches, reading
 
 log = logging.getLogger(__name__)
 

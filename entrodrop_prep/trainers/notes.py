@@ -5,9 +5,9 @@ from __future__ import annotations
 import textwrap
 
 from entrodrop_prep.export.card import aligned
-from entrodrop_prep.losses import COLUMN
-from entrodrop_prep.text import printable
+from entrodrop_prep.terminal.text import printable
 from entrodrop_prep.trainers.facts import PLACEHOLDER, Facts
+from entrodrop_prep.training.losses import COLUMN
 
 
 def comment(*paragraphs: str) -> str:

@@ -8,12 +8,12 @@ from typing import Any
 
 from entrodrop_prep.errors import ConfigError
 from entrodrop_prep.export.derived import CONCATENATED, SAVED
-from entrodrop_prep.losses import COLUMN
-from entrodrop_prep.schema import masked_schema
+from entrodrop_prep.store.schema import masked_schema
 from entrodrop_prep.trainers import notes
 from entrodrop_prep.trainers.facts import Facts
 from entrodrop_prep.trainers.quote import literal
 from entrodrop_prep.trainers.table import TRAINERS, Trainer
+from entrodrop_prep.training.losses import COLUMN
 
 TEMPLATES = Path(__file__).parent / "templates"
 POSITIONS = "position_ids"

@@ -28,11 +28,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import datasets  # noqa: E402
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
-from models_for_tests import random_rows, run_score, save_model, tiny_llama, words, write_rows  # noqa: E402
 
-from entrodrop_prep import ArrivalError, Arrived, check_batches, materialize  # noqa: E402
+from entrodrop_prep import ArrivalError, BatchCheck, check_batches, materialize  # noqa: E402
 from entrodrop_prep.config import MaterializeConfig  # noqa: E402
-from entrodrop_prep.sample.mask import IGNORE  # noqa: E402
+from entrodrop_prep.masking.mask import IGNORE  # noqa: E402
+from helpers.models import random_rows, run_score, save_model, tiny_llama, words, write_rows  # noqa: E402
 
 CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
 EPOCHS, ROWS = 3, 22  # 22 rows: batches straddle epochs, and the last one is short
@@ -155,10 +155,12 @@ def rows_of(masked: Path) -> list[dict[str, list[int]]]:
     return [row for f in files for row in pq.read_table(f).to_pylist()]
 
 
-def everything(masked: Path) -> Arrived:
+def everything(masked: Path) -> BatchCheck:
     """What must have arrived, by the manifest."""
     epochs = json.loads((masked / "manifest.json").read_bytes())["epochs"]
-    return Arrived(tuple(range(EPOCHS)), *(sum(e[name] for e in epochs) for name in ("rows", "tokens", "labels_left")))
+    return BatchCheck(
+        tuple(range(EPOCHS)), *(sum(e[name] for e in epochs) for name in ("rows", "tokens", "labels_left"))
+    )
 
 
 def flip_a_label(masked: Path) -> str:
@@ -276,7 +278,7 @@ def run(
     return batches
 
 
-def prove(masked: Path, batches: list[dict[str, Any]], labels_given: bool) -> Arrived:
+def prove(masked: Path, batches: list[dict[str, Any]], labels_given: bool) -> BatchCheck:
     """The labels read off the gradient are the files', and those that the model was given, if any, too."""
     trained = check_batches(masked, [{**batch, "labels": batch["trained"]} for batch in batches])
     if labels_given and check_batches(masked, batches) != trained:
@@ -294,7 +296,7 @@ def must_fail(masked: Path, batches: list[dict[str, Any]], said: str) -> str:
     raise SystemExit(f"the proof holds, {arrived}, and should say {said!r}")
 
 
-def prove_going_on(name: str, bin_: Path, folder: Path) -> Arrived:
+def prove_going_on(name: str, bin_: Path, folder: Path) -> BatchCheck:
     """Kill it in the middle of epoch 1, start it again, and prove what both runs trained on together."""
     trainer, stop = TRAINERS[name], 9
     first = run(name, bin_, folder, [], stop=stop)

@@ -10,13 +10,13 @@ from entrodrop_prep.backends.batch import AtWork, batches
 from entrodrop_prep.backends.server.connect import Checks, connect_all
 from entrodrop_prep.backends.server.dispatch import Dispatcher
 from entrodrop_prep.backends.server.http import Server, Trouble, api_key, server_urls
-from entrodrop_prep.backends.server.query import MOST_SEQUENCES
+from entrodrop_prep.backends.server.request import MOST_SEQUENCES
 from entrodrop_prep.errors import EntrodropError
 
 if TYPE_CHECKING:
     from entrodrop_prep.backends import Scores
-    from entrodrop_prep.backends.feed import Feed, Job
     from entrodrop_prep.backends.model import ModelInfo
+    from entrodrop_prep.backends.prefetch import PrefetchQueue, ShardTokens
     from entrodrop_prep.config import ScoreConfig
 
 log = logging.getLogger(__name__)
@@ -61,13 +61,15 @@ class ServerBackend:
         """See ``Backend.each``. The servers were compared with each other when they were connected to."""
         yield "", self
 
-    def score(self, jobs: Feed, done: Callable[[Job, int], None]) -> Iterator[tuple[Job, list[Scores]]]:
+    def score(
+        self, jobs: PrefetchQueue, done: Callable[[ShardTokens, int], None]
+    ) -> Iterator[tuple[ShardTokens, list[Scores]]]:
         """See ``Backend.score``. A job is taken when the servers have less than two requests each to come."""
-        turn = self._dispatcher.begin()
+        generation = self._dispatcher.begin()
         at_work = AtWork()
         try:
             while True:
-                while self._dispatcher.hungry():
+                while self._dispatcher.needs_work():
                     job = jobs.take(wait=not at_work)
                     if job is None:
                         break
@@ -75,11 +77,11 @@ class ServerBackend:
                         yield job, []
                         continue
                     at_work.add(job)
-                    self._dispatcher.add(batches(job, self._most_tokens, MOST_SEQUENCES, turn))
+                    self._dispatcher.add(batches(job, self._most_tokens, MOST_SEQUENCES, generation))
                 if not at_work and jobs.ended:
                     return
                 # While the next shard is still being read, look for it now and then.
-                reading = not jobs.ended and self._dispatcher.hungry()
+                reading = not jobs.ended and self._dispatcher.needs_work()
                 for batch, scores in self._dispatcher.collect(SECONDS_TO_READ if reading else SECONDS_TO_LOOK):
                     done(batch.job, sum(map(len, batch.sequences)))
                     whole = at_work.finish(batch, scores)

@@ -17,9 +17,9 @@ import numpy as np
 from entrodrop_prep.backends.agreement import disagreement
 from entrodrop_prep.backends.model import DTYPE, IDENTITY, ModelInfo
 from entrodrop_prep.backends.server.http import KEY_VARIABLE, Denied, Gone, Server, Trouble, Unusable
-from entrodrop_prep.backends.server.query import PATH, answer_bytes, read_answer, request_body
+from entrodrop_prep.backends.server.request import PATH, answer_bytes, read_answer, request_body
+from entrodrop_prep.config.names import user_path
 from entrodrop_prep.errors import ConfigError, EntrodropError
-from entrodrop_prep.shards import user_path
 
 if TYPE_CHECKING:
     from entrodrop_prep.backends import Scores

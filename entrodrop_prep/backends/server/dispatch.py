@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from entrodrop_prep.backends.batch import Batch
 from entrodrop_prep.backends.server.connect import Checks, Served, backoff, check_same, connect, denied_error
 from entrodrop_prep.backends.server.http import Busy, Cut, Denied, Failed, Gone, Server, Slow, Trouble
-from entrodrop_prep.backends.server.line import IN_FLIGHT, Line
-from entrodrop_prep.backends.server.query import MOST_SEQUENCES, PATH, answer_bytes, read_answer, request_body
+from entrodrop_prep.backends.server.request import MOST_SEQUENCES, PATH, answer_bytes, read_answer, request_body
+from entrodrop_prep.backends.server.state import IN_FLIGHT, ServerState
 from entrodrop_prep.errors import ConfigError, EntrodropError, ScoreError
 
 if TYPE_CHECKING:
@@ -43,13 +43,15 @@ class Dispatcher:
         self._first = next(f for f in found if isinstance(f, Served))
         self.versions = sorted({f.version for f in found if isinstance(f, Served)})
         self.dtypes = sorted({f.dtype for f in found if isinstance(f, Served)})
-        self._lines = [Line(server, result, MOST_SEQUENCES) for server, result in zip(servers, found, strict=True)]
+        self._lines = [
+            ServerState(server, result, MOST_SEQUENCES) for server, result in zip(servers, found, strict=True)
+        ]
         self._changed = threading.Condition()
         self._queue: deque[Batch] = deque()
         self._finished: deque[tuple[Batch, list[Scores]]] = deque()
         self._error: BaseException | None = None
         self._stopped = False
-        self._turn = 0
+        self._generation = 0
         self._last_answer = time.monotonic()
         self._threads = []
         for line in self._lines:
@@ -59,12 +61,12 @@ class Dispatcher:
             thread.start()
 
     def begin(self) -> int:
-        """Forget what an earlier turn left; returns the number of the new one."""
+        """Forget what an earlier generation left; returns the number of the new one."""
         with self._changed:
-            self._turn += 1
+            self._generation += 1
             self._queue.clear()
             self._finished.clear()
-            return self._turn
+            return self._generation
 
     def add(self, some: Iterable[Batch]) -> None:
         """Put batches into the queue."""
@@ -74,7 +76,7 @@ class Dispatcher:
             self._queue.extend(some)
             self._changed.notify_all()
 
-    def hungry(self) -> bool:
+    def needs_work(self) -> bool:
         """Whether so few batches wait that more should be ready."""
         with self._changed:
             up = sum(line.served is not None for line in self._lines)
@@ -118,7 +120,7 @@ class Dispatcher:
     def _out_of_patience(self) -> bool:
         return time.monotonic() - self._last_answer > self.patience
 
-    def _run(self, work: Callable[[Line], None], line: Line) -> None:
+    def _run(self, work: Callable[[ServerState], None], line: ServerState) -> None:
         try:
             work(line)
         except BaseException as e:  # noqa: BLE001 - it is raised again by who waits for the scores
@@ -134,7 +136,7 @@ class Dispatcher:
             self._error = self._error or error
             self._changed.notify_all()
 
-    def _send_all(self, line: Line) -> None:
+    def _send_all(self, line: ServerState) -> None:
         while (taken := self._take(line)) is not None:
             batch, model = taken
             sent_at = time.monotonic()
@@ -152,12 +154,12 @@ class Dispatcher:
                 if not left:
                     line.answered()
                     self._last_answer = time.monotonic()
-                if batch.turn == self._turn:
+                if batch.generation == self._generation:
                     self._queue.extendleft(reversed(left))
                     self._finished.extend([] if left else [(batch, scores)])
                 self._changed.notify_all()
 
-    def _take(self, line: Line) -> tuple[Batch, str] | None:
+    def _take(self, line: ServerState) -> tuple[Batch, str] | None:
         """The next batch for a server and the model's id there, once it may have one; None at the end."""
         with self._changed:
             while not self._stopped and self._error is None:
@@ -173,12 +175,12 @@ class Dispatcher:
                 self._changed.wait(line.ready_at - now if now < line.ready_at else None)
             return None
 
-    def _ask(self, line: Line, model: str, batch: Batch) -> list[Scores]:
+    def _ask(self, line: ServerState, model: str, batch: Batch) -> list[Scores]:
         sequences, timeout = batch.sequences, self.timeout * 2**batch.timeouts
         answer = line.server.post(PATH, request_body(model, sequences), timeout, answer_bytes(sequences))
         return read_answer(answer, sequences, self.checks.info)
 
-    def _after(self, trouble: Trouble, sent_at: float, line: Line, batch: Batch) -> list[Batch]:
+    def _after(self, trouble: Trouble, sent_at: float, line: ServerState, batch: Batch) -> list[Batch]:
         """Note what a failure says of the server; returns the batch as it goes back to the queue.
 
         Raises ScoreError for a batch that has failed too often.
@@ -209,7 +211,7 @@ class Dispatcher:
             )
         return [batch]
 
-    def _down(self, line: Line, reason: str) -> None:
+    def _down(self, line: ServerState, reason: str) -> None:
         with self._changed:
             if self._stopped:
                 return
@@ -219,7 +221,7 @@ class Dispatcher:
                 log.warning("the server %s is down: %s", line.server.url, reason)
             self._changed.notify_all()
 
-    def _keep(self, line: Line) -> None:
+    def _keep(self, line: ServerState) -> None:
         """Ask a server that is down whether it is back, and whether it is still the right one."""
         failures, said = 0, ""
         while True:

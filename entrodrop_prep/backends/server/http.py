@@ -12,7 +12,7 @@ import httpx
 
 from entrodrop_prep.backends.server.deadline import bounded, within
 from entrodrop_prep.errors import ConfigError
-from entrodrop_prep.text import shown_url
+from entrodrop_prep.terminal.text import shown_url
 
 KEY_VARIABLE = "ENTRODROP_API_KEY"
 CONNECT_SECONDS = 5.0

@@ -11,7 +11,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from entrodrop_prep import digest, inside
 from entrodrop_prep.errors import OutputError
 from entrodrop_prep.export.card.escape import words
 from entrodrop_prep.export.card.front import (
@@ -30,8 +29,9 @@ from entrodrop_prep.export.card.scored import scored_front, scored_text
 from entrodrop_prep.export.card.tables import aligned, epoch_table, left_out, source_table
 from entrodrop_prep.export.card.text import NO_REPO, block_text
 from entrodrop_prep.export.card.values import infos, is_known, values
-from entrodrop_prep.scored import ScoredDataset
-from entrodrop_prep.shards import write_bytes
+from entrodrop_prep.store import digest, inside
+from entrodrop_prep.store.disk import write_bytes
+from entrodrop_prep.store.scored import ScoredDataset
 
 __all__ = [
     "BEGIN",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from entrodrop_prep.text import printable, without_secrets
+from entrodrop_prep.terminal.text import printable, without_secrets
 
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _MARKUP = re.compile(r"[\\`*\[\]|~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from entrodrop_prep.expansion import bounded
-from entrodrop_prep.export.epoch import OTHER_FILES, PLAIN, VALIDATION
+from entrodrop_prep.config.expansion import bounded
+from entrodrop_prep.store.layout import OTHER_FILES, PLAIN, VALIDATION
 
 CONFIGS, INFO = "configs", "dataset_info"
 _DESCRIPTION = "content digest"

@@ -11,7 +11,7 @@ from entrodrop_prep.export.card.picture import NAME as PICTURE
 from entrodrop_prep.export.card.text import origin
 from entrodrop_prep.export.card.values import scored_infos, values_of
 from entrodrop_prep.export.provenance import told_of
-from entrodrop_prep.scored import ScoredDataset
+from entrodrop_prep.store.scored import ScoredDataset
 
 CONFIG = "scored"
 

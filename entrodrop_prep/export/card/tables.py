@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from entrodrop_prep.export.card.escape import words
-from entrodrop_prep.text import printable
+from entrodrop_prep.terminal.text import printable
 
 
 def epoch_table(epochs: list[dict[str, Any]]) -> list[list[str]]:

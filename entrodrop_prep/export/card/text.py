@@ -7,13 +7,13 @@ import re
 import shlex
 from typing import Any
 
-from entrodrop_prep import digest
 from entrodrop_prep.config import RECIPE_FIELDS
 from entrodrop_prep.export.card.escape import code, words
 from entrodrop_prep.export.card.picture import NAME as PICTURE
 from entrodrop_prep.export.card.tables import epoch_table, left_out, markdown, source_table
 from entrodrop_prep.export.card.values import is_hub
-from entrodrop_prep.export.epoch import PLAIN, VALIDATION
+from entrodrop_prep.store import digest
+from entrodrop_prep.store.layout import PLAIN, VALIDATION
 
 NO_REPO = "path/or/repo"
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)

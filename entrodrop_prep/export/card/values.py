@@ -7,10 +7,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from entrodrop_prep.export.epoch import PLAIN, VALIDATION
-from entrodrop_prep.schema import masked_schema
-from entrodrop_prep.scored import ScoredDataset
-from entrodrop_prep.shards import reading
+from entrodrop_prep.store.layout import PLAIN, VALIDATION
+from entrodrop_prep.store.schema import masked_schema
+from entrodrop_prep.store.scored import ScoredDataset
+from entrodrop_prep.store.shards import reading
 
 TAGS = ["entrodrop", "token-dropout", "entropy", "tokenized"]
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))

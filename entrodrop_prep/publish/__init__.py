@@ -1,0 +1,1 @@
+"""A finished directory to a dataset repository on the Hub."""

@@ -1,0 +1,1 @@
+"""Files and datasets of the Hub as numbered rows."""

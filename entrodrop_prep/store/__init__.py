@@ -1,0 +1,1 @@
+"""What is on disk: schemas, digests, shards, manifests, and directories of them."""

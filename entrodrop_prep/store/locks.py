@@ -1,0 +1,123 @@
+"""Who may write to a directory, and who may read it: locks of the operating system, which a killed process drops.
+
+A writer holds ``.lock`` alone, readers hold it together. Where no lock can be had, as on read-only media, reading goes
+without: every file that is read is compared with the manifest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from entrodrop_prep.errors import EntrodropError, OutputError
+from entrodrop_prep.store.disk import check_regular, held, writing
+
+LOCK = ".lock"
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+@contextlib.contextmanager
+def locked(directory: Path, *, wait: bool = False) -> Iterator[None]:
+    """Make a directory where there is none, and hold it for one writer, against other writers and all readers.
+
+    Raises OutputError where another run holds it, unless it is to ``wait``; and for a directory that is lost on the
+    way, see ``disk.held``.
+    """
+    with held(directory) as made:
+        with writing(directory):
+            check_regular(directory / LOCK)
+            handle = _opened(directory, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        try:
+            yield
+        except EntrodropError:
+            if made and _names(directory) == [LOCK]:  # nothing came of it: leave nothing
+                with contextlib.suppress(OSError):
+                    (directory / LOCK).unlink()
+                    for folder in reversed(made):
+                        folder.rmdir()
+            raise
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def reading_lock(*directories: Path) -> Iterator[None]:
+    """Hold finished directories for reading: no run writes there meanwhile, others may read.
+
+    Raises OutputError where a run is writing there.
+    """
+    with contextlib.ExitStack() as stack:
+        for directory in dict.fromkeys(directories):
+            if os.path.isfile(directory / "manifest.json") and not in_hub_cache(directory / "manifest.json"):
+                handle = _shared(directory)
+                if handle is not None:
+                    stack.callback(os.close, handle)
+        yield
+
+
+def in_hub_cache(path: Path) -> bool:
+    """Whether a file is one that huggingface_hub downloaded: a link from ``snapshots/COMMIT/`` into ``blobs/``."""
+    if not path.is_symlink():
+        return False
+    target = Path(os.path.realpath(path))
+    homes = [p.parent for p in Path(os.path.abspath(path)).parents if p.name == "snapshots"]
+    return any(os.path.realpath(home / "blobs") == str(target.parent) for home in homes)
+
+
+def _shared(directory: Path) -> int | None:
+    """The lock for reading; None where there is none and none can be made."""
+    try:
+        return _opened(directory, os.O_RDONLY, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        pass
+    except OSError:
+        return None
+    try:
+        return _opened(directory, os.O_RDONLY | os.O_CREAT, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return None
+
+
+def _opened(directory: Path, flags: int, lock: int) -> int:
+    """The lock file, open and locked. Raises OutputError where another run holds it, and OSError."""
+    while True:
+        handle = os.open(directory / LOCK, flags | os.O_NOFOLLOW, 0o644)
+        try:
+            fcntl.flock(handle, lock)
+            if os.path.samestat(os.fstat(handle), os.stat(directory / LOCK)):
+                return handle
+        except FileNotFoundError:  # it was removed while this one waited: try again
+            pass
+        except BlockingIOError:
+            doing = "writing" if lock & fcntl.LOCK_SH or not _only_read(handle) else "reading"
+            os.close(handle)
+            fix = "wait for it" if lock & fcntl.LOCK_SH else "wait for it, or choose another --out"
+            raise OutputError(f"another run is {doing} here", where=str(directory), fix=fix) from None
+        except OSError as e:
+            os.close(handle)
+            if e.errno in _NO_LOCKS and lock & fcntl.LOCK_EX:
+                raise OutputError(
+                    f"the file system has no locks ({e.strerror})", where=str(directory), fix="choose another --out"
+                ) from e
+            raise
+        os.close(handle)
+
+
+def _only_read(handle: int) -> bool:
+    """Whether those who hold the lock are readers."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []

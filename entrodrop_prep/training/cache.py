@@ -1,0 +1,47 @@
+"""What a machine keeps of the scored rows and of the survey of a recipe, made once by one process of all."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from entrodrop_prep.config.names import user_path
+from entrodrop_prep.errors import OutputError
+from entrodrop_prep.export.job import Job
+from entrodrop_prep.masking import epoch_rows
+from entrodrop_prep.masking.epoch_rows import EpochRows, Spec
+from entrodrop_prep.store.locks import locked, reading_lock
+
+log = logging.getLogger(__name__)
+
+
+def cache_directory(given: str | Path | None) -> Path:
+    """What was given, or ``entrodrop`` in the cache of ``datasets``."""
+    if given is not None:
+        return user_path(str(given))
+    import datasets
+
+    return Path(datasets.config.HF_DATASETS_CACHE) / "entrodrop"
+
+
+def opened(job: Job, cache: Path) -> EpochRows:
+    """The job's rows from the cache; what is not there is made, by one process of all.
+
+    The scored directories are read, and checked, only where no recipe before needed the same of them. Raises
+    IntegrityError for a cache that is damaged.
+    """
+    spec = Spec.of(job.sources, job.config, range(job.config.epochs))
+    home = cache / spec.columns_name
+    if not epoch_rows.is_written(home, spec):
+        with reading_lock(*(scored.directory for scored in job.directories)):
+            try:
+                with locked(home, wait=True):
+                    if not epoch_rows.is_written(home, spec):
+                        if not epoch_rows.has_columns(home):
+                            for scored in job.directories:
+                                scored.check()
+                            log.info("caching the scored rows in %s", home)
+                        epoch_rows.write(home, spec, lasting=True, jobs=1)
+            except OutputError as e:
+                raise type(e)(e.what, where=e.where, fix="give another cache_dir") from e
+    return EpochRows(spec, home)

@@ -1,0 +1,278 @@
+"""Proving that a directory is what its manifest says, and that its masks follow from the scores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from entrodrop_prep.config import MaterializeConfig, build
+from entrodrop_prep.config.names import is_repo_id
+from entrodrop_prep.errors import EntrodropError, IntegrityError, OutputError
+from entrodrop_prep.export.epoch import Part, ShardCounts
+from entrodrop_prep.export.job import Job, open_job
+from entrodrop_prep.export.provenance import told_of, told_of_source
+from entrodrop_prep.masking.histogram import told_bins
+from entrodrop_prep.masking.parallel import in_order
+from entrodrop_prep.masking.sources import EVAL, SOURCE, arguments, named_path
+from entrodrop_prep.store import manifest
+from entrodrop_prep.store.digest import ContentDigest
+from entrodrop_prep.store.disk import scratch
+from entrodrop_prep.store.layout import OTHER_FILES, VALIDATION
+from entrodrop_prep.store.locks import reading_lock
+from entrodrop_prep.store.schema import MASKED, family
+from entrodrop_prep.store.scored import ScoredDataset
+from entrodrop_prep.store.shards import local_directory, read_footer
+from entrodrop_prep.verification.masked import masked_findings, title
+from entrodrop_prep.verification.scored import scored_findings
+
+
+@dataclass
+class Report:
+    """``notes`` say what was proved and what was not; ``findings`` say what does not hold."""
+
+    notes: list[str] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+
+
+def kind_of(directory: Path) -> str:
+    """The schema's name, by the manifest, else by what lies there. Raises IntegrityError."""
+    if not os.path.isdir(directory):
+        raise IntegrityError("no such directory", where=str(directory), fix="give a scored or a masked directory")
+    schema = manifest.peek_schema(directory)
+    if schema is None:
+        manifest.refuse_unfinished(directory)
+        schema = (manifest.read_state(directory) or {}).get("schema")
+    if schema is None:
+        raise IntegrityError(
+            f"it has no {manifest.NAME}", where=str(directory), fix="give a scored or a masked directory"
+        )
+    return str(schema)
+
+
+def verify(directory: str, against: str | Sequence[str] | None = None, revision: str | None = None) -> Report:
+    """Check a scored or a masked directory; ``against`` is the scored directory that a masked one was made from.
+
+    For a mixture, one ``NAME=SCORED`` for each source; ``eval=SCORED`` proves the validation rows. Each may be a
+    dataset on the Hub too, ``USER/NAME``, at its default branch or for ``directory`` at ``revision``; a path that
+    exists here wins. Where a masked dataset on the Hub comes with its scores, the masks are proved from these.
+
+    Raises EntrodropError only where there is nothing to check, another run is writing there, or TMPDIR has no room; all
+    that does not hold is among the findings.
+    """
+    report = Report()
+    path, published = _found(directory, revision, report, with_scored=against is None)
+    if published:
+        against = published
+    elif against is not None:
+        against = [_here(text, report) for text in ([against] if isinstance(against, str) else against)]
+    others = [local_directory(name) for text in against or () for name in {text, named_path(text)[1]}]
+    with reading_lock(path, *others):
+        _check(path, against, report)
+    report.notes.append("it does not hold" if report.findings else "it holds")
+    return report
+
+
+def _check(path: Path, against: list[str] | None, report: Report) -> None:
+    """Check a directory that is here."""
+    if family(kind_of(path)) == "scored":
+        if against is not None:
+            raise IntegrityError("a scored directory has no masks to check", where=str(path), fix="leave out --against")
+        _collect(report, scored_findings(path, report.notes))
+    else:
+        _collect(report, masked_findings(path, report.notes))
+        if against is None:
+            report.notes.append(
+                "masks not checked: add --against SCORED to prove them, the thresholds and the entropies"
+            )
+        elif not report.findings:
+            _collect(report, _masks(path, against, report))
+
+
+def _found(name: str, revision: str | None, report: Report, *, with_scored: bool) -> tuple[Path, list[str] | None]:
+    """The directory that a name means, downloaded if it is on the Hub; and the scores that were published with it."""
+    from entrodrop_prep.store import published as fetch
+
+    if not fetch.is_published(name, revision):
+        path = local_directory(name)
+        if is_repo_id(name):
+            report.notes.append(f"{name}: the directory here, not a dataset on the Hub")
+        return path, None
+    got = fetch.fetch(name, revision, with_scored=with_scored)
+    report.notes.append(
+        f"{name}: the dataset on the Hub at commit {got.commit}, as it lies in the cache (`hf cache verify {name} "
+        "--repo-type dataset` compares the two)"
+    )
+    if got.scored is None or "sources" in manifest.read(got.directory, MASKED)["identity"]:
+        return got.directory, None
+    return got.directory, [str(got.scored)]
+
+
+def _here(text: str, report: Report) -> str:
+    """``[NAME=]SCORED`` with a directory for what is on the Hub."""
+    name, place = named_path(text)
+    if os.path.lexists(text):
+        return text
+    path = str(_found(place, None, report, with_scored=False)[0])
+    return f"{name}={path}" if name else path
+
+
+def _collect(report: Report, findings: Iterator[str]) -> None:
+    """Add findings; an error on the way is the last of them. No room for temporary files is no finding."""
+    try:
+        report.findings.extend(findings)
+    except OutputError:
+        raise
+    except EntrodropError as e:
+        report.findings.append(str(e))
+
+
+def _masks(path: Path, against: list[str], report: Report) -> Iterator[str]:
+    """Make every shard again from the scores and compare what it holds."""
+    described = manifest.read(path, MASKED)
+    given, validation = _given(path, described, against)
+    identity = dict(described["identity"])
+    proved = VALIDATION not in identity or validation is not None
+    if not proved:
+        del identity[VALIDATION]
+        report.notes.append("validation rows not checked: add --against eval=SCORED to prove them")
+    told = {n: s["scored"] for n, s in identity.get("sources", {}).items()} or {SOURCE: identity["scored"]}
+    directories = [(given[name], content) for name, content in told.items()]
+    for place, content in [*directories, *([(validation, identity[VALIDATION])] if validation else [])]:
+        found = ScoredDataset(local_directory(place))
+        if found.content_digest != content:
+            yield f"{path}: it was not made from {found.directory}: the scores' content digests differ"
+            return
+    config = build(
+        MaterializeConfig,
+        {
+            **described["recipe"],
+            **arguments(identity, given),
+            "eval": validation,
+            "out": str(path),
+            "rows_per_shard": identity["rows_per_shard"],
+            "compression": identity["compression"],
+            **{n: identity[n] for n in ("plain_config", "add_columns", "rows_multiple", "pack") if n in identity},
+        },
+    )
+    job = open_job(config)
+    for scored in job.directories:
+        scored.check()
+    for line in manifest.differences(identity, job.identity):
+        yield f"{path}: its recipe does not give its identity: {line}"
+    job.plan(e["epoch"] for e in described["epochs"])
+    with scratch() as tmp:
+        job.open(tmp)
+        yield from _figures(path, described, job)
+        told_of = {e["folder"]: e for e in described["epochs"]} | {
+            n: described[n] for n in OTHER_FILES if n in described
+        }
+        parts = job.parts(e["epoch"] for e in described["epochs"])
+        every = [(part, shard) for part in parts for shard in range(part.layout.shards)]
+        made = in_order(lambda one: _content(job, *one), every, job.jobs)
+        for part in parts:
+            yield from _part(path, described, job, part, made, told_of.get(part.folder, {}))
+    report.notes.append(f"masks made again from {', '.join(given.values())} and compared")
+
+
+def _figures(path: Path, described: dict[str, Any], job: Job) -> Iterator[str]:
+    """What the manifest says of the rows before they are masked."""
+    rows, validation = job.rows, job.validation_rows
+    if described.get("entropy_histogram", told := told_bins(rows.columns.facts["spread"])) != told:
+        yield f"{path}: its entropy_histogram is not that of the scores"
+    yield from _origins(path, described, job)
+    if described["tau_nats"] != rows.told_tau:
+        yield f"{path}: its threshold (tau_nats) is not that of the scores"
+    if described["rows_without_loss"] != rows.rows_without_loss:
+        yield f"{path}: its rows_without_loss are not those of the scores"
+    if validation and described[VALIDATION]["rows_without_loss"] != validation.rows_without_loss:
+        yield f"{path}: its rows_without_loss of the validation rows are not those of their scores"
+
+
+def _origins(path: Path, described: dict[str, Any], job: Job) -> Iterator[str]:
+    """What the manifest says of the scores is what they say of themselves, where its files do not prove it.
+
+    Scores of the same content may have been made again, by another version of a library.
+    """
+    named = isinstance(described["scored"], list)
+    told = {s["name"] if named else SOURCE: s for s in (described["scored"] if named else [described["scored"]])}
+    now = {s.name: told_of_source(s, named=named) for s in job.sources.all}
+    if job.validation:
+        now[VALIDATION] = told_of(job.validation)
+        told[VALIDATION] = {**described[VALIDATION], "content_digest": described[VALIDATION]["scored"]}
+        told[VALIDATION] = {k: v for k, v in told[VALIDATION].items() if k in now[VALIDATION]}
+    if told == now:
+        return
+    infos = [read_footer(path / e["file"]).info for e in described["files"] if "rows" in e]
+    known = {s["name"] for info in infos for s in info.get("provenance", []) if "described" in s}
+    for name in now:
+        if name not in known and told[name] != now[name]:
+            lines = manifest.differences(told[name], now[name]) or ["it leaves something out"]
+            yield f"{path}: the manifest is not what the scores of {name} say: {'; '.join(lines)}"
+
+
+def _content(job: Job, part: Part, shard: int) -> tuple[str, ShardCounts]:
+    """Make a file's rows again: their content digest, and what masking did to them."""
+    content, counts = ContentDigest(job.schema), job.counts(part)
+    for table in job.tables(part, shard, counts):
+        content.update(table)
+    return content.hexdigest(), counts
+
+
+def _part(
+    path: Path,
+    described: dict[str, Any],
+    job: Job,
+    part: Part,
+    made: Iterator[tuple[str, ShardCounts]],
+    told: dict[str, Any],
+) -> Iterator[str]:
+    """Compare the files of one part with those ``made`` again; ``told`` are its figures in the manifest."""
+    listed = {e["file"]: e for e in described["files"]}
+    counts = job.counts(part)
+    for shard in range(part.layout.shards):
+        (content, more), name = next(made), part.name(shard)
+        counts.merge(more)
+        if name not in listed:
+            yield f"{path / name}: the file is missing"
+        elif listed[name]["content_digest"] != content:
+            yield f"{path / name}: its masks are not those of the recipe"
+    figures: dict[str, Any] = {**counts.values, "rows": counts.rows}
+    figures |= {"rate_min": counts.rates[0], "rate_max": counts.rates[1]}
+    if counts.sources:
+        figures["sources"] = counts.sources
+    if part.epoch is None:
+        kept = ("rows", "documents", "tokens", "labels_left", "sources")
+        figures = {n: v for n, v in figures.items() if n in kept}
+    figures |= job.beside(part, counts.rows, counts.values["tokens"])
+    wrong = ", ".join(name for name, value in figures.items() if told.get(name) != value)
+    if wrong:
+        yield f"{path}: the manifest's figures of {title(part.folder)} are not those of the masks ({wrong})"
+
+
+def _given(path: Path, described: dict[str, Any], against: list[str]) -> tuple[dict[str, str], str | None]:
+    """Name -> directory of each source, and the directory of the validation rows if it was given.
+
+    Raises IntegrityError where they are not one for each source.
+    """
+    identity = described["identity"]
+    pairs = [named_path(text) for text in against]
+    validation = next((place for name, place in pairs if name == EVAL and VALIDATION in identity), None)
+    if "sources" not in identity:
+        rest = [text for text, (name, _) in zip(against, pairs, strict=True) if name != EVAL or not validation]
+        if len(rest) != 1:
+            raise IntegrityError(
+                f"{len(rest)} scored directories to prove the masks from", where=str(path), fix="give one --against"
+            )
+        return {SOURCE: rest[0]}, validation
+    given = {name or text: place for text, (name, place) in zip(against, pairs, strict=True) if name != EVAL}
+    wanted = set(identity["sources"])
+    if set(given) != wanted or len(against) != len(given) + bool(validation):
+        raise IntegrityError(
+            f"its sources are {', '.join(sorted(wanted))}, --against names {', '.join(sorted(given)) or 'none'}",
+            where=str(path),
+            fix="give one --against NAME=SCORED for each source",
+        )
+    return given, validation

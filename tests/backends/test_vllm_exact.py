@@ -1,0 +1,150 @@
+"""Scores of the vLLM backend: each is what the closed form says, also where a run was killed and went on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from entrodrop_prep.store.shards import read_footer
+from helpers.closed_form import check, shifted
+from helpers.models import Markov, random_rows, rows_of, run_score, shards, write_rows
+from helpers.vllm import all_gone, descendants, engines, environment, quick_engines, until
+
+pytestmark = pytest.mark.vllm
+
+STEP, ROWS_PER_SHARD = 16, 8
+REPEATED = 30
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    with quick_engines():
+        yield
+
+
+@pytest.fixture(scope="module")
+def rows(closed_form: Markov) -> list[list[int]]:
+    """Of 2 tokens, of the full context, of every kind between; one over and over, and starts of it."""
+    vocabulary = len(closed_form.entropy)
+    whole = np.random.default_rng(1).integers(3, vocabulary, 256).tolist()
+    same = whole[:100]
+    return [
+        *([5, 9], [9, 5], whole, whole),
+        *random_rows(110, vocabulary, longest=256, seed=3),
+        *[same] * REPEATED,
+        *(same[:n] for n in (2, 15, 16, 17, 64, 99)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def source(rows: list[list[int]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    return write_rows(path, [{"input_ids": ids} for ids in rows])
+
+
+SETTINGS: dict[str, Any] = {"backend": "vllm", "batch_tokens": STEP, "rows_per_shard": ROWS_PER_SHARD}
+
+
+@pytest.fixture(scope="module")
+def scored(closed_form: Markov, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All rows, by engine steps of far fewer tokens than a row has."""
+    out = tmp_path_factory.mktemp("scored") / "out"
+    run_score(source, closed_form.directory, out, **SETTINGS)
+    return out
+
+
+def self_checks(out: Path) -> list[str]:
+    return [read_footer(path).info["environment"]["self_check"] for path in shards(out)]
+
+
+def test_the_model_is_sharp_enough_to_show_a_shift(closed_form: Markov) -> None:
+    assert np.median(np.diff(np.sort(closed_form.entropy[3:]))) > 1e-3
+
+
+def test_each_score_is_that_of_the_closed_form(closed_form: Markov, rows: list[list[int]], scored: Path) -> None:
+    check(rows_of(scored), rows, closed_form)
+    assert set(self_checks(scored)) == {"passed"}
+    environment = read_footer(shards(scored)[0]).info["environment"]
+    assert environment["backend"] == "vllm"
+    assert environment["device"] == "cpu"
+
+
+@pytest.mark.parametrize("name", ["entropy", "logprob"])
+@pytest.mark.parametrize("by", [1, -1])
+def test_a_shift_by_one_would_fail(
+    closed_form: Markov, rows: list[list[int]], scored: Path, name: str, by: int
+) -> None:
+    with pytest.raises(AssertionError):
+        check([{**row, name: shifted(row[name], by)} for row in rows_of(scored)], rows, closed_form)
+
+
+def test_rows_that_a_prefix_cache_would_serve_are_scored_whole(rows: list[list[int]], scored: Path) -> None:
+    same = rows[-7]
+    found = [row for row in rows_of(scored) if row["input_ids"] == same]
+    assert len(found) == REPEATED
+    assert np.ptp([row["entropy"][1:] for row in found], axis=0).max() < 1e-4
+
+
+def test_a_finished_directory_starts_no_engine(closed_form: Markov, source: Path, scored: Path) -> None:
+    before = {p.name: p.stat().st_mtime_ns for p in scored.iterdir()}
+    # with this option no engine would start
+    summary = run_score(source, closed_form.directory, scored, **SETTINGS, engine_arg=("no_such_option=1",))
+    assert summary.already_complete
+    assert {p.name: p.stat().st_mtime_ns for p in scored.iterdir()} == before
+
+
+def command(source: Path, model: Path, out: Path, *more: str) -> list[str]:
+    start = [sys.executable, "-m", "entrodrop_prep", "score", str(source), "--model", str(model), "--out", str(out)]
+    return [*start, "--backend", "vllm", *more]
+
+
+def test_a_prefix_cache_is_refused(closed_form: Markov, source: Path, tmp_path: Path) -> None:
+    refused = command(source, closed_form.directory, tmp_path / "out", "--engine-arg", "enable_prefix_caching=true")
+    done = subprocess.run(refused, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: --engine-arg enable_prefix_caching")
+    assert "a token found in the cache is never scored" in done.stderr
+    assert not shards(tmp_path / "out")
+
+
+def test_a_killed_run_leaves_no_engine_and_goes_on(
+    closed_form: Markov, rows: list[list[int]], source: Path, scored: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    options = ("--dtype", "float32", "--batch-tokens", str(STEP), "--rows-per-shard", str(ROWS_PER_SHARD))
+    process = subprocess.Popen(
+        command(source, closed_form.directory, out, *options),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    assert until(lambda: len(shards(out)) >= 3 or process.poll() is not None)
+    below = descendants(process.pid)
+    assert engines(process.pid)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert all_gone(below, 5)
+    assert process.stderr.read() == b""
+    finished = len(shards(out))
+    assert 3 <= finished < len(shards(scored))
+
+    run_score(source, closed_form.directory, out, **SETTINGS, self_check=False)
+    assert self_checks(out) == ["passed"] * finished + ["off"] * (len(shards(scored)) - finished)
+    found, whole = rows_of(out), rows_of(scored)
+    for name in ("row_id", "window", "input_ids", "loss_mask"):
+        assert [row[name] for row in found] == [row[name] for row in whole]
+    check(found, rows, closed_form)
+    for name in ("entropy", "logprob"):
+        differences = [np.subtract(a[name][1:], b[name][1:]) for a, b in zip(found, whole, strict=True)]
+        assert np.abs(np.concatenate(differences)).max() < 1e-4
+    assert not engines()

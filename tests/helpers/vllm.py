@@ -1,0 +1,69 @@
+"""vLLM engines of the tests: small, with one thread, and all gone afterwards."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import psutil
+import pytest
+
+QUICK = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "passive",
+}
+WORKER = "entrodrop_prep.vllm_plugin.worker"
+
+
+@contextmanager
+def quick_engines() -> Iterator[None]:
+    """The environment that engines of tests are started in."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in QUICK.items():
+            patch.setenv(name, value)
+        yield
+
+
+def descendants(pid: int | None = None) -> list[psutil.Process]:
+    """All processes below one, this one by default."""
+    return psutil.Process(pid).children(recursive=True)
+
+
+def engines(pid: int | None = None) -> list[psutil.Process]:
+    """The engines' own processes below one, this one by default, in the order they were started."""
+    found = []
+    for process in descendants(pid):
+        try:
+            if WORKER in process.cmdline():
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return sorted(found, key=lambda process: process.pid)
+
+
+def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those that still run; one that nobody has waited for runs no more."""
+    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def all_gone(processes: Iterable[psutil.Process], seconds: float = 10) -> bool:
+    """Whether all of them end within some seconds."""
+    some = list(processes)
+    return until(lambda: not alive(some), seconds)
+
+
+def until(condition: Callable[[], bool], seconds: float = 120) -> bool:
+    """Wait for something; whether it came true."""
+    deadline = time.monotonic() + seconds
+    while not (met := condition()) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return met
+
+
+def environment() -> dict[str, str]:
+    """The environment of this process, with ``QUICK``: for commands of their own."""
+    return {**os.environ, **QUICK}
