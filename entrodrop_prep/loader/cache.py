@@ -27,8 +27,8 @@ def cache_directory(given: str | Path | None) -> Path:
 def opened(job: Job, cache: Path) -> EpochRows:
     """The job's rows from the cache; what is not there is made, by one process of all.
 
-    The scored directories are read, and checked, only where no recipe before needed the same of them. Raises IntegrityError for a cache
-    that is damaged.
+    The scored directories are read, and checked, only where no recipe before needed the same of them. Raises
+    IntegrityError for a cache that is damaged.
     """
     spec = Spec.of(job.sources, job.config, range(job.config.epochs))
     home = cache / spec.columns_name
