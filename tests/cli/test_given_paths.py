@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from entrodrop_prep import cli
-from entrodrop_prep.errors import EntrodropError, SourceError
+from entrodrop_prep.config import read_recipe
+from entrodrop_prep.errors import ConfigError, EntrodropError, SourceError
 from entrodrop_prep.hub import read_errors as reading
 from entrodrop_prep.sources import given_paths as places
 from entrodrop_prep.sources.source import open_source
@@ -165,3 +167,37 @@ def test_a_hub_that_says_nothing(
         assert constants.HF_HUB_OFFLINE
         assert os.environ["HF_HUB_OFFLINE"] == "1"
     assert not constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["score", "rows.jsonl", "--model", "m", "--out", "o", "--chat-template"],
+        ["materialize", "S", "--out", "o", "--recipe"],
+        ["push", "S", "a/b", "--recipe"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_file_that_never_ends_is_not_read(
+    command: list[str], kind: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(here / "pipe")
+    given = "/dev/zero" if kind == "device" else "pipe"
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it hangs"))
+    signal.alarm(60)
+    try:
+        assert cli.run([*command, given]) == 2
+        with pytest.raises(ConfigError, match="it is a pipe, socket or device"):
+            read_recipe(given)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert f"error: {given}: cannot read the " in capsys.readouterr().err
+
+
+def test_a_recipe_that_grows(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ["seed: &a0 [x, x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60))]
+    (here / "r.yaml").write_text("\n".join(lines))
+    assert cli.run(["materialize", "S", "--out", "o", "--recipe", "r.yaml"]) == 2
+    assert "it has more than 1,000,000 values" in capsys.readouterr().err
