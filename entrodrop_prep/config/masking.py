@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -368,6 +369,8 @@ def read_recipe(path: str) -> dict[str, Any]:
     """The settings in a recipe file, keys checked. Raises ConfigError naming the file and the key."""
     import yaml
 
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise ConfigError("cannot read the recipe: it is a pipe, socket or device", where=path, fix="check the path")
     try:
         text = Path(path).read_text(encoding="utf-8")
         values = _parsed(text)

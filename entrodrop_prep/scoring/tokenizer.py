@@ -18,7 +18,7 @@ from entrodrop_prep.config.names import only_a_path, user_path
 from entrodrop_prep.errors import ConfigError, ModelError, RowError
 from entrodrop_prep.hub.loading import loading
 from entrodrop_prep.scoring import chat
-from entrodrop_prep.sources.given_paths import CHATML
+from entrodrop_prep.sources.given_paths import CHATML, check_file
 from entrodrop_prep.store import digest
 
 if TYPE_CHECKING:
@@ -243,6 +243,7 @@ def _warn_of_pieces(tokenizer: PreTrainedTokenizerBase) -> None:
 def _read_template(name: str) -> str:
     if name == CHATML and not os.path.exists(name):
         return _own_template(name)
+    check_file(name, "--chat-template", "chat template")
     try:
         text = Path(name).read_text(encoding="utf-8")
     except OSError as e:

@@ -96,6 +96,8 @@ def check_file(path: str, option: str, what: str) -> None:
         raise ConfigError(f"cannot read the {what}: it is a directory", where=path, fix=f"check {option}")
     if not os.path.lexists(path):
         raise ConfigError(f"cannot read the {what}: No such file or directory", where=path, fix=f"check {option}")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ConfigError(f"cannot read the {what}: it is a pipe, socket or device", where=path, fix=f"check {option}")
 
 
 def check_template(name: str) -> None:

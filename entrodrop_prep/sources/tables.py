@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from entrodrop_prep.errors import SourceError
-from entrodrop_prep.scoring.parquet_pages import page_sizes
 from entrodrop_prep.sources.files import BUFFER, DataFile
 from entrodrop_prep.sources.lines import MAX_ROW_BYTES, Columns, Parsed, Place, Raw, Reader, too_long
+from entrodrop_prep.sources.parquet_pages import page_sizes
 
 BATCH = 32  # rows decoded at a time, at most
 BATCH_BYTES = 32 << 20  # about what they may take

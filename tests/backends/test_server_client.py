@@ -346,7 +346,7 @@ def test_nobody_is_left(servers: Servers, connect: Connect, proxy: Callable[...,
 
     with pytest.raises(ScoreError) as caught:
         run(backend, jobs, stop)
-    assert 2 <= time.monotonic() - stopped < 15
+    assert 2 <= time.monotonic() - stopped < 60
     text = str(caught.value)
     assert text.startswith(f"no server has answered for 2 s: {between[0].url}: ")
     assert f"; {between[1].url}: " in text
@@ -486,8 +486,8 @@ def test_control_c_ends_it(servers: Servers, proxy: Callable[..., Proxy]) -> Non
             time.sleep(0.01)
         start = time.monotonic()
         process.send_signal(signal.SIGINT)
-        process.wait(20)
-        assert time.monotonic() - start < 3
+        process.wait(60)
+        assert time.monotonic() - start < 15
         assert process.returncode != 0
         assert "KeyboardInterrupt" in process.stderr.read()
 
@@ -509,7 +509,7 @@ def test_servers_that_cannot_be_reached(
         start = time.monotonic()
         with pytest.raises(ConfigError) as caught:
             connect(closed, other)
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 60
     assert re.fullmatch(
         rf"no server can be reached: {closed}: no connection: .*refused; {other}: no whole answer within 10 s; "
         "`entrodrop serve MODEL` starts one",

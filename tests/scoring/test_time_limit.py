@@ -143,16 +143,16 @@ def test_a_row_for_which_it_does_not_end_is_a_bad_row(monkeypatch: pytest.Monkey
     tokenizer = byte_bpe()
     tokenizer.chat_template = "{% if messages[0].content == 'bad' %}" + ENDLESS + "{% endif %}" + PLAIN
     encoder = Encoder(tokenizer, RowFormat("messages", ("messages",)), append_eos=True, chat_template_kwargs=None)
-    monkeypatch.setattr(chat, "RENDER_SECONDS", 0.5)
 
     def row(text: str) -> dict[str, Any]:
         return {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "y z"}]}
 
-    begun = time.monotonic()
+    encoder.encode([row("good")])  # the first one compiles the template
+    monkeypatch.setattr(chat, "RENDER_SECONDS", 1.0)
+
     good, bad, again = encoder.encode([row("good"), row("bad"), row("good")])
-    assert time.monotonic() - begun < 20
     assert isinstance(bad, str)
-    assert "the chat template takes longer than 0.5 s" in bad
+    assert "the chat template takes longer than 1 s" in bad
     assert not isinstance(good, str)
     assert not isinstance(again, str)
     assert (good.input_ids == again.input_ids).all()

@@ -20,9 +20,9 @@ from transformers import PreTrainedTokenizerFast
 from entrodrop_prep.config import ScoreConfig
 from entrodrop_prep.errors import EntrodropError, SourceError
 from entrodrop_prep.scoring import run as run_module
-from entrodrop_prep.scoring.parquet_pages import page_sizes
 from entrodrop_prep.scoring.tokenize import Encoder, RowFormat
 from entrodrop_prep.sources.files import DataFile
+from entrodrop_prep.sources.parquet_pages import page_sizes
 from entrodrop_prep.sources.source import open_source
 from helpers.models import run_score, save_model, shards, tiny_llama, write_rows
 
