@@ -293,4 +293,5 @@ def test_a_program_that_breaks_the_rule_is_found(
 
 
 def test_the_top_level_is_short() -> None:
-    assert len([p for p in (ROOT / PACKAGE).iterdir() if p.is_file() or any(p.glob("*.py"))]) <= 20
+    there = [p for p in (ROOT / PACKAGE).iterdir() if p.is_file() or any(p.glob("*.py"))]
+    assert len([p for p in there if p.suffix != ".pyi"]) <= 20  # the stub of __init__.py is generated from it

@@ -187,7 +187,7 @@ def test_a_row_is_a_row_id_in_a_scored_directory_and_a_place_in_a_masked_one(tmp
         assert [int(pair.split("->")[0]) for pair in lines[2 * epoch + 1].split()] == row["input_ids"]
 
 
-FUNCTIONS = ("score", "materialize", "verify", "inspect", "write_schemas")
+FUNCTIONS = ("score", "materialize", "verify", "inspect", "push")
 
 
 def in_a_new_process(code: str) -> str:

@@ -53,8 +53,14 @@ def _name(page: Path) -> str:
 # --- generated from the program
 
 
-def test_the_command_line_page_is_what_the_program_says() -> None:
-    assert _text("docs/cli.md") == docs.cli_page(), "run `make docs`"
+@pytest.mark.parametrize("path", docs.GENERATED, ids=_name)
+def test_what_is_generated_is_what_the_program_says(path: Path) -> None:
+    assert path.read_text(encoding="utf-8") == docs.GENERATED[path](), "run `make docs`"
+
+
+def test_every_public_name_says_what_it_is() -> None:
+    for line in docs.library_page().splitlines():
+        assert not line.endswith("|  |"), line
 
 
 @pytest.mark.parametrize("command", sorted(docs.commands()))

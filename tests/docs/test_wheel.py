@@ -50,7 +50,7 @@ def test_only_the_package_is_in_it(wheel: Path) -> None:
     folders = (PACKAGE / "scoring" / "templates", PACKAGE / "trainers" / "templates")
     templates = {p.relative_to(PACKAGE).as_posix() for folder in folders for p in folder.iterdir()}
     assert {"scoring/templates/chatml.jinja", "trainers/templates/trl.py.j2"} <= templates
-    assert inside == code | model | templates | {"py.typed"}
+    assert inside == code | model | templates | {"py.typed", "__init__.pyi"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert sum(p.stat().st_size for p in (PACKAGE / "demo" / "model").iterdir()) < 4 << 20
 
