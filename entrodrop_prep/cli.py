@@ -130,7 +130,7 @@ def _main(
 
 
 def _check_score(config: ScoreConfig) -> None:
-    """What can be told of the paths before anything heavy is imported. Raises the errors of ``places``."""
+    """What can be said of the paths before anything heavy is imported. Raises the errors of ``places``."""
     if "://" in config.out:
         return
     if config.chat_template:
@@ -303,8 +303,8 @@ def inspect_command(
             "--row",
             metavar="N",
             min=0,
-            help="Show the tokens of one row: of a scored directory that with row_id N, its place in the source; of a "
-            "masked one that at place N of each epoch's order. Both count from 0.",
+            help="Show the tokens of one row: of a scored directory that with row_id N, its position in the source; of "
+            "a masked one that at position N of each epoch's order. Both count from 0.",
         ),
     ] = None,
 ) -> None:
@@ -332,7 +332,7 @@ def recipe_command(
             "--train-model",
             metavar="MODEL",
             help="Model to train, a directory or a Hub id: its vocabulary, EOS, chat template and embeddings are "
-            "compared with what the rows were made for. Without it the recipe speaks of base-model.",
+            "compared with what the rows were made for. Without it the recipe names base-model.",
         ),
     ] = None,
 ) -> None:
@@ -429,7 +429,7 @@ def main() -> None:
     except OSError as e:
         if e.errno not in (errno.EPIPE, errno.ENOSPC):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever reads is gone, or has no room
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone, or has no room
         code = 1
         if e.errno == errno.ENOSPC:
             print("error: no space left for what is printed; free some, or print elsewhere", file=sys.stderr)

@@ -23,7 +23,7 @@ from entrodrop_prep.terminal.text import one_line, printable, shown_url, without
 
 
 class EntrodropError(Exception):
-    """What went wrong, where, and how to mend it; ``str()`` is one line."""
+    """What went wrong, where, and how to fix it; ``str()`` is one line."""
 
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
         self.what, self.where, self.fix = what, where, fix

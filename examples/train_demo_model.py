@@ -121,7 +121,7 @@ def train(model: LlamaForCausalLM, batches: Iterator[torch.Tensor], tokens: int,
 def held_out_loss(folder: Path, dtype: torch.dtype) -> dict[str, float]:
     """Loss of the saved model on every held-out document, in nats a token and in bits a byte.
 
-    Each document is cut into windows of CONTEXT tokens that begin anew (no context from the window before); the first
+    Each document is cut into windows of CONTEXT tokens that begin again (no context from the window before); the first
     token of a window is not predicted, as anywhere in a causal model.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -182,7 +182,7 @@ Foundation
 ## Held-out figures
 
 On all {figures["held_out_documents"]:,} held-out documents ({figures["tokens"]:,} tokens, {figures["bytes"]:,} bytes),
-in windows of {CONTEXT} tokens that begin anew, with the weights as stored:
+in windows of {CONTEXT} tokens that begin again, with the weights as stored:
 
 | | loss (nats a token) | perplexity | bits a byte |
 |---|---|---|---|

@@ -14,7 +14,7 @@ def read_tokens(path: str) -> list[list[int]]:
 
 
 def engine_environment() -> None:
-    """As the program sets it for an engine on a CPU; starts this process anew, as some of it counts from the start."""
+    """As the program sets it for an engine on a CPU; starts this process again, as some of it counts from the start."""
     from entrodrop_prep.backends.engines import engine_environment as ours
 
     wanted = {**ours(None, None, True), "HF_HUB_OFFLINE": "1"}

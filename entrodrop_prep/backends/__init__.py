@@ -46,7 +46,7 @@ class Backend(Protocol):
 
         Yields:
             Each job with the scores of its sequences in order: ``(entropy [T-1] float32, logprob [T-1] float32)``,
-            nats; index i speaks of token i+1. The arithmetic of the reduction is float32 over the full vocabulary.
+            nats; index i belongs to token i+1. The arithmetic of the reduction is float32 over the full vocabulary.
 
         Raises:
             ScoreError: there is nothing left to score with, or what it gives cannot be used.
@@ -76,7 +76,7 @@ def choose(config: ScoreConfig, info: ModelInfo) -> tuple[str, str]:
         return "vllm", f"vLLM is installed and proven for {info.architecture}"
     for name in config.of_engines:
         raise ConfigError(
-            f"{name} speaks of vLLM's engines, and --backend auto takes transformers: {reason}",
+            f"{name} applies to vLLM's engines, and --backend auto takes transformers: {reason}",
             fix=f"leave out {name}, or give --backend vllm",
         )
     return "transformers", reason

@@ -25,7 +25,7 @@ OWNED = {
     "trust_remote_code": "use --trust-remote-code",
     "enable_prefix_caching": "a token found in the cache is never scored, so it stays off",
     "pooler_config": "the plugin brings its own pooler",
-    "served_model_name": "it tells a client which model answers",
+    "served_model_name": "it says to a client which model answers",
     "pipeline_parallel_size": "use tensor_parallel_size: pipelines fail with a pooler in vLLM up to 0.32",
     "data_parallel_size": "use --replicas, or several servers",
     "language_model_only": "only text is scored, so it is set for every multimodal model",

@@ -111,7 +111,7 @@ class Engine:
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def hang_up(self) -> None:
-        """Tell it to end, and do not wait."""
+        """Ask it to end, and do not wait."""
         self.connection.close()
 
     def close(self) -> str:
@@ -151,7 +151,7 @@ def those_ready(engines: Sequence[Engine], info: ModelInfo) -> list[Engine]:
         raise _start_error(failed[id(engines[0])], info)
     for engine in engines:
         if id(engine) in failed:
-            log.warning("going on without %s: %s", engine.name, _start_error(failed[id(engine)], info).what)
+            log.warning("continuing without %s: %s", engine.name, _start_error(failed[id(engine)], info).what)
     return ready
 
 
@@ -179,7 +179,7 @@ def _start_error(reason: str, info: ModelInfo) -> ModelError:
     elif "not supported" in lower or "architectures" in lower:
         fix = "use --backend transformers for this architecture"
     else:
-        fix = "--verbose shows all that vLLM says; --backend transformers does without it"
+        fix = "--verbose shows everything vLLM says; --backend transformers does without it"
     return ModelError(f"vLLM's engine does not start: {text[:400]}", where=info.name, fix=fix)
 
 

@@ -1,4 +1,4 @@
-"""What tells a model's weights from all others: a Hub commit, or a digest of every file that loading may read."""
+"""The identity of a model's weights: a Hub commit, or a digest of every file that loading may read."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Weights:
         identity: a digest of a local model's files, or a Hub id with the commit.
         files: private note of the files, so that a rerun need not hash them again: name, relative to the model's
             directory, -> [bytes, mtime_ns, sha256, ctime_ns].
-        directory: where a local model lies; None for one on the Hub.
+        directory: that of a local model; None for one on the Hub.
     """
 
     identity: dict[str, str]
@@ -95,7 +95,7 @@ def identify_weights(config: ModelSettings, info: ModelInfo, known_files: dict[s
 
 
 def identity_name(identity: dict[str, str]) -> str:
-    """The name under which a server also serves weights, so that a client can tell them: ``entrodrop:<digest>``."""
+    """The name under which a server also serves weights, so that a client can identify them: ``entrodrop:<digest>``."""
     return f"{IDENTITY}{identity.get('commit') or identity['digest']}"
 
 

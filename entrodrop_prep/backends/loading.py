@@ -51,7 +51,7 @@ def load_model(config: ScoreConfig, info: ModelInfo) -> Any:
         raise ModelError(
             f"its weight {name} is {list(stored)}, its configuration makes it {list(wanted)}",
             where=config.model,
-            fix="mend the model's config.json",
+            fix="correct the model's config.json",
         )
     unused = sorted(report["unexpected_keys"])
     check_left_over(unused, stored, info, "transformers", quantized=getattr(model, "hf_quantizer", None) is not None)
@@ -63,7 +63,7 @@ def load_model(config: ScoreConfig, info: ModelInfo) -> Any:
             unused[0],
         )
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
-        model.set_attn_implementation("eager")  # the others leave the soft cap out without a word
+        model.set_attn_implementation("eager")  # the others leave the soft cap out silently
     _warn_of_dynamic_rope(info, model.config.get_text_config(), info.max_length(config.max_length))
     return model
 

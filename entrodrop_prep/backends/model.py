@@ -53,7 +53,7 @@ class ModelInfo:
         dtype: ``float32``, ``bfloat16`` or ``float16``: what it will run in.
         architecture: name of its class, as its configuration gives it, such as ``LlamaForCausalLM``.
         commit: the resolved revision of a model on the Hub; None for a local one.
-        identity: what tells its weights from others, as a server names them; empty where nobody has asked.
+        identity: of its weights, as a server names it; empty until it is asked for.
         auto_class: the class of transformers that loads it.
         multimodal: whether it is a language model within a model of images or sound, of which its text side is scored.
         quantization: how its configuration says that its weights are quantized; empty where they are not.

@@ -32,7 +32,7 @@ def problem_of(raw: np.ndarray[Any, Any], lengths: Sequence[int], vocab_size: in
     if not (sizes == vocab_size).all():
         found = float(sizes[sizes != vocab_size][0])
         if found > 0 and found == int(found):
-            return f"it speaks of a vocabulary of {int(found)} tokens, the model has {vocab_size}"
+            return f"its vocabulary is {int(found)} tokens, the model has {vocab_size}"
         return "it is not from the plugin"
     scored = np.ones(len(raw), bool)
     scored[last] = False

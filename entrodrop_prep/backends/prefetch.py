@@ -1,4 +1,4 @@
-"""Work for a backend, made ready by a thread of its own so that nobody who scores waits for reading."""
+"""Work for a backend, read ahead by a thread of its own, so that the backend never waits for reading."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class ShardTokens(Protocol):
     """The sequences of one shard.
 
-    ``index`` tells it from others; each of ``sequences`` is ``input_ids [T] int32``, 2 <= T <= the longest row of the
+    ``index`` is unique among them; each of ``sequences`` is ``input_ids [T] int32``, 2 <= T <= the longest row of the
     run. There may be none.
     """
 
@@ -26,9 +26,9 @@ class ShardTokens(Protocol):
 
 
 class PrefetchQueue:
-    """Jobs from an iterator that a thread runs at most ``ahead`` jobs before the one who takes them.
+    """Jobs from an iterator that a thread runs at most ``ahead`` jobs ahead of the backend.
 
-    An exception of the iterator ends the feed after the jobs before it, and stands in ``error``: who scores finishes
+    An exception of the iterator ends the feed after the jobs before it, and is in ``error``: the backend finishes
     what it has, and who started the feed raises it.
     """
 

@@ -148,5 +148,5 @@ def _failed(what: str, info: ModelInfo) -> ScoreError:
         f"the self-check found {what}",
         where=info.name,
         fix="the engine cannot be trusted with this model here: use --backend transformers, and report it "
-        "(--no-self-check goes on regardless)",
+        "(--no-self-check continues regardless)",
     )

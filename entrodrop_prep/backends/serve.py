@@ -73,7 +73,7 @@ def _flag(name: str, value: Any) -> list[str]:
 
 
 def serve(config: ServeConfig, say: Callable[[str], None]) -> None:
-    """Start a server, say when it answers, and stay until it ends or this process is told to stop.
+    """Start a server, say when it answers, and stay until it ends or this process is asked to stop.
 
     Raises:
         ConfigError: vLLM is not installed, the port is taken, or an option cannot be set.

@@ -130,7 +130,7 @@ class TransformersBackend:
         if len(sequences) > 1:
             half = len(sequences) // 2
             self.batch_tokens = max(1, half * max(len(s) for s in sequences))
-            log.warning("out of memory: going on with batches of %d tokens", self.batch_tokens)
+            log.warning("out of memory: continuing with batches of %d tokens", self.batch_tokens)
             return self._batch(sequences[:half]) + self._batch(sequences[half:])
         if self.rows > 16:
             self.rows //= 2
@@ -160,7 +160,7 @@ class TransformersBackend:
                 raise ModelError(
                     f"its logits have {logits.shape[-1]} columns, its configuration says {self.info.vocab_size}",
                     where=self.info.name,
-                    fix="mend the model's config.json",
+                    fix="correct the model's config.json",
                 )
             h, lp = entropy_and_logprob(logits[:, : self.info.vocab_size], ids[rows, columns + 1])
             rows, columns = rows.cpu(), columns.cpu()
@@ -235,7 +235,7 @@ class TransformersBackend:
                 where=self.info.name,
                 fix="the reference model must look only back, as decoders do",
             )
-        # The body, as its class says; or what the model calls in its place.
+        # The body, as its class says; or what the model calls instead.
         for body in dict.fromkeys((self.model.base_model, self.model.get_decoder())):
             if body is self.model:
                 continue

@@ -120,7 +120,7 @@ class VllmBackend:
     def score(
         self, jobs: PrefetchQueue, done: Callable[[ShardTokens, int], None]
     ) -> Iterator[tuple[ShardTokens, list[Scores]]]:
-        """See ``Backend.score``. Jobs are cut into batches of about one step, which go to whoever has least to do."""
+        """See ``Backend.score``. Jobs are cut into batches of about one step; the least busy engine takes the next."""
         queue: deque[Batch] = deque()
         at_work = AtWork()
         while True:

@@ -24,7 +24,7 @@ def weight_files(config: ModelSettings, directory: Path) -> list[str]:
 
     Args:
         config: which model, and what of it may be used.
-        directory: where it lies.
+        directory: where it is.
 
     Returns:
         Paths relative to ``directory``, with ``/``, in order.
@@ -80,7 +80,7 @@ def index_names(config: ModelSettings, where: str, index: Path) -> list[str]:
         index: a ``*.index.json``.
 
     Raises:
-        ModelError: it is damaged, or names a file that lies elsewhere or may not be loaded.
+        ModelError: it is damaged, or names a file that is elsewhere or may not be loaded.
     """
     try:
         weights = json.loads(index.read_text(encoding="utf-8"))["weight_map"]

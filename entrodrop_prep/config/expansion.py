@@ -1,4 +1,4 @@
-"""How large a value from YAML is with its aliases written out: a few lines may stand for more than any memory holds."""
+"""How large a value from YAML is with its aliases written out: a few lines may expand to more than any memory holds."""
 
 from __future__ import annotations
 

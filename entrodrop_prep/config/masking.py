@@ -15,7 +15,7 @@ from entrodrop_prep.config.settings import Setting, build, flag, validate
 from entrodrop_prep.errors import ConfigError
 
 EXTRA_COLUMNS = ("n_trainable", "position_ids", "seq_lengths")
-"""What ``add_columns`` may name, in the order in which they stand in the files."""
+"""What ``add_columns`` may name, in the order of the files' columns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +191,7 @@ class MaterializeConfig(Recipe):
         str | tuple[str, ...],
         Setting(
             "Scored directory; or several to mix, each as NAME=SCORED[:WEIGHT]. A WEIGHT of 2 puts each row twice into "
-            "every epoch, 0.5 half of the rows, chosen anew each epoch.",
+            "every epoch, 0.5 half of the rows, chosen again each epoch.",
             argument=True,
             role="operation",
             repeat=True,
@@ -295,7 +295,7 @@ class MaterializeConfig(Recipe):
         ),
     ] = None
     overwrite: Annotated[
-        bool, Setting("Throw away what an earlier run left in --out and start anew.", role="operation")
+        bool, Setting("Throw away what an earlier run left in --out and start over.", role="operation")
     ] = False
 
     def __post_init__(self) -> None:
@@ -332,7 +332,7 @@ class MaterializeConfig(Recipe):
     def load(cls, recipe: str | None = None, **flags: Any) -> MaterializeConfig:
         """Settings from a recipe file (YAML or JSON) with ``flags`` laid over it. Raises ConfigError.
 
-        A flag also takes the place of what it excludes: ``--threshold`` that of the file's ``quantile``.
+        A flag also replaces what it excludes: ``--threshold`` replaces the file's ``quantile``.
         """
         values = {**read_recipe(recipe), "recipe": recipe} if recipe else {}
         gone = {other for name in flags for other in _INSTEAD.get(name, ())}
@@ -377,7 +377,7 @@ def read_recipe(path: str) -> dict[str, Any]:
     except OSError as e:
         raise ConfigError(f"cannot read the recipe: {e.strerror}", where=path, fix="check the path") from e
     except (yaml.YAMLError, ValueError, RecursionError) as e:
-        raise ConfigError(f"the recipe is neither YAML nor JSON: {e}", where=path, fix="mend the file") from e
+        raise ConfigError(f"the recipe is neither YAML nor JSON: {e}", where=path, fix="correct the file") from e
     if not isinstance(values, dict):
         raise ConfigError(
             "the recipe is not a table of settings", where=path, fix="write lines such as `quantile: 0.5`"

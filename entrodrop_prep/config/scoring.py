@@ -242,12 +242,12 @@ class ScoreConfig:
     on_bad_row: Annotated[
         Literal["stop", "skip"],
         Setting(
-            "Stop at the first bad row, or write it with the reason to rejected.jsonl and go on.", role="operation"
+            "Stop at the first bad row, or write it with the reason to rejected.jsonl and continue.", role="operation"
         ),
     ] = "stop"
     overwrite: Annotated[
         bool,
-        Setting("Throw away what an earlier run left in --out and start anew.", role="operation"),
+        Setting("Throw away what an earlier run left in --out and start over.", role="operation"),
     ] = False
     accept_environment_change: Annotated[
         bool,
@@ -290,12 +290,12 @@ class ScoreConfig:
         for name in self.of_engines:
             if self.server:
                 raise ConfigError(
-                    f"{name} speaks of engines started here, not of servers",
+                    f"{name} applies to engines started here, not of servers",
                     fix="leave it out, or give it to `entrodrop serve`",
                 )
             if self.backend == "transformers":
                 raise ConfigError(
-                    f"{name} speaks of vLLM's engines, --backend is transformers", fix="leave out one of them"
+                    f"{name} applies to vLLM's engines, --backend is transformers", fix="leave out one of them"
                 )
 
     @property
@@ -346,7 +346,7 @@ class ServeConfig:
     trust_remote_code: Annotated[bool, Setting("Run Python code that comes with the model.")] = False
     allow_pickle: Annotated[bool, Setting("Also load weights that are not safetensors. A pickle can run code.")] = False
     print_command: Annotated[bool, Setting("Print vLLM's own command line and stop.")] = False
-    verbose: Annotated[bool, Setting("Show all that vLLM logs.")] = False
+    verbose: Annotated[bool, Setting("Show everything vLLM logs.")] = False
 
     def __post_init__(self) -> None:
         validate(self)

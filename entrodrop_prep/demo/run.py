@@ -1,7 +1,7 @@
 """The whole path on real input: this Python's own library, scored, masked for four epochs, and trained on.
 
 Nothing is downloaded: the corpus is the standard library's source (files the shipped model was not trained on), the
-reference model lies beside this file.
+reference model is beside this file.
 """
 
 from __future__ import annotations

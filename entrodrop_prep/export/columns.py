@@ -63,7 +63,7 @@ def check_rows(batch: pa.RecordBatch, vocab_size: int, target: str, limit: int |
 
 
 def first_tokens(batch: pa.RecordBatch) -> tuple[str, NDArray[np.int64] | None]:
-    """What is wrong with the documents that ``position_ids`` and ``seq_lengths`` tell of, and where each begins.
+    """What is wrong with the documents that ``position_ids`` and ``seq_lengths`` give, and where each begins.
 
     The latter is [D] among the batch's tokens, None where no such column is stored.
     """
@@ -82,7 +82,7 @@ def first_tokens(batch: pa.RecordBatch) -> tuple[str, NDArray[np.int64] | None]:
             return "its seq_lengths do not add up to its rows", None
         starts = np.cumsum(lengths) - lengths
         if found is not None and not np.array_equal(found, starts):
-            return "its position_ids and seq_lengths tell of different documents", None
+            return "its position_ids and seq_lengths describe different documents", None
         found = starts
     return "", found
 

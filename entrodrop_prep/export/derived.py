@@ -1,7 +1,7 @@
 """Copies of finished epochs in the forms that some trainers need: ``--layout concatenated`` and ``--layout jsonl``.
 
 They follow from the epochs' files alone, so they are no part of the dataset's identity or digest: they can be made at
-any time, are made anew when epochs are added, and are listed apart in the manifest, under ``derived``.
+any time, are made again when epochs are added, and are listed apart in the manifest, under ``derived``.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def holds(out: Path, finished: dict[str, Any], layouts: list[str]) -> bool:
 
 
 def make(out: Path, described: dict[str, Any], layouts: list[str]) -> list[dict[str, Any]]:
-    """Write the folders of ``layouts`` anew; returns the manifest's entries for their files.
+    """Write the folders of ``layouts`` again; returns the manifest's entries for their files.
 
     Raises IntegrityError where an epoch's file is not what the manifest says.
     """
@@ -166,7 +166,7 @@ def _concatenate(out: Path, described: dict[str, Any], owned: Owned, made: dict[
 
 
 def _save(out: Path, described: dict[str, Any], owned: Owned, made: dict[str, str]) -> None:
-    """A ``DatasetDict`` as ``save_to_disk`` writes it. Nothing in it tells of the time, the machine or the cache."""
+    """A ``DatasetDict`` as ``save_to_disk`` writes it. Nothing in it depends on the time, the machine or the cache."""
     import datasets
     from datasets import utils as bars
 

@@ -53,7 +53,7 @@ class ShardCounts:
                 add_counts(self.sources.setdefault(name, {}), figures)
 
     def info(self) -> dict[str, Any]:
-        """As stored in the shard's footer. It goes on counting."""
+        """As stored in the shard's footer. It keeps counting."""
         by_source = {} if self.sources is None else {"sources": self.sources}
         return {"counts": self.values, "rates": self.rates, **by_source}
 
@@ -66,7 +66,7 @@ def add_counts(total: dict[str, int], more: dict[str, int]) -> None:
 
 @dataclass(frozen=True)
 class Layout:
-    """How rows fall into files: shard k holds places [k * rows_per_shard, (k + 1) * rows_per_shard).
+    """How rows fall into files: shard k holds positions [k * rows_per_shard, (k + 1) * rows_per_shard).
 
     ``rows`` are those that are stored; ``left_out`` more come behind them in the order, ``tokens`` is of them all.
     """
@@ -90,11 +90,11 @@ class Layout:
         return -(-self.rows // self.rows_per_shard)
 
     def places(self, shard: int) -> tuple[int, int]:
-        """First place of a shard and the place behind its last."""
+        """First position of a shard, and the one after its last."""
         return shard * self.rows_per_shard, min((shard + 1) * self.rows_per_shard, self.rows)
 
     def groups(self, shard: int) -> Iterator[slice]:
-        """The places of each row group of a shard."""
+        """The positions of each row group of a shard."""
         first, stop = self.places(shard)
         for begin in range(first, stop, self.rows_per_group):
             yield slice(begin, min(begin + self.rows_per_group, stop))

@@ -1,4 +1,4 @@
-"""The end of a run: what the finished shards' footers tell becomes the manifest and the card."""
+"""The end of a run: what the finished shards' footers say becomes the manifest and the card."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from entrodrop_prep.store.scored import ScoredDataset
 
 @dataclass
 class Job:
-    """One run's sources and recipe; ``plan`` and ``open`` come before all that speaks of rows."""
+    """One run's sources and recipe; ``plan`` and ``open`` come before everything that needs rows."""
 
     sources: Sources
     config: MaterializeConfig
@@ -78,7 +78,7 @@ class Job:
             self._specs[VALIDATION] = Spec.of(sources, whole, [0])
 
     def open(self, directory: Path) -> None:
-        """Read the scored rows, once, into a folder of temporary files, and all that depends on more than one row."""
+        """Read the scored rows, once, into temporary files, and compute what depends on more than one row."""
         for name, spec in self._specs.items():
             epoch_rows.write(directory / name, spec, lasting=False, jobs=self.jobs)
         opened = {name: EpochRows(spec, directory / name) for name, spec in self._specs.items()}

@@ -69,7 +69,7 @@ def materialize(config: MaterializeConfig) -> MaterializeSummary:
     for scored in job.directories:
         if out.resolve() == scored.directory.resolve() or scored.directory.resolve() in out.resolve().parents:
             raise OutputError(
-                "the masked dataset cannot lie inside the scored one", where=str(out), fix="choose another --out"
+                "the masked dataset cannot be inside the scored one", where=str(out), fix="choose another --out"
             )
     manifest.check_usable(out, "masked")
     with locked(out), reading_lock(*(scored.directory for scored in job.directories)):
@@ -251,7 +251,7 @@ def _missing(
 ) -> list[int]:
     """Shards of a part that are not there; those that are, are read and checked.
 
-    Raises IntegrityError for a file in their place that is not ours, or no longer holds what was written.
+    Raises IntegrityError for a file under their name that is not ours, or no longer holds what was written.
     """
     fingerprint = digest.of_json(identity)
     listed = {entry["file"]: entry for entry in finished["files"]} if finished else {}
@@ -277,7 +277,7 @@ def _missing(
 
 
 def _holds(out: Path, finished: dict[str, Any], wanted: set[int]) -> bool:
-    """Whether a finished directory has all that is wanted (sizes only: ``verify`` reads the bytes)."""
+    """Whether a finished directory has everything that is wanted (sizes only: ``verify`` reads the bytes)."""
     if not wanted <= {e["epoch"] for e in finished["epochs"]}:
         return False
     there = [inside.status_below(out, e["file"]).st_size for e in finished["files"] if inside.exists(out / e["file"])]

@@ -15,7 +15,7 @@ _FILES = 8
 
 
 def told_of(scored: ScoredDataset) -> dict[str, Any]:
-    """What the manifest says of a scored directory: all that was settled before it was scored, and with what it was."""
+    """What the manifest says of a scored directory: what was settled before it was scored, and what scored it."""
     found = scored.manifest
     environments = [e["environment"] for e in found.get("environments", [])]
     return {
@@ -31,7 +31,7 @@ def told_of(scored: ScoredDataset) -> dict[str, Any]:
 
 
 def told_of_source(source: Source, *, named: bool) -> dict[str, Any]:
-    """As ``told_of``, with how the source stands in a mixture."""
+    """As ``told_of``, with the source's weight in a mixture."""
     place = {"name": source.name, "weight": source.weight, "plain": source.plain} if named else {}
     return {**place, **told_of(source.scored)}
 

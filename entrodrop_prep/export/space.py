@@ -76,7 +76,7 @@ def _size(n: int) -> str:
 
 
 def _derived_bytes(out: Path, layouts: list[str], stored: float, plain: int) -> float:
-    """Of a token. What ``datasets`` saves lies on the disk twice while it is made."""
+    """Of a token. What ``datasets`` saves is on the disk twice while it is made."""
     need = 0.0
     if derived.CONCATENATED in layouts:
         need += 2 * PLAIN_BYTES + (0 if derived.can_link(out) else stored)

@@ -48,7 +48,7 @@ REFUSALS: dict[str | int, _Lines] = {
     404: _Lines(
         write=("the Hub does not find it, or not for this token", "check the name, the branch and the token's rights")
     ),
-    409: _Lines(write=("another change is going on there", "wait for it, and push again")),
+    409: _Lines(write=("another change is in progress there", "wait for it, and push again")),
     412: _Lines(
         write=("others keep committing to the branch", "push again{later}, or to a branch of your own with --branch")
     ),
@@ -65,7 +65,7 @@ REFUSALS: dict[str | int, _Lines] = {
     ),
     "other": _Lines(write=("the Hub refuses", "see what it says, and push again")),
 }
-"""By the kind of refusal, or the HTTP status; 500 stands for all from there on."""
+"""By the kind of refusal, or the HTTP status; 500 for every one above it too."""
 
 
 def read_refusal(

@@ -61,11 +61,11 @@ class Held:
     rates: NDArray[np.float64]
     """[S] drop rate of its row."""
     spare: NDArray[np.int64]
-    """[S] of a segment without labels, where its dropped token of the highest entropy stands (the first), else -1."""
+    """[S] of a segment without labels, index of its dropped token of the highest entropy (the first), else -1."""
     spare_entropy: NDArray[np.float64]
     """[S] the entropy there, nats; -inf where it is null or there is none."""
     spare_id: NDArray[np.int32]
-    """[S] the id that stood there before masking."""
+    """[S] the id that was there before masking."""
 
     @classmethod
     def joined(cls, parts: Iterable[Held], segments: int, tokens: int) -> Held:
@@ -85,7 +85,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Packed:
-    """Some packed rows, and what masking did to each of their D segments, in the order in which they stand."""
+    """Some packed rows, and what masking did to each of their D segments, in their order."""
 
     stored: Stored
     figures: NDArray[np.int64]

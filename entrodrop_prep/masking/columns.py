@@ -27,7 +27,7 @@ MAPPED_BYTES = 1 << 28
 """About how much of the files is mapped into memory at most."""
 CHUNK_TOKENS = 1 << 18
 _WINDOW = 1 << 16
-"""Bytes around a place that the operating system maps at the first look at it."""
+"""Bytes around a position that the operating system maps at the first look at it."""
 _PER_ROW = ("source", "row_id", "window", "length", "group")
 
 

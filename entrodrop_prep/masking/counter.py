@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 FORMAT_VERSION = 1
 
 DROP, REPLACE, ORDER, CHOOSE = "drop", "replace", "order", "choose"
-"""The streams: which tokens are dropped, what replaces them, how the rows stand, which rows a weight chooses."""
+"""The streams: which tokens are dropped, what replaces them, how the rows are ordered, which rows a weight chooses."""
 
 MAX_ROW_ID = 2**48 - 1
 MAX_EPOCH = 2**16 - 1
@@ -127,7 +127,7 @@ def order_keys(
 ) -> NDArray[np.uint64]:
     """The 64-bit sort key of each of R rows in ``epoch``: uint64 [R], lanes 0 (low half) and 1 of the row's block 0.
 
-    Rows stand in ascending order of (key, row_id, window). Ranges and errors are those of ``token_words``.
+    Rows are in ascending order of (key, row_id, window). Ranges and errors are those of ``token_words``.
     """
     words = _ragged(stream_key(seed, ORDER, source), row_id, window, np.full(len(row_id), 2, np.int64), epoch)
     halves = words.astype(np.uint64)

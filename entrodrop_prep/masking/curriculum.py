@@ -71,7 +71,7 @@ def row_rates(recipe: Recipe, epoch: int, first_place: int, n: int, total_rows: 
     row at place i (from 0) of R = ``total_rows``. Raises ValueError for an epoch or a place that there is not.
     """
     if not 0 <= first_place <= first_place + n <= total_rows:
-        raise ValueError(f"{n} rows from place {first_place} are not inside {total_rows} rows")
+        raise ValueError(f"{n} rows from position {first_place} are not inside {total_rows} rows")
     return rates_at(recipe, epoch, np.arange(first_place, first_place + n), total_rows)
 
 

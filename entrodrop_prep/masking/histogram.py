@@ -22,7 +22,7 @@ class EntropyHistogram:
     def add(self, entropy: NDArray[Any]) -> None:
         """Count ``entropy`` [n], float16 or float32, nats. Raises ValueError for a NaN among them."""
         if np.isnan(entropy).any():
-            raise ValueError("a null score stands at a trainable token")
+            raise ValueError("a null score is at a trainable token")
         bins = np.clip(entropy * entropy.dtype.type(PER_NAT), 0, BINS - 1)
         self._counts += np.bincount(bins.astype(np.int64), minlength=BINS)
 

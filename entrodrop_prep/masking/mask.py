@@ -25,7 +25,7 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class MaskPlan:
-    """A recipe with all that it needs to know of the corpus and the tokenizer.
+    """A recipe with everything it needs from the corpus and the tokenizer.
 
     Raises ConfigError where tokens are to be replaced at random and the corpus has no token to draw, and ValueError
     for parts that do not fit the recipe.

@@ -1,4 +1,4 @@
-"""Which scored row stands at which position of an epoch: one index in memory."""
+"""Which scored row is at which position of an epoch: one index in memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def order_of(sources: Sources, recipe: Recipe, columns: Columns, epoch: int) -> 
     """The order of ``epoch``: 4 bytes a row, 8 where rows appear more than once; about 20 more while it is made.
 
     Ascending by (key, source, row_id, window, repeat), without the key with ``--shuffle none``. Rows of ``Columns``
-    stand by (source, row_id, window), and a stable sort by key keeps that among equal keys.
+    are sorted by (source, row_id, window), and a stable sort by key keeps that among equal keys.
     """
     rows = size_of(sources, recipe, columns, epoch)[0]
     index = np.empty(rows, np.uint32 if len(columns) < 1 << 32 else np.int64)

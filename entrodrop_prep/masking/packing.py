@@ -52,7 +52,7 @@ class Bins:
     """[B + 1] from 0 to the number of segments."""
     segments: Segments
     blocks: Ints
-    """[K + 1] the rows at places ``k * block`` to ``(k + 1) * block - 1`` are in bins ``blocks[k]:blocks[k + 1]``."""
+    """[K + 1] rows at positions ``k * block`` to ``(k + 1) * block - 1`` are in bins ``blocks[k]:blocks[k + 1]``."""
     block: int
     """Rows of the epoch in a block."""
 
@@ -95,7 +95,7 @@ def cut(lengths: Ints, limit: int) -> Segments:
 
 
 def pack(segments: Segments, limit: int, block: int) -> Bins:
-    """Fill rows of at most ``limit`` tokens with ``segments``, which stand by (place, start); each is in one row.
+    """Fill rows of at most ``limit`` tokens with ``segments``, sorted by (position, start); each is in one row.
 
     Inside each block of ``block`` rows of the epoch: the longest segment first (the earlier of equals) goes into the
     row with the least room that still holds it (the one begun first of equals), else into a new one. The rows of a

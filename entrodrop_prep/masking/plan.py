@@ -184,7 +184,7 @@ def drop_token_id(scored: ScoredDataset, recipe: Recipe, unigram: Counts) -> int
             )
     if number in tokenizer.added_tokens_decoder or not unigram[number]:
         log.warning(
-            "the token %r (id %d) is added or never stands in the corpus: its embedding may be untrained, and "
+            "the token %r (id %d) is added or never occurs in the corpus: its embedding may be untrained, and "
             "a LoRA run does not train it",
             tokenizer.convert_ids_to_tokens(number),
             number,

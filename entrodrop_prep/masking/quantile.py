@@ -56,7 +56,7 @@ class Histogram:
             raise ValueError(f"scores are float16 or float32, not {self.dtype}")
         self._shift = 8 * self.dtype.itemsize - 16
         self._prefix: int | None = None  # the key bits above those counted, where they are fixed
-        self._below = 0  # scores whose keys lie below that prefix
+        self._below = 0  # scores whose keys are below that prefix
         self.counts: NDArray[np.int64] = np.zeros(_BINS, np.int64)
 
     @property
@@ -66,7 +66,7 @@ class Histogram:
 
     @property
     def exact(self) -> bool:
-        """Whether a bin holds one value only, so that ``value`` can tell it."""
+        """Whether a bin holds one value only, so that ``value`` can give it."""
         return self._shift == 0
 
     def add(self, scores: NDArray[Any]) -> None:
@@ -74,7 +74,7 @@ class Histogram:
         if scores.dtype != self.dtype:
             raise ValueError(f"the histogram counts {self.dtype}, not {scores.dtype}")
         if np.isnan(scores).any():
-            raise ValueError("a null score stands at a trainable token")
+            raise ValueError("a null score is at a trainable token")
         keys = _keys(scores)
         if self._prefix is not None:
             keys = keys[keys >> 16 == self._prefix] & (_BINS - 1)
@@ -158,7 +158,7 @@ def group_thresholds(
             if scores.dtype != kind:
                 raise ValueError(f"the groups count {kind}, not {scores.dtype}")
             if np.isnan(scores).any():
-                raise ValueError("a null score stands at a trainable token")
+                raise ValueError("a null score is at a trainable token")
             keys, of = _keys(scores).astype(np.int64), group.astype(np.int64)
             if not first:
                 inside = keys >> (shift + bits) == known[of]
@@ -187,7 +187,7 @@ def row_thresholds(
     rows = len(offsets) - 1
     chosen = np.flatnonzero(trainable)
     if np.isnan(scores[chosen]).any():
-        raise ValueError("a null score stands at a trainable token")
+        raise ValueError("a null score is at a trainable token")
     row = np.searchsorted(offsets, chosen, side="right") - 1
     in_order = np.sort(row.astype(np.uint64) << np.uint64(32) | _keys(scores[chosen]).astype(np.uint64))
     n = np.bincount(row, minlength=rows)

@@ -1,4 +1,4 @@
-"""The scored directories that an epoch is mixed from: their names, how often their rows stand, and whether they fit."""
+"""The scored directories that an epoch is mixed from: their names, how often their rows occur, and whether they fit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from entrodrop_prep.store.shards import local_directory
 SOURCE = "source"
 """Name of a dataset in the masks' keys where there is only one."""
 EVAL = "eval"
-"""No source's name: ``verify --against eval=SCORED`` speaks of the validation rows."""
+"""No source's name: ``verify --against eval=SCORED`` means the validation rows."""
 MIN_WEIGHT, MAX_WEIGHT = 0.001, 100.0
 _NAMED = re.compile(r"([A-Za-z0-9_-]{1,64})=(.+)", re.DOTALL)
 _WEIGHTED = re.compile(r"(.+):(\d+(?:\.\d*)?|\.\d+)", re.DOTALL)
@@ -35,16 +35,16 @@ class Source:
 
     @property
     def times(self) -> int:
-        """How often every row stands in every epoch."""
+        """How often every row occurs in every epoch."""
         return int(self.weight)
 
     @property
     def share(self) -> float:
-        """The share of the rows that stand once more, chosen anew each epoch."""
+        """The share of the rows that occur once more, chosen again each epoch."""
         return self.weight - self.times
 
     def key_name(self, repeat: int) -> str:
-        """The name under which a row has its random numbers the ``repeat``-th time (from 0) it stands in an epoch."""
+        """The name under which a row has its random numbers the ``repeat``-th time (from 0) it occurs in an epoch."""
         return self.name if repeat == 0 else f"{self.name}#{repeat}"
 
 

@@ -3,7 +3,7 @@
     python -m entrodrop_prep.publish.check < what to check, as JSON
 
 The process has an empty cache and an empty working directory, so that what it compares came from the Hub: ``datasets``
-would take a folder of the repository's name that lies there. The token is in its environment.
+would take a folder of the repository's name that is there. The token is in its environment.
 """
 
 from __future__ import annotations

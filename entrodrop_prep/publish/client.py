@@ -1,4 +1,4 @@
-"""The calls to the Hub that a push needs, each tried again and each refusal in words."""
+"""The calls to the Hub that a push needs, each tried again and each refusal phrased for users."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Client:
 
     @functools.cached_property
     def api(self) -> HfApi:
-        """The Hub's own client. Raises HubError where it is told to stay offline."""
+        """The Hub's own client. Raises HubError where it is set to stay offline."""
         from huggingface_hub import HfApi, constants
 
         if constants.HF_HUB_OFFLINE:
@@ -51,7 +51,7 @@ class Client:
         def timed() -> T:
             from huggingface_hub import get_session
 
-            get_session().timeout = self.timeout  # the library has none for most calls, and makes sessions anew
+            get_session().timeout = self.timeout  # the library has none for most calls, and makes new sessions
             return call()
 
         return self.retry(doing, timed, lambda failure: self.explain(failure, kept))
@@ -69,7 +69,7 @@ class Client:
     def who_am_i(self) -> str:
         """The user's name; asked once, because the Hub limits how often. Raises HubError."""
         told: dict[str, Any] = self.call("asking whose token it is", self.api.whoami)
-        access = (told.get("auth") or {}).get("accessToken") or {}  # of other kinds of login the Hub tells no role
+        access = (told.get("auth") or {}).get("accessToken") or {}  # of other kinds of login the Hub gives no role
         if access.get("role") == "read":
             raise HubError(
                 f"the token of {told['name']} may only read; nothing was changed there",
@@ -153,7 +153,7 @@ class Client:
             try:
                 return Path(got).read_text(encoding="utf-8")
             except UnicodeDecodeError as e:
-                raise HubError(f"its {path} is not UTF-8 text", where=self.repo, fix="mend or remove it there") from e
+                raise HubError(f"its {path} is not UTF-8 text", where=self.repo, fix="fix or remove it there") from e
 
     # --- changing it
 
@@ -178,7 +178,7 @@ class Client:
         return HubError(
             without(f"the Hub refuses the card, README.md: {said}; nothing was committed", self.token),
             where=self.repo,
-            fix="mend the lines between the --- marks of README.md, here or there, and push again",
+            fix="correct the lines between the --- marks of README.md, here or there, and push again",
         )
 
     def upload(self, paths: Sequence[str], files: dict[str, LocalFile], branch: str) -> list[CommitOperationAdd]:
@@ -203,7 +203,7 @@ class Client:
                 fix="see what it says: make room in the account's storage, or push to another repository",
             )
         ignored = [added.path_in_repo for added in additions if added._should_ignore]
-        if ignored:  # the library would leave them out without a word
+        if ignored:  # the library would leave them out silently
             raise HubError(
                 f"a .gitignore there keeps out {', '.join(ignored)}; nothing was committed",
                 where=self.repo,

@@ -32,8 +32,8 @@ _PICTURE = re.compile(r"!\[[^\]]*\]\((?!\w+:|/)([^)\s]+)\)")
 class Local:
     """A directory to push: path in the repository -> file, without the card.
 
-    ``card`` is the card's text so far: README.md with all that is ours in it as the manifest says now, whatever the
-    file says.
+    ``card`` is the card's text so far: README.md with our parts of it made from the manifest as it is now, whatever
+    the file says.
     """
 
     directory: Path

@@ -73,7 +73,7 @@ def same(local: LocalFile, remote: RemoteFile) -> bool:
 
 
 def batches(paths: list[str], files: Mapping[str, LocalFile], most_bytes: int, most_files: int) -> Iterator[list[str]]:
-    """The paths in order, in groups of at most so many bytes and files; a file above the bound stands alone."""
+    """The paths in order, in groups of at most so many bytes and files; a larger file is a group of its own."""
     group: list[str] = []
     size = 0
     for path in paths:

@@ -1,8 +1,8 @@
 """Pushing a finished directory to a dataset repository: one commit, whole or not at all, that can be loaded back.
 
-The files go up as they lie on disk, first to large file storage in batches, then all of them in one commit that also
+The files go up as they are on disk, first to large file storage in batches, then all of them in one commit that also
 deletes what an earlier push left and this one no longer makes. What is there already, by its digest, is not sent: so a
-push that was stopped goes on, and one that was finished sends nothing. A commit whose answer got lost is found again by
+push that was stopped resumes, and one that was finished sends nothing. A commit whose answer got lost is found again by
 what the branch holds then.
 """
 
@@ -162,7 +162,7 @@ class _Uploads:
     def attempt(self) -> str:
         """One attempt, from the head as it is now: the commit that holds everything, made now or found.
 
-        Everything is built anew, because the library's operations remember what was at an older head.
+        Everything is built again, because the library's operations remember what was at an older head.
         """
         client, config = self._client, self._config
         head = client.head(config.branch)

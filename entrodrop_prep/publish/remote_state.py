@@ -1,6 +1,6 @@
 """What a repository holds of this program already: what a push may delete there, and what is in its way.
 
-Ours is what a manifest of ours lists, and what lies in a folder that the push fills in place of what it brings.
+Ours is what a manifest of ours lists, and what is in a folder whose files the push replaces.
 All else is somebody's, and stays.
 """
 
@@ -48,7 +48,7 @@ def stale(local: Local, repo: str, remote: Mapping[str, RemoteFile], read: Calla
     way = [p for p in remote if re.fullmatch(_WHERE_VERIFY_LOOKS[local.kind], p) and p not in ours | set(local.files)]
     if way:
         raise HubError(
-            f"it holds files of somebody else where those of a {local.kind} dataset lie ({', '.join(way[:3])}"
+            f"it holds files of somebody else where those of a {local.kind} dataset are ({', '.join(way[:3])}"
             f"{', ...' if len(way) > 3 else ''}): with them it would not verify; nothing was changed there",
             where=repo,
             fix="move them there, or push to another repository or --branch",

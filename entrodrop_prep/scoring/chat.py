@@ -74,7 +74,7 @@ def render(
 
     template = tokenizer.chat_template
     if any(map(_has_powers, template.values() if isinstance(template, dict) else [template or ""])):
-        raise RowError("the chat template raises a number to a power, which may take for ever")
+        raise RowError("the chat template raises a number to a power, which may take forever")
     apply: Any = tokenizer.apply_chat_template
     try:
         text = within(
@@ -154,7 +154,7 @@ def mask_of(
     """The token mask [T] bool of character ``spans``: a token is in it that holds at least one of a span's characters.
 
     That is transformers' rule for markers. ``offsets`` [T] are each token's characters, None for a Python tokenizer.
-    Raises RowError where neither they nor the ids of the text up to a span's edge tell which token is at it.
+    Raises RowError where neither they nor the ids of the text up to a span's edge show which token is at it.
     """
     import numpy as np
 
@@ -187,7 +187,7 @@ def _token_at(
             return t + 1
         if closing and before == edge:
             return t
-    # Some tokenizers leave blanks out of the offsets, so that those at the edge may be of either token: the ids tell.
+    # Some tokenizers leave blanks out of the offsets, so that those at the edge may be of either token: the ids decide.
     out: Any = tokenizer(text[:edge], add_special_tokens=False, verbose=False)
     prefix: list[int] = out["input_ids"]
     if list(ids[: len(prefix)]) == prefix:

@@ -48,7 +48,7 @@ def _has_maps(value: Any) -> bool:
 
 
 def misfits(fields: Sequence[pa.Field], rows: Sequence[Mapping[str, Any]]) -> dict[int, str]:
-    """Which of the rows do not fit the fields, by their place among ``rows``, and why, in one line."""
+    """Which of the rows do not fit the fields, by their index in ``rows``, and why, in one line."""
     found: dict[int, str] = {}
     for f in fields:
         if _fits([row.get(f.name) for row in rows], f.type):

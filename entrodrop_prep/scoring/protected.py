@@ -52,7 +52,7 @@ def stop_ids(name_or_path: str, commit: str | None, vocab_size: int) -> list[int
 
 
 def _values(name: str, commit: str | None, file: str) -> Iterator[tuple[str, Any]]:
-    """``eos_token_id`` at each place of a file where a model has it: the key, and what it holds."""
+    """``eos_token_id`` wherever in a file a model has it: the key, and what it holds."""
     with loading(name, "model"):
         found = find_file(name, file, commit)
     if found is None:

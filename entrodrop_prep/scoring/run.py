@@ -120,7 +120,7 @@ def _check_place(source: str, out: Path) -> None:
         inside = any(matches(source, str(file)) for file in files)
     if inside:
         raise OutputError(
-            "the scored dataset cannot lie inside its source, where it would be read as part of it",
+            "the scored dataset cannot be inside its source, where it would be read as part of it",
             where=str(out),
             fix="choose another --out",
         )

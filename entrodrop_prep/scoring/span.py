@@ -120,7 +120,7 @@ def _take_chunk(plan: Plan, span: ShardInput, rows: Sequence[SourceRow]) -> None
                 bad[n] = f"it has a column {name!r}, which none of the first rows has: it would be ignored"
     good = [n for n in numbers if n not in bad]
     encoded = dict(zip(good, plan.encoder.encode([readable[n] for n in good]), strict=True))
-    for row in rows:  # only now, so that the first bad row is told of, whatever is wrong with it
+    for row in rows:  # only now, so that the first bad row is reported, whatever is wrong with it
         _take(plan, span, row, readable.get(row.row_id, {}), bad.get(row.row_id) or encoded[row.row_id])
 
 
@@ -185,7 +185,7 @@ def _reject(plan: Plan, span: ShardInput, row: SourceRow, reason: str) -> None:
         raise RowError(
             f"row {row.row_id}: {reason}",
             where=row.where,
-            fix="mend it, or go on without such rows with --on-bad-row skip",
+            fix="correct it, or skip such rows with --on-bad-row skip",
         )
     if not span.counts["bad_rows"]:
         log.warning(

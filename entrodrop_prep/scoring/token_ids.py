@@ -69,7 +69,7 @@ def ids_and_mask(
         row: its columns.
         column: the column of the ids.
         extras: columns that say more of them: labels or masks, and the attention mask.
-        padding: how padding looks; None where nothing tells.
+        padding: how padding looks; None where it is not known.
 
     Returns:
         ids [T] int64 and mask [T] bool, T >= 0: what ``labels`` or the masks leave, else all.

@@ -156,7 +156,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 over what decides ids and rendered chats, 64 hex digits, the same in every process and machine."""
     if tokenizer.is_fast:
         engine = json.loads(tokenizer.backend_tokenizer.to_str())
-        engine["truncation"] = engine["padding"] = None  # set anew by each call
+        engine["truncation"] = engine["padding"] = None  # set again by each call
     else:
         engine = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
     return digest.of_json(
@@ -266,4 +266,4 @@ def _check_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     except RowError as e:
         if isinstance(e.__cause__, TemplateSyntaxError):
             problem = e.__cause__
-            raise ConfigError(f"line {problem.lineno}: {problem.message}", where=name, fix="mend the template") from e
+            raise ConfigError(f"line {problem.lineno}: {problem.message}", where=name, fix="fix the template") from e

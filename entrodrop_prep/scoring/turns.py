@@ -4,8 +4,8 @@ A turn begins where the generation prompt ends, which is what the model is given
 the template's turn lacks that text, it begins at the end of its header. It ends with the token that closes it. How a
 template writes headers and closings is read once from probe chats (``TurnFormat``), never from a row's own text. Most
 turns are then found between the texts of the other roles, all of which one more rendering locates (``_outline``), so
-that the work grows with the length of the chat. Where that does not tell, prefixes of the chat are rendered; and where
-a template renders a prefix in another way than the whole chat (it drops the thoughts of earlier turns, say), a message
+that the work grows with the length of the chat. Where that does not decide, prefixes of the chat are rendered; and
+where a template renders a prefix in another way than the whole chat (it drops the thoughts of earlier turns, say), a message
 whose text is replaced changes the rendered chat just there.
 """
 
@@ -188,7 +188,7 @@ class _Search:
                 return len(given) + len(form.header)
             if form.prompt:
                 return len(given)  # DeepSeek has no header after a tool's answer
-            raise RowError("the chat template has no generation prompt to tell the turn's header from the turn")
+            raise RowError("the chat template has no generation prompt to separate the turn's header from the turn")
         if not form.header:
             raise RowError("the chat template rewrites earlier turns, and has no header to find this one by")
         plain = self._rendered(i) if i else None
@@ -258,7 +258,7 @@ class _Search:
     def _outline(self) -> dict[int, Span]:
         """Where the texts of other roles than the assistant's are, by number of message; empty where not for certain.
 
-        All of them are replaced at once. What is rendered then tells what comes before, between and after them, and
+        All of them are replaced at once. What is rendered then shows what comes before, between and after them, and
         the chat must be just that with their own texts.
         """
         text, fill = self.text, next((c for c in _FILLERS if c not in self.text), None)

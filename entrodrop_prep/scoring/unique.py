@@ -1,4 +1,4 @@
-"""No id of the ``--id-column`` stands for two rows."""
+"""No id of the ``--id-column`` names two rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing shards behind the back of who scores."""
+"""Writing shards in the background."""
 
 from __future__ import annotations
 

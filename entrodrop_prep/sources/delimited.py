@@ -54,7 +54,7 @@ class CsvReader(Reader):
             if not record.fields:
                 continue
             if isinstance(record.fields, str):
-                raise SourceError(f"the header: {record.fields}", where=where, fix="mend the file")
+                raise SourceError(f"the header: {record.fields}", where=where, fix="correct the file")
             twice = [name for n, name in enumerate(record.fields) if name in record.fields[:n]]
             if twice:
                 raise SourceError(f"the header names {twice[0]!r} twice", where=where, fix="rename one of the columns")

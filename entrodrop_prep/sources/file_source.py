@@ -154,7 +154,7 @@ class FileSource(Source):
         return self._before[cursor.file] + cursor.ahead.done if cursor.ahead else self._before[-1]
 
     def _place(self, first: int, position: dict[str, Any] | None, columns: tuple[str, ...] | None) -> _Cursor:
-        """A cursor that stands before row ``first``, or at the end."""
+        """A cursor that is before row ``first``, or at the end."""
         if position is not None:
             if position["row"] != first:
                 raise ValueError(f"the position is that of row {position['row']}, not of row {first}")
@@ -221,7 +221,7 @@ def _described(files: int, text_rows: str) -> str:
 
 
 class _Cursor:
-    """Stands before a row: ``ahead``, not parsed yet, None at the end; ``row`` is its number, ``file`` its file's."""
+    """A cursor before a row: ``ahead``, not parsed yet, None at the end; ``row`` is its number, ``file`` its file's."""
 
     ahead: Raw | None
 

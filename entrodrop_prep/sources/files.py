@@ -21,7 +21,7 @@ UNKNOWN = "of no known format"
 
 
 class Mark(NamedTuple):
-    """What tells a file from a later one under its name. ``ctime`` cannot be set back, but changes with a link, too."""
+    """What distinguishes a file from a later one of its name. ``ctime`` cannot be set back, but links change it."""
 
     size: int
     mtime: int

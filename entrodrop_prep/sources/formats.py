@@ -28,7 +28,7 @@ KNOWN = (
     ".parquet, .jsonl, .ndjson, .json, .csv, .tsv, .arrow, .txt, .text (all but Parquet and Arrow also .gz, .zst, .bz2 "
     "or .xz)"
 )
-# Files that lie beside data and hold none, whatever their extension.
+# Files that are beside data and hold none, whatever their extension.
 BESIDE_DATA = ("readme", "license", "licence", "notice", "changelog", "citation")
 METADATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 HEAD_BYTES = 64

@@ -1,6 +1,6 @@
-"""What lies at a path that a user gave, told at once: before anything heavy is imported, and whatever was meant.
+"""What is at a path that a user gave, reported at once: before anything heavy is imported, and whatever was meant.
 
-Each function raises the error of what cannot be right, and returns where only the command itself can tell.
+Each function raises the error of what cannot be right, and returns where only the command itself can decide.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def check_source(source: str, *, hub: bool = False) -> None:
     for place in (at, os.path.dirname(at), os.path.dirname(os.path.dirname(at))):
         kind = kind_of(place)
         if kind is not None:
-            which = "it is" if place == at else "it lies in"
+            which = "it is" if place == at else "it is in"
             what = f"{which} a {kind} directory, whose rows were scored already"
             do = {"scored": "write masked datasets from it with `entrodrop materialize`", "masked": "train on it"}[kind]
             raise SourceError(what, where=source, fix=f"{do}, or give the rows that it was made from")
@@ -112,7 +112,7 @@ def check_directory(name: str, wanted: Kind | None = None, *, hub: bool = False)
     Args:
         name: as the user gave it.
         wanted: the kind that is needed; None takes both.
-        hub: whether the name may be a dataset on the Hub where nothing lies there.
+        hub: whether the name may be a dataset on the Hub where nothing is there.
     """
     if not name.strip() or "://" in name:
         return
@@ -148,7 +148,7 @@ def check_named(text: str, wanted: Kind, *, hub: bool = False) -> None:
 
 
 def described(path: str) -> str | None:
-    """What lies at a path, in words, where it is certainly nothing of this program."""
+    """What is at a path, phrased for a message, where it is certainly nothing of this program."""
     from entrodrop_prep.sources.formats import format_of
 
     if not os.path.isdir(path):

@@ -161,7 +161,7 @@ def open_hub(
     from datasets.exceptions import DatasetsError
 
     if source in {module.name for module in pkgutil.iter_modules(packaged_modules.__path__)}:
-        # load_dataset would read whatever files of that format lie in the working directory.
+        # load_dataset would read whatever files of that format are in the working directory.
         what = "is the name of a file format, not of a dataset"
         raise SourceError(what, where=source, fix="give the files themselves: a path, a directory or a glob")
     errors = (DatasetsError, *unreachable_errors(), OSError, ValueError, RuntimeError, ImportError)

@@ -16,7 +16,7 @@ PEEK = 100
 
 
 class StreamSource(Source):
-    """A ``datasets.IterableDataset``, read forwards. The place to go on from is what ``datasets`` calls its state."""
+    """A ``datasets.IterableDataset``, read forwards. It resumes from what ``datasets`` calls its state."""
 
     def __init__(
         self,

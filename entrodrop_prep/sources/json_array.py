@@ -16,7 +16,7 @@ _FIX = "correct the file, or give one object a line"
 
 
 class Item(NamedTuple):
-    """``text``: the item as it stands in the file; None for one of more bytes than may be kept. ``size``: its bytes."""
+    """``text``: the item as it is in the file; None for one of more bytes than may be kept. ``size``: its bytes."""
 
     text: str | None
     size: int
@@ -25,7 +25,7 @@ class Item(NamedTuple):
 def array_items(stream: BinaryIO, name: str, longest: int) -> Iterator[Item]:
     """The items of the array that a stream of UTF-8 holds, as text.
 
-    Where an item ends is told by its brackets and quotes alone; what stands between is for the parser.
+    Only brackets and quotes decide where an item ends; what is between them is for the parser.
 
     Args:
         stream: the file's content, from its start.
@@ -54,7 +54,7 @@ def array_items(stream: BinaryIO, name: str, longest: int) -> Iterator[Item]:
 
 
 class _Scan:
-    """A place in a text that is read block by block; what lies before it is thrown away."""
+    """A position in a text that is read block by block; what is before it is thrown away."""
 
     def __init__(self, stream: BinaryIO, name: str, longest: int) -> None:
         self._stream, self._name, self._longest = stream, name, longest

@@ -85,7 +85,7 @@ def _first_line(file: DataFile) -> bytes:
 
 
 def _is_deep(value: Any) -> bool:
-    """Whether lists and objects stand in one another deeper than ``DEEPEST``."""
+    """Whether lists and objects are nested deeper than ``DEEPEST``."""
     level = [value]
     for _ in range(DEEPEST):
         lists = [item for item in level if isinstance(item, list)]

@@ -47,7 +47,7 @@ class Reader(ABC):
         self._longest = max_row_bytes
 
     def look(self, file: DataFile) -> tuple[int | None, Columns | None]:
-        """(number of rows, columns); None for what only reading would tell.
+        """(number of rows, columns); None for what only reading would show.
 
         With a number of rows, ``{"row": n}`` is a place in the file.
         """

@@ -1,7 +1,7 @@
 """What a source gives: numbered rows, in chunks.
 
 A source numbers its rows from 0 in one fixed order. It is read in spans; each chunk says where the next one begins, so
-that a later process goes on there without reading what lies before, where the format can seek.
+that a later process resumes there without reading what is before, where the format can seek.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Source(ABC):
 
     name: basename of the file, directory or pattern, or the Hub id.
     columns: declared columns; where a format declares none (JSON), the keys of the first 100 rows by first appearance.
-    total_rows: number of rows, ``--limit`` included; None where only reading everything would tell.
+    total_rows: number of rows, ``--limit`` included; None where only reading everything would show it.
     size_bytes: bytes of all files; for a Hub dataset or a saved one, of its Arrow data; None where nobody knows.
     card: what a Hub dataset's card says of licence and languages; empty for others.
     """
@@ -70,10 +70,10 @@ class Source(ABC):
 
     @abstractmethod
     def stat(self) -> dict[str, Any]:
-        """What a quick look can tell of a change: size and mtime_ns per file, asked for anew at each call."""
+        """What a quick look can show of a change: size and mtime_ns per file, asked for again at each call."""
 
     def check_unchanged(self, *, remote: bool = False) -> bool:
-        """Whether the files are certainly those that were opened; False where only their rows can tell.
+        """Whether the files are certainly those that were opened; False where only their rows can show it.
 
         remote: whether to ask for files that are not here, which takes a request each.
 
@@ -97,11 +97,11 @@ class Source(ABC):
         """Rows ``first`` to ``first + count - 1``, fewer at the end of the source.
 
         position: ``Chunk.next`` of the chunk that ended before ``first``, of this process or an earlier one. Without it
-            the rows before ``first`` are skipped. A source that already stands at ``first`` goes on from there.
+            the rows before ``first`` are skipped. A source that already is at ``first`` continues from there.
         columns: columns to read where the format stores columns (Parquet, Arrow); None reads all. Other formats always
             give whole rows.
         at_most: bytes after which the chunk ends, if rows so large are among those asked for; ``Chunk.next`` is where
-            it goes on.
+            it continues.
 
         Raises SourceError for a file that is damaged or cannot be read; a single bad row comes with ``problem`` set.
         """

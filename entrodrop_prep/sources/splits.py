@@ -52,7 +52,7 @@ def pick_split(files: Sequence[DataFile], split: str, where: str, left_out: Unre
 def files_by_split(names: Sequence[str]) -> dict[str, list[str]]:
     """Split name -> names of its files, by ``datasets.data_files.get_data_patterns``.
 
-    That function looks at a folder, so it is shown one of empty files with the same names: what else lies in the
+    That function looks at a folder, so it is shown one of empty files with the same names: what else is in the
     source's folder then has no say, and the source may be remote. Raises SourceError for split names it does not allow.
     """
     from datasets.data_files import get_data_patterns, resolve_pattern

@@ -203,7 +203,7 @@ def _numbered(batches: Iterator[pa.RecordBatch], names: list[str]) -> Iterator[t
 def _raws(
     file: DataFile, batches: Iterator[tuple[int, Any]], start: int, total: int | None, longest: int
 ) -> Iterator[Raw]:
-    """The rows from ``start`` on, of batches that begin with the row whose number stands beside them."""
+    """The rows from ``start`` on, of batches that begin with the row whose number is given with them."""
     rows: Rows | None = None
     for first, batch in batches:
         rows = rows or Rows(batch.schema)

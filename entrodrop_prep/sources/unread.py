@@ -1,4 +1,4 @@
-"""What lies in a source and is not read, so that it can be said in one line."""
+"""What is in a source and is not read, so that it can be said in one line."""
 
 from __future__ import annotations
 

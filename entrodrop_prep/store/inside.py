@@ -1,8 +1,8 @@
-"""Files that lie in a directory of ours: opened only where they are plain files, never through a link.
+"""Files in a directory of ours: opened only where they are plain files, never through a link.
 
-A manifest names them, and whoever sent the directory wrote the manifest. So a name may lead nowhere else: no part of
-the path below the directory may be a symbolic link, and no file a pipe or a device, which would block whoever opens it.
-The one exception is the cache of ``huggingface_hub``, whose snapshots are links to the blobs of the same repository.
+A manifest names them, and the sender of the directory wrote the manifest. So a name may lead nowhere else: no part of
+the path below the directory may be a symbolic link, and no file a pipe or a device, which would block
+the process that opens it. The one exception is the cache of ``huggingface_hub``, whose snapshots are links to the blobs of the same repository.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def status_below(directory: Path, name: str) -> os.stat_result:
 
 
 def exists(path: Path) -> bool:
-    """Whether anything lies at a path, be it a link that leads nowhere. Raises IntegrityError where none may look."""
+    """Whether anything is at a path, be it a link that leads nowhere. Raises IntegrityError where none may look."""
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):

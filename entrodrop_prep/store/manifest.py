@@ -114,7 +114,7 @@ def _read_json(path: Path) -> tuple[dict[str, Any], bytes]:
 
 
 def changed_files(directory: Path, manifest: dict[str, Any]) -> Iterator[IntegrityError]:
-    """Files that lie where a manifest's do and are not listed, then listed ones that are missing or were changed."""
+    """Files that are where a manifest's are and are not listed, then listed ones that are missing or were changed."""
     yield from unlisted_files(directory, manifest)
     for entry in manifest["files"]:
         try:
@@ -135,7 +135,7 @@ def look(directory: Path, manifest: dict[str, Any]) -> None:
 
 
 def unlisted_files(directory: Path, manifest: dict[str, Any]) -> Iterator[IntegrityError]:
-    """What lies where files of this program do, and a reader would take for one of them. Quick: nothing is read."""
+    """What is where files of this program are, and a reader would take for one of them. Quick: nothing is read."""
     listed = {entry["file"] for entry in manifest["files"]}
     if family(manifest["schema"]) == "scored":
         patterns = ["shard-*.parquet", "tokenizer/**/*", "unigram.npy", "rejected.jsonl"]
@@ -195,7 +195,7 @@ def write_state(directory: Path, state: dict[str, Any]) -> None:
 
 
 def check_usable(directory: Path, kind: str) -> None:
-    """An output directory is new, empty, or one of ours. Raises OutputError naming what else lies there."""
+    """An output directory is new, empty, or one of ours. Raises OutputError naming what else is there."""
     with writing(directory):
         if not directory.exists():
             return
@@ -224,7 +224,7 @@ def check_usable(directory: Path, kind: str) -> None:
 
 
 def identity_of_shards(directory: Path, kind: str) -> dict[str, Any] | None:
-    """The identity of an unfinished run, as its first shard tells it; None where it left none: any settings will do.
+    """The identity of an unfinished run, as its first shard gives it; None where it left none: any settings will do.
 
     Raises IntegrityError for a shard that cannot be read.
     """

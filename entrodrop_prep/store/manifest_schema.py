@@ -351,5 +351,5 @@ MODELS: dict[str, type[BaseModel]] = {SCORED: ScoredManifest, MASKED: MaskedMani
 
 
 def problem(described: dict[str, Any]) -> str | None:
-    """What is wrong with a manifest of a known schema: the place in it, and why; None if nothing is."""
+    """What is wrong with a manifest of a known schema: where in it, and why; None if nothing is."""
     return problem_of(MODELS[described["schema"]], described)

@@ -80,7 +80,7 @@ class Closed(BaseModel):
 
 
 class File(Closed):
-    """A file, in ``files``. ``part`` stands in place of the epoch for what is beside the epochs."""
+    """A file, in ``files``. ``part`` replaces the epoch for what is beside the epochs."""
 
     file: Annotated[file_name(SHARD, BESIDE, PART, PICTURE), Field(description="Relative path.")]  # type: ignore[valid-type]
     bytes: Count
@@ -213,7 +213,7 @@ def in_order(folder: str, shards: list[tuple[int, str]]) -> None:
 
 
 def problem_of(model: type[BaseModel], value: Any) -> str | None:
-    """What is wrong with a value: the place in it, and why; None if nothing is."""
+    """What is wrong with a value: where in it, and why; None if nothing is."""
     try:
         model.model_validate(value)
     except pydantic.ValidationError as e:

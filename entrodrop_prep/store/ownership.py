@@ -113,7 +113,7 @@ class Owned:
                 self._proved.setdefault(name, set()).add(sha256)
 
     def check(self, *, shards: bool, folders: Collection[str] | None = None) -> list[str]:
-        """Nothing else has a name that this program needs; returns the names of all that is ours.
+        """Nothing else has a name that this program needs; returns the names of everything that is ours.
 
         Args:
             shards: look at the shards too, by their footers: all is to be removed.
@@ -261,7 +261,7 @@ def remove_files(directory: Path, names: Iterable[str]) -> None:
 
 
 def files_below(path: Path) -> list[str]:
-    """Names of all that is below a folder but folders themselves, sorted; links are named, not followed."""
+    """Names of everything below a folder but folders themselves, sorted; links are named, not followed."""
     found = []
     for folder, folders, files in os.walk(path):
         linked = [name for name in folders if Path(folder, name).is_symlink()]

@@ -38,7 +38,7 @@ def is_published(name: str, revision: str | None) -> bool:
 
 
 def fetch(repo: str, revision: str | None = None, *, with_scored: bool = True) -> Published:
-    """Download what the manifest of a published dataset lists, and what lies where it should list it.
+    """Download what the manifest of a published dataset lists, and what is where it should list it.
 
     Raises HubError where the Hub refuses or cannot be reached, IntegrityError where the repository holds no dataset
     of this program.

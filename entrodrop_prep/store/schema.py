@@ -3,7 +3,7 @@
 ``scored/1``   one row per window of a source row, with the scores of its tokens
 ``masked/1``   one row per training example, plain columns that every trainer reads
 
-List columns of one row are all of one length T, and index t of each speaks of token t (but ``seq_lengths``).
+List columns of one row are all of one length T, and index t of each belongs to token t (but ``seq_lengths``).
 """
 
 from __future__ import annotations

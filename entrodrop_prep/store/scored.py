@@ -38,7 +38,7 @@ class ScoredDataset:
 
     @property
     def content_digest(self) -> str:
-        """What this dataset is known by, wherever it lies."""
+        """What this dataset is known by, wherever it is."""
         return str(self.manifest["content_digest"])
 
     @property
@@ -76,7 +76,7 @@ class ScoredDataset:
 
     @cached_property
     def unigram(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """[V] int64: how often each id stands in the corpus, every token of a document counted once."""
+        """[V] int64: how often each id occurs in the corpus, every token of a document counted once."""
         path = self.directory / "unigram.npy"
         try:
             with reading(path):
@@ -98,7 +98,7 @@ class ScoredDataset:
         """
         if manifest.read(self.directory, SCORED)["manifest_digest"] != self.manifest["manifest_digest"]:
             raise IntegrityError(
-                "another run wrote it anew since it was opened", where=str(self.directory), fix="run again"
+                "another run rewrote it since it was opened", where=str(self.directory), fix="run again"
             )
         for problem in manifest.changed_files(self.directory, self.manifest):
             raise problem
@@ -139,7 +139,7 @@ class ScoredDataset:
             with loading(str(place), "tokenizer"):
                 loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(place))
         except BaseException as e:
-            if type(e) is not Exception:  # which is all that the library in Rust raises
+            if type(e) is not Exception:  # the library in Rust raises nothing else
                 raise
             raise ModelError(f"cannot load the tokenizer: {e}", where=str(place), fix="score again") from e
         return loaded

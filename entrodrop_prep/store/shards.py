@@ -47,7 +47,7 @@ _AGAIN = "remove it and run the command that made it again"
 
 DAMAGED_FOOTER = "its footer is damaged"
 FOOTER_DIGEST = "footer_digest"
-"""In a footer, the digest of all else that it says."""
+"""In a footer, the digest of everything else in it."""
 WITHOUT_DIGEST = {
     *("schema", "rows", "content_digest", "shard", "fingerprint", "identity", "environment", "counts", "rejected"),
     *("notes", "source", "epoch", "part", "provenance", "rates", "sources"),
@@ -86,7 +86,7 @@ def local_directory(out: str) -> Path:
 
 
 def shard_names(directory: Path, kind: str) -> list[str]:
-    """Names of all that is named as a shard of a ``scored`` or ``masked`` directory, in order, whatever it is.
+    """Names of everything that is named as a shard of a ``scored`` or ``masked`` directory, in order, whatever it is.
 
     Links to folders are not followed.
     """

@@ -7,7 +7,7 @@ import signal
 import threading
 from types import FrameType
 
-INTERRUPTED = "interrupted: finished files are kept; run the same command again to go on"
+INTERRUPTED = "interrupted: finished files are kept; run the same command again to resume"
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -17,7 +17,7 @@ def recipe(trainer: str, directory: str, train_model: str | None = None) -> str:
         trainer: one of ``TRAINERS``.
         directory: what ``materialize`` wrote.
         train_model: the model to train, a directory or a Hub id; compared with what the rows were made for. Without it
-            the recipe speaks of ``base-model``.
+            the recipe names ``base-model``.
 
     Raises ConfigError for a trainer that is not known and for a model whose vocabulary lacks ids of the rows,
     ModelError for one that cannot be read, IntegrityError where the directory is not what was written.

@@ -49,7 +49,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Facts:
-    """A masked dataset and the model to train, as recipes speak of them.
+    """A masked dataset and the model to train, as recipes describe them.
 
     Attributes:
         directory: path of the dataset as the user gave it, or USER/NAME on the Hub.
@@ -88,12 +88,12 @@ class Facts:
 
     @property
     def short_digest(self) -> str:
-        """What tells these rows from others in a folder's name."""
+        """What distinguishes these rows from others in a folder's name."""
         return self.content_digest[:8]
 
     @property
     def out(self) -> str:
-        """Folder of the trained model. A trainer goes on from what lies there, so other rows or another model have
+        """Folder of the trained model. A trainer resumes from what is there, so other rows or another model have
         another one.
         """
         return self.out_of(self.model)
@@ -120,7 +120,7 @@ class Facts:
 
 
 def facts_of(described: dict[str, Any], directory: str) -> Facts:
-    """What a masked dataset's manifest tells; ``longest`` stays unknown."""
+    """What a masked dataset's manifest says; ``longest`` stays unknown."""
     recipe, identity = described["recipe"], described["identity"]
     return Facts(
         directory=directory,
@@ -181,7 +181,7 @@ def _longest(files: Sequence[Path]) -> int:
 def _largest(files: Sequence[Path]) -> int:
     """The largest token id of rows and labels, by the statistics in the files' footers.
 
-    With ``--target inputs`` a token that was dropped stands in the labels alone.
+    With ``--target inputs`` a token that was dropped is in the labels alone.
     """
     largest = -1
     for file in files:
@@ -191,6 +191,6 @@ def _largest(files: Sequence[Path]) -> int:
             columns = (footer.row_group(group).column(c) for c in range(footer.num_columns))
             ids = [c for c in columns if c.path_in_schema.startswith(("input_ids.", "labels."))]
             if not all(c.is_stats_set and c.statistics.has_min_max for c in ids):
-                raise IntegrityError("it does not tell its largest id", where=str(file), fix="make it again")
+                raise IntegrityError("it does not say its largest id", where=str(file), fix="make it again")
             largest = max([largest, *(c.statistics.max for c in ids)])
     return largest

@@ -114,7 +114,7 @@ def lengths(facts: Facts, *, apart: bool = False) -> list[str]:
             if apart
             else f"Rows are packed, up to {facts.packed:,} tokens, and with this file the documents of a row see each "
             "other. Better are rows that are not packed (`materialize` without --pack, with a new --out), or the "
-            "recipe for transformers or trl, which keeps documents apart where --add-columns position_ids tells of "
+            "recipe for transformers or trl, which keeps documents apart where --add-columns position_ids marks "
             "them."
         )
     return said

@@ -40,7 +40,7 @@ def render(name: str, facts: Facts) -> str:
 
 
 def fill(template: str, values: dict[str, Any]) -> str:
-    """A file of ``TEMPLATES`` with ``values`` in it, each quoted as the form wants it that the file's name tells."""
+    """A file of ``TEMPLATES`` with ``values`` in it, each quoted in the form that the file's name says."""
     import jinja2
 
     form = template.split(".")[-2]

@@ -31,7 +31,7 @@ class Trainer:
 
 TRAINERS = {
     "transformers": Trainer(
-        "transformers.Trainer on a masked dataset. Run this file with Python; run it again to go on where it was "
+        "transformers.Trainer on a masked dataset. Run this file with Python; run it again to resume where it was "
         "stopped. In several processes (torchrun) each batch goes to one of them, and a step holds the same rows "
         "as in one process with as many batches more to accumulate.",
         form="py",
@@ -40,25 +40,25 @@ TRAINERS = {
     ),
     "trl": Trainer(
         "TRL's SFTTrainer on a masked dataset: rows that have input_ids and labels are taken as they are. Run "
-        "this file with Python; run it again to go on where it was stopped.",
+        "this file with Python; run it again to resume where it was stopped.",
         form="py",
         divides=True,
         keeps_apart=True,
     ),
     "axolotl": Trainer(
-        "Axolotl on a masked dataset: axolotl train THIS_FILE. The same command goes on where it was stopped, in "
+        "Axolotl on a masked dataset: axolotl train THIS_FILE. The same command resumes where it was stopped, in "
         "the middle of an epoch too. If it was killed while it wrote a checkpoint, delete that one first.",
         form="yaml",
     ),
     "llama-factory": Trainer(
-        "LLaMA-Factory on a masked dataset: llamafactory-cli train THIS_FILE. The same command goes on where it "
+        "LLaMA-Factory on a masked dataset: llamafactory-cli train THIS_FILE. The same command resumes where it "
         "was stopped, in the middle of an epoch too. If it was killed while it wrote a checkpoint, delete that "
         "one first.",
         form="yaml",
         reads_saved="LLaMA-Factory",
     ),
     "litgpt": Trainer(
-        "LitGPT on a masked dataset. Run this file with Python; run it again to go on where it was stopped; if it "
+        "LitGPT on a masked dataset. Run this file with Python; run it again to resume where it was stopped; if it "
         "was killed while it wrote a checkpoint, delete that one first. The model is a LitGPT checkpoint: a "
         "directory that `litgpt download` or `litgpt convert_to_litgpt` made. To accumulate, make "
         "global_batch_size a multiple of micro_batch_size; LitGPT makes no step of the batches left over at the "
@@ -67,7 +67,7 @@ TRAINERS = {
         accumulate=1,
     ),
     "lightning": Trainer(
-        "Lightning on a masked dataset. Run this file with Python; run it again to go on where it was stopped. "
+        "Lightning on a masked dataset. Run this file with Python; run it again to resume where it was stopped. "
         "accumulate_grad_batches averages the losses of batches, whatever number of labels each has: prefer a "
         "larger batch.",
         form="py",
@@ -78,8 +78,8 @@ TRAINERS = {
     "ms-swift": Trainer(
         "ms-swift on a masked dataset: bash THIS_FILE. Rows that are tokenized already are taken as they are only "
         "with both --truncation_strategy split and --lazy_tokenize true; nothing is split or tokenized then. Its "
-        "own documentation does not speak of this use: prove it again with another version than 4.6. Where "
-        "ms-swift cannot tell the model's type, append --model_type; to go on where it was stopped, "
+        "own documentation does not mention this use: prove it again with another version than 4.6. Where "
+        "ms-swift cannot determine the model's type, append --model_type; to resume where it was stopped, "
         "--resume_from_checkpoint and the newest whole checkpoint-N in the folder of --output_dir.",
         form="sh",
         reads_saved="ms-swift",
@@ -88,7 +88,7 @@ TRAINERS = {
         "Unsloth on a masked dataset. NOT RUN by us: Unsloth refuses to start without a GPU. This script follows "
         "the source of Unsloth 2026.10.9, which takes rows that have labels as they are and gives them to "
         "DataCollatorForSeq2Seq. The check before training compares the first batches with the files. Run this "
-        "file with Python; run it again to go on where it was stopped.",
+        "file with Python; run it again to resume where it was stopped.",
         form="py",
     ),
 }

@@ -64,7 +64,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Files:
-    """For each epoch, the manifest's entries of its files, in order; ``starts`` is the column that tells of documents.
+    """For each epoch, the manifest's entries of its files, in order; ``starts`` is the column that marks documents.
 
     Without ``starts``, a packed row is read as one.
     """
@@ -110,14 +110,14 @@ def check_batches(
         directory: what ``materialize`` wrote.
         batches: as they reach the model: mappings with ``input_ids`` and ``labels``, [B, T] or [T], tensors or arrays,
             and, where the trainer has them, ``attention_mask`` (0 = padding) and ``position_ids``. Without an
-            attention_mask padding may stand at the end only. Rows behind each other in one line need position_ids.
+            attention_mask padding may be at the end only. Rows after each other in one line need position_ids.
             Where the first batch has position_ids, and the directory is packed and stores where documents begin, the
             batches must keep the documents of a packed row apart; else a packed row is one row.
         epochs: the epochs that are trained on, in order; default all.
         complete: whether the batches hold all rows; False for the first few steps of a training run.
 
-    Raises ArrivalError naming the first difference and, where it can be told, its cause; IntegrityError where the files
-    are not what was written; ConfigError for an epoch that is not there.
+    Raises ArrivalError naming the first difference and, where it can be found, its cause; IntegrityError where the
+    files are not what was written; ConfigError for an epoch that is not there.
     """
     path = local_directory(str(directory))
     batches = iter(batches)
@@ -152,7 +152,7 @@ def check_batches(
 
 
 def _files(path: Path, epochs: Sequence[int] | None, *, apart: bool) -> _Files:
-    """The files of some epochs; the documents of packed rows ``apart`` where the files tell where they begin."""
+    """The files of some epochs; the documents of packed rows ``apart`` where the files say where they begin."""
     described = manifest.read(path, MASKED)
     there = [e["epoch"] for e in described["epochs"]]
     unknown = [e for e in epochs or () if e not in there]
@@ -183,7 +183,7 @@ def _equal(piece: Piece, row: _Row) -> bool:
 
 
 def _find(files: _Files, piece: Piece, after: int) -> _Row | None:
-    """The row that came: the first after a place, else the first; with the same labels, else with other ones."""
+    """The row that came: the first after a position, else the first; with the same labels, else with other ones."""
     best: dict[tuple[bool, bool], _Row] = {}
     for row in files.rows():
         if _same_ids(piece, row):
@@ -233,14 +233,14 @@ def _differ(files: _Files, row: _Row, piece: Piece, came: Iterator[Piece]) -> No
 def _label_cause(came: Ints, row: _Row, places: Ints) -> str:
     """Why labels differ, at ``places``, where the ids are the same."""
     if np.array_equal(came[:-1], row.labels[1:]):
-        return "the labels stand one place too early: they were shifted, and the model shifts them again"
+        return "the labels are one position too early: they were shifted, and the model shifts them again"
     if (came == IGNORE).all():
         return "the row lost all its labels: look for a loss on completions or assistant turns alone"
     if (came[places] == IGNORE).all():
         alone = len(places) == 1 and (row.labels[: places[0]] == IGNORE).all()
         return f"{'its first label is' if alone else 'labels are'} gone: look for a mask of the trainer's own"
     if ((came[places] == row.input_ids[places]) | (came[places] == IGNORE)).all():
-        return "the labels were made anew from the input ids: use a collator that keeps them"
+        return "the labels were made again from the input ids: use a collator that keeps them"
     return _OTHER_FILES
 
 

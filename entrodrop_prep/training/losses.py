@@ -50,7 +50,7 @@ class TrainableTokenLoss:
 
     For ``transformers.Trainer`` and TRL's ``SFTTrainer``. They sum a loss over the labels and divide it by a number of
     items that they count over an optimizer step, all its batches and processes; this puts the sum of ``n_trainable``
-    in its place. Evaluation stays a mean over the labels.
+    instead. Evaluation stays a mean over the labels.
 
     The column must reach the trainer: ``remove_unused_columns=False``, and a collator that keeps it, such as
     ``DataCollatorForSeq2Seq``. It is taken out before the model sees the batch. With ``average_tokens_across_devices``

@@ -30,8 +30,8 @@ class Piece:
         batch: number of the batch, from 0.
         input_ids: [T] token ids.
         labels: [T] unshifted, -100 = no loss.
-        hidden: whether padding is told by an ``attention_mask`` and is left out here; if not, it may stand at the end.
-        trained: whether a label stands in it, or after it in the same line of the batch.
+        hidden: whether an ``attention_mask`` marks padding, which is left out here; if not, it may be at the end.
+        trained: whether a label is in it, or after it in the same line of the batch.
     """
 
     batch: int
@@ -66,9 +66,9 @@ def recording(model: torch.nn.Module) -> Iterator[list[dict[str, Any]]]:
 
 
 def pieces(batches: Iterable[Batch]) -> Iterator[Piece]:
-    """The rows of batches in order, padding that an ``attention_mask`` tells left out.
+    """The rows of batches in order, padding that an ``attention_mask`` marks left out.
 
-    A line of a batch holds one row, or, with ``position_ids``, several: one begins where positions do not go on by one.
+    A line of a batch holds one row, or, with ``position_ids``, several: one begins where positions do not rise by one.
     Raises ArrivalError for a batch without ids or labels, and for a label on padding.
     """
     for number, batch in enumerate(batches):

@@ -1,4 +1,4 @@
-"""Masked rows by their place, made when they are asked for."""
+"""Masked rows by their position, made when they are asked for."""
 
 from __future__ import annotations
 
@@ -152,9 +152,9 @@ class MaskedRows:
         Args:
             repo: ``USER/NAME``: a scored directory with ``recipe.yaml``, or a masked one with ``scored/``.
             revision: branch, tag or commit; default the head of ``main``.
-            recipe: YAML or JSON file in place of the repository's recipe.
+            recipe: YAML or JSON file instead of the repository's recipe.
             token: of the Hub; default the one that ``hf auth login`` or HF_TOKEN gave.
-            cache_dir: see ``MaskedRows``. What is fetched lies in the cache of ``huggingface_hub``.
+            cache_dir: see ``MaskedRows``. What is fetched is in the cache of ``huggingface_hub``.
             recipe_settings: those of a recipe, by name; they win over the repository's ``recipe.yaml``, and in place of
                 a masked directory's own recipe they are the whole of it.
 
@@ -187,7 +187,7 @@ class MaskedRows:
         return int(self._firsts[-1])
 
     def __getitem__(self, place: int) -> Row:
-        """The row at a place, counted through all epochs; from the end where it is negative."""
+        """The row at a position, counted through all epochs; from the end where it is negative."""
         at = place + len(self) if place < 0 else place
         if not 0 <= at < len(self):
             raise IndexError(f"there is no row {place} among {len(self)}")
@@ -202,7 +202,7 @@ class MaskedRows:
         """Each column of the rows at ``places`` [n], counted through all epochs: n values. Raises IndexError."""
         wanted = np.asarray(places, np.int64)
         if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(self):
-            raise IndexError(f"places {wanted.min()} to {wanted.max()} are not inside {len(self)} rows")
+            raise IndexError(f"positions {wanted.min()} to {wanted.max()} are not inside {len(self)} rows")
         once, back = np.unique(wanted, return_inverse=True)
         made: dict[str, list[Any]] = {name: [None] * len(once) for name in self.columns}
         epochs = np.searchsorted(self._firsts, once, side="right") - 1
@@ -214,7 +214,7 @@ class MaskedRows:
         return {name: [column[i] for i in back.tolist()] for name, column in made.items()}
 
     def span(self, epoch: int | None = None) -> tuple[int, int]:
-        """First place of an epoch, and the place behind its last; of all epochs for None. Raises ConfigError."""
+        """First position of an epoch, and the one after its last; of all epochs for None. Raises ConfigError."""
         if epoch is None:
             return 0, len(self)
         if not 0 <= epoch < len(self.epoch_lengths):
@@ -227,7 +227,7 @@ class MaskedRows:
         """A ``datasets.Dataset`` whose rows are made as they are read: of one epoch, or of all, one after the other.
 
         It has the columns of the files, so that trainers treat it as they treat ``load_dataset("masked")``; what stands
-        in them is the place (8 bytes a row), until a row is read. Read it in order.
+        in them is the position (8 bytes a row), until a row is read. Read it in order.
         """
         import datasets
         import pyarrow as pa
@@ -255,7 +255,7 @@ class MaskedRows:
 
 
 class _Made:
-    """From places to rows, for the columns that were not removed."""
+    """From positions to rows, for the columns that were not removed."""
 
     def __init__(self, rows: MaskedRows) -> None:
         self._rows = rows

@@ -1,6 +1,6 @@
-"""Masked rows in order for several ranks and worker processes, and the place where a run goes on.
+"""Masked rows in order for several ranks and worker processes, and the position where a run resumes.
 
-A step of training takes the global batch of B * N rows, B = batch_size, N = world_size: step g the rows at places
+A step of training takes the global batch of B * N rows, B = batch_size, N = world_size: step g the rows at positions
 [g * B * N, (g + 1) * B * N), of which rank r has its B in order. Worker w of W makes the batches of steps g with
 g % W = w, and as a DataLoader takes batches from its workers in turn, they come in order, whatever W.
 """
@@ -22,7 +22,7 @@ _ALL = -1
 _EPOCH, _ROWS, _LED, _WORKERS = range(4)
 """What is in shared memory: epoch of the next pass (or ``_ALL``) and rows before it, whether a ``MaskedLoader`` says
 before every pass where it begins, and whether worker processes make the rows."""
-_USE_LOADER = "use MaskedLoader, which goes on with any numbers"
+_USE_LOADER = "use MaskedLoader, which resumes with any numbers"
 _OURS = ("batch_size", "batch_sampler", "drop_last", "in_order", "sampler", "shuffle")
 
 
@@ -38,11 +38,11 @@ class MaskedStream(IterableDataset["Row"]):
 
     Its state is ``{"epoch", "rows"}``: rows of the pass before the next step of this process, over all ranks. In a
     worker that is the next step of that worker's own: torchdata's StatefulDataLoader saves and restores each worker.
-    Such a place means the same rows only with the same ``batch_size``, ``world_size`` and number of workers, so these
-    are in the state of a worker, and others are refused. ``MaskedLoader`` goes on with others.
+    Such a position means the same rows only with the same ``batch_size``, ``world_size`` and number of workers, so
+    these are in the state of a worker, and others are refused. ``MaskedLoader`` resumes with others.
 
     Where workers make the rows, the stream in the main process does not know how many of them were trained on, and
-    cannot tell them where to begin a single time: it has no state then, and a plain DataLoader does not go on from one.
+    cannot say where they are to begin a single time: it has no state then, and a plain DataLoader resumes from none.
     """
 
     def __init__(
@@ -117,14 +117,14 @@ class MaskedStream(IterableDataset["Row"]):
         return {"epoch": self._pass.epoch, "rows": min(self._pass.position, self._pass.total), **self._numbers()}
 
     def _numbers(self) -> dict[str, int]:
-        """What a worker's place depends on; nothing in the main process, whose place is that of all ranks."""
+        """What a worker's position depends on; nothing in the main process, whose position is that of all ranks."""
         worker = get_worker_info()
         if worker is None:
             return {}
         return {"batch_size": self.batch_size, "world_size": self.world_size, "num_workers": worker.num_workers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state with the next pass.
+        """Resume from a state with the next pass.
 
         Raises ConfigError for a state of another kind of stream, or of a worker with other numbers.
         """
@@ -158,7 +158,7 @@ class MaskedStream(IterableDataset["Row"]):
         else:
             epoch, position = self.epoch, int(self._shared[_ROWS]) + (worker.id * step if worker else 0)
             if worker and self._shared[_ROWS] and not self._shared[_LED]:
-                raise ConfigError("a plain DataLoader with workers cannot go on from a state", fix=_USE_LOADER)
+                raise ConfigError("a plain DataLoader with workers cannot resume from a state", fix=_USE_LOADER)
         self._shared[_WORKERS] = worker is not None
         if worker is None:
             self._shared[_ROWS] = 0
@@ -198,10 +198,10 @@ class _Pass(Iterator["Row"]):
 
 
 class MaskedLoader(DataLoader["Row"]):
-    """A DataLoader over a ``MaskedStream`` that knows how many rows it handed out, and goes on behind them.
+    """A DataLoader over a ``MaskedStream`` that knows how many rows it handed out, and resumes after them.
 
     Its state is ``{"epoch", "rows", "batches"}``: what was handed out in this pass, over all ranks. Rows that workers
-    made ahead are not counted, so none is lost. It goes on in the same order with any number of workers, ranks and any
+    made ahead are not counted, so none is lost. It resumes in the same order with any number of workers, ranks and any
     batch size; a state of one rank is that of all.
     """
 
@@ -247,7 +247,7 @@ class MaskedLoader(DataLoader["Row"]):
         return {"epoch": self._epoch, "rows": self._rows, "batches": self._batches}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind what was handed out, with the next pass.
+        """Resume after what was handed out, with the next pass.
 
         A state of an epoch before the stream's own is over, and leaves the loader as it is. Raises ConfigError for a
         state of another kind of stream.

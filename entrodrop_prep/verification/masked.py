@@ -142,7 +142,7 @@ def _recipe(path: Path, described: dict[str, Any]) -> Iterator[str]:
 
 
 def _environments(path: Path, described: dict[str, Any], infos: list[dict[str, Any]]) -> Iterator[str]:
-    """The versions that the files were written with, as the footers tell them."""
+    """The versions that the files were written with, as the footers say."""
     recorded = described.get("environments", [])
     found = [info["environment"] for info in infos if "environment" in info]
     if any(e not in recorded for e in found) or any(e in recorded[:i] for i, e in enumerate(recorded)):
@@ -183,7 +183,7 @@ def _provenance(path: Path, described: dict[str, Any], infos: list[dict[str, Any
         if stamps[name] and not any(s == (whole if "described" in s else partly) for s in stamps[name]):
             yield f"{path}: what the manifest says of the scores of {name} is not what the files say"
         if not any("described" in s for s in stamps[name]):
-            notes.append(f"not checked: names and special tokens of the scores of {name}, which its files do not tell")
+            notes.append(f"not checked: names and special tokens of the scores of {name}, which its files do not say")
 
 
 _PROVENANCE = ("generator", "identity", "model", "model_identity", "source", "tokenizer", "environments")

@@ -38,7 +38,7 @@ class Report:
 
 
 def kind_of(directory: Path) -> str:
-    """The schema's name, by the manifest, else by what lies there. Raises IntegrityError."""
+    """The schema's name, by the manifest, else by what is there. Raises IntegrityError."""
     if not os.path.isdir(directory):
         raise IntegrityError("no such directory", where=str(directory), fix="give a scored or a masked directory")
     schema = manifest.peek_schema(directory)
@@ -102,7 +102,7 @@ def _found(name: str, revision: str | None, report: Report, *, with_scored: bool
         return path, None
     got = fetch.fetch(name, revision, with_scored=with_scored)
     report.notes.append(
-        f"{name}: the dataset on the Hub at commit {got.commit}, as it lies in the cache (`hf cache verify {name} "
+        f"{name}: the dataset on the Hub at commit {got.commit}, as it is in the cache (`hf cache verify {name} "
         "--repo-type dataset` compares the two)"
     )
     if got.scored is None or "sources" in manifest.read(got.directory, MASKED)["identity"]:

@@ -1,4 +1,4 @@
-"""Proving that a scored directory is what its manifest says: rows, counts, and what the shards' footers tell."""
+"""Proving that a scored directory is what its manifest says: rows, counts, and what the shards' footers say."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from entrodrop_prep.store.shards import Footer, check_file_schema, read_batches,
 _IN_FILES = ("tokens", "trainable_tokens")
 _COUNTED = ("rows", "windows", "tokens", "trainable_tokens")
 _TOLD = ("rows_read", "rows_without_loss", "short_rows", "truncated_rows", "dropped_long_rows", "bad_rows")
-"""Counts that no row shows, but each shard's footer tells."""
+"""Counts that no row shows, but each shard's footer has."""
 REJECTED = "rejected.jsonl"
 
 
@@ -77,7 +77,7 @@ def scored_findings(path: Path, notes: list[str]) -> Iterator[str]:
 def _footers(
     path: Path, described: dict[str, Any], files: list[dict[str, Any]], footers: list[Footer]
 ) -> Iterator[str]:
-    """What the manifest says and no row shows, against the footers, as far as these tell of it."""
+    """What the manifest says and no row shows, against the footers, as far as these have it."""
     infos = [footer.info for footer in footers]
     for index, info in enumerate(infos):
         file = path / files[index]["file"]
@@ -111,7 +111,7 @@ def _footers(
 
 
 def _described(path: Path, described: dict[str, Any], footers: list[Footer], notes: list[str]) -> Iterator[str]:
-    """Names, licences and special tokens, against the first footer that tells of them."""
+    """Names, licences and special tokens, against the first footer that has them."""
     identity = described["identity"]
     for what, one, other in (
         ("model's vocabulary", described["model"]["vocab_size"], identity.get("vocab_size")),
@@ -128,7 +128,7 @@ def _described(path: Path, described: dict[str, Any], footers: list[Footer], not
             yield f"{path}: the manifest does not say the tokenizer's {' and '.join(sorted(lacking))}"
         if versions and described["generator"] not in versions:
             yield f"{path}: no shard was made by its generator, {described['generator']}"
-        notes.append("not checked: names of source and model, which shards of this version do not tell")
+        notes.append("not checked: names of source and model, which shards of this version do not say")
         return
     source = {k: v for k, v in described["source"].items() if k != "digest"}
     tokenizer = {k: v for k, v in described["tokenizer"].items() if k != "stored"}

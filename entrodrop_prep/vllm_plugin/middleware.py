@@ -70,7 +70,7 @@ class ApiKeyMiddleware:
         """Read the body of a request for scores, check it, and let it through."""
         limits = _limits(scope)
         if limits is None:
-            await _answer(send, 503, "the server does not tell its vocabulary, so that ids cannot be checked")
+            await _answer(send, 503, "the server does not give its vocabulary, so that ids cannot be checked")
             return
         try:
             body = await asyncio.wait_for(_read(receive), SECONDS_TO_SEND)

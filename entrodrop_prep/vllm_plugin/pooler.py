@@ -106,8 +106,8 @@ class EntropyPooler(Pooler):
 def _realigned(earlier: list[torch.Tensor], start: int, like: torch.Tensor) -> list[torch.Tensor]:
     """Rows [0, start) of a sequence from the steps before this one.
 
-    A sequence that was preempted is computed again from an earlier place, one that was found in a prefix cache starts
-    at a later one: the first has rows too many, the second lacks rows.
+    A sequence that was preempted is computed again from an earlier position, one that was found in a prefix cache
+    starts at a later one: the first has rows too many, the second lacks rows.
     """
     have = sum(len(part) for part in earlier)
     if have == start:

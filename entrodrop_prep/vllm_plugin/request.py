@@ -12,7 +12,7 @@ MOST_SEQUENCES = 1024
 """Of one request. Each becomes a request of its own in the engine, with some kilobytes of its own."""
 TASK = "token_classify"
 FIELDS = ("model", "input", "task", "encoding_format", "embed_dtype", "endianness", "add_special_tokens", "user")
-"""All that a request may have. What else vLLM knows truncates, pads, reorders or renders, none of which is scoring."""
+"""All fields of a request. What else vLLM knows truncates, pads, reorders or renders, none of which is scoring."""
 
 
 @dataclass(frozen=True)

@@ -80,11 +80,11 @@ ENGINES["--logits-mib"] = {"logits_mib": 5}
 @pytest.mark.parametrize("vllm", [None], indirect=True)
 @pytest.mark.parametrize("flag", ENGINES)
 def test_what_engines_alone_heed_is_not_passed_over(vllm: None, flag: str) -> None:
-    with pytest.raises(ConfigError, match=f"{flag} speaks of vLLM's engines, and --backend auto takes transformers"):
+    with pytest.raises(ConfigError, match=f"{flag} applies to vLLM's engines, and --backend auto takes transformers"):
         choose(config(**ENGINES[flag]), INFO)
-    with pytest.raises(ConfigError, match=f"{flag} speaks of vLLM's engines, --backend is transformers"):
+    with pytest.raises(ConfigError, match=f"{flag} applies to vLLM's engines, --backend is transformers"):
         config(backend="transformers", **ENGINES[flag])
-    with pytest.raises(ConfigError, match=f"{flag} speaks of engines started here, not of servers"):
+    with pytest.raises(ConfigError, match=f"{flag} applies to engines started here, not of servers"):
         config(server=("http://h:1",), **ENGINES[flag])
 
 

@@ -501,7 +501,7 @@ def test_servers_that_cannot_be_reached(
     closed = f"http://127.0.0.1:{free_port()}"
     backend = connect(closed, servers.plain)
     (warning,) = warnings(caplog)
-    assert warning.startswith(f"going on without the server {closed}: no connection: ")
+    assert warning.startswith(f"continuing without the server {closed}: no connection: ")
     rows = ragged(5)
     check(closed_form, rows, score_all(backend, rows))
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -562,7 +562,7 @@ def test_the_number_format_that_serve_names(connect: Connect, servers: Servers, 
 
 def test_another_vocabulary(servers: Servers, connect: Connect) -> None:
     info = ModelInfo("markov", V + 1, CONTEXT, "float32")
-    wrong = rf"{servers.plain.url}: .*it speaks of a vocabulary of {V} tokens, the model has {V + 1}; "
+    wrong = rf"{servers.plain.url}: .*its vocabulary is {V} tokens, the model has {V + 1}; "
     with pytest.raises(ConfigError, match=wrong):
         connect(servers.plain, info=info)
 

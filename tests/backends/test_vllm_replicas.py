@@ -142,7 +142,7 @@ def test_one_shard_is_shared_one_engine_does_not_start_and_one_hangs(
         )
     killer.join()
     assert [r.getMessage() for r in caplog.records if "engine" in r.getMessage()] == [
-        "going on without engine 2: vLLM's engine does not start: signal 9",
+        "continuing without engine 2: vLLM's engine does not start: signal 9",
         "a vLLM engine ended (it finished no step in 10 s); left: 1",
     ]
     assert given.keys() == {"engine 0", "engine 1"}

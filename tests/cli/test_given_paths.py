@@ -83,7 +83,7 @@ def test_what_is_not_there_is_said_before_anything_heavy_is_imported(here: Path)
             "S: it is a scored directory, whose rows were scored",
         ),
         (["score", "U", "--model", "m", "--out", "o"], "U: it is a masked directory, whose rows were scored already"),
-        (["score", "M/epoch_*/*.parquet", "--model", "m", "--out", "o"], "it lies in a masked directory"),
+        (["score", "M/epoch_*/*.parquet", "--model", "m", "--out", "o"], "it is in a masked directory"),
         (
             ["score", "rows.jsonl", "--model", "S", "--out", "o"],
             "S: it is a scored directory, not a model",

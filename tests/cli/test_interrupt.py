@@ -13,7 +13,7 @@ import pytest
 import entrodrop_prep
 from entrodrop_prep.terminal import interrupt
 
-LINE = "interrupted: finished files are kept; run the same command again to go on\n"
+LINE = "interrupted: finished files are kept; run the same command again to resume\n"
 
 
 @pytest.mark.parametrize("start", ["from entrodrop_prep.cli import main; main()", "-m"])

@@ -38,7 +38,7 @@ def test_the_result_cannot_lie_inside_its_source(tmp_path: Path, model: Path) ->
     folder.mkdir()
     write_rows(folder / "rows.jsonl", [{"input_ids": [5, 6, 7]}])
     for out in (folder, folder / "scored", folder / "a" / "b"):
-        with pytest.raises(OutputError, match="cannot lie inside its source"):
+        with pytest.raises(OutputError, match="cannot be inside its source"):
             run_score(folder, model, out)
     assert [p.name for p in folder.iterdir()] == ["rows.jsonl"]
     run_score(folder, model, tmp_path / "documents-scored")
@@ -54,7 +54,7 @@ def test_the_result_cannot_lie_where_the_sources_glob_looks(
     table.to_json(folder / "in" / "rows.json")
     monkeypatch.chdir(tmp_path)
     for pattern in ("documents/**/*.parquet", f"{folder}/*/*.parquet", "documents/**/*.json", "./documents/**"):
-        with pytest.raises(OutputError, match="cannot lie inside its source"):
+        with pytest.raises(OutputError, match="cannot be inside its source"):
             run_score(pattern, model, folder / "out")
     assert not (folder / "out").exists()
     for number, pattern in enumerate(

@@ -46,7 +46,7 @@ class Fault:
 
     ``kind``: a status such as "429"; "reset", the connection breaks before anything happens; "stall", ``seconds`` pass
     first; "lost", it happens (and then ``do``, if there is one), but the answer does not arrive; "before", ``do`` is
-    called first, then it goes on.
+    called first, then it continues.
     """
 
     call: str
@@ -130,7 +130,7 @@ class Hub:
         return sum(c.received for c in self.calls if c.name in ("lfs-put", "lfs-part")) + self.xet.stored_bytes()
 
     def forget(self) -> None:
-        """Start counting anew."""
+        """Start counting again."""
         self.calls.clear()
         self.faults.clear()
 

@@ -1,6 +1,6 @@
 """The masks: against a plain reading of the contract token by token, and every property that it promises.
 
-``python tests/masking/test_mask.py`` prints golden_masks.json anew. Read what ``test_golden_masks`` says before use.
+``python tests/masking/test_mask.py`` prints golden_masks.json again. Read what ``test_golden_masks`` says before use.
 """
 
 from __future__ import annotations
@@ -677,7 +677,7 @@ def test_golden_masks() -> None:
     assert golden() == json.loads(GOLDEN.read_text()), (
         "\n\nTHE MASKS HAVE CHANGED. Published datasets were made with the numbers in golden_masks.json; for the same"
         "\nseed and recipe this code now gives others. If that was not meant, the change is a bug. If it was, raise"
-        "\nFORMAT_VERSION in entrodrop_prep/masking/counter.py, say so in the changelog, and write the file anew with"
+        "\nFORMAT_VERSION in entrodrop_prep/masking/counter.py, say so in the changelog, and write the file again with"
         "\n    python tests/masking/test_mask.py > tests/golden_masks.json"
     )
 

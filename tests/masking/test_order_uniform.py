@@ -1,6 +1,6 @@
 """Uniformity of the row order, by statistics that orders which are not uniform fail.
 
-Bounds are at 5.2 sigma, one test in five million, and nothing here is drawn anew from run to run.
+Bounds are at 5.2 sigma, one test in five million, and nothing here is drawn again from run to run.
 """
 
 from __future__ import annotations

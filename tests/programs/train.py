@@ -25,7 +25,7 @@ from helpers.scored import VOCABULARY
 from helpers.tokenizers import byte_bpe
 
 BATCH, STOP = 4, 3
-"""Rows in a batch of one rank; the step from which two ranks go on."""
+"""Rows in a batch of one rank; the step from which two ranks continue."""
 RECIPE: dict[str, Any] = {"epochs": 2, "schedule": "linear", "max_rate": 1, "target": "both", "progress": "row"}
 
 

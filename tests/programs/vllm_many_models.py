@@ -1,4 +1,4 @@
-"""Scores of many models, one vLLM engine after the other in one process: starting Python anew costs more than a model.
+"""Scores of many models, one vLLM engine after the other in one process: starting Python again costs more than a model.
 
     python vllm_many_models.py PLAN.json OUT.npz
 
@@ -96,7 +96,7 @@ def main(plan: Path, out: Path) -> None:
         put_back.clear()
         try:
             results[job.key] = answer(job)
-        except Exception as e:  # noqa: BLE001 - the test of this model reports it, the others go on
+        except Exception as e:  # noqa: BLE001 - the test of this model reports it, the others continue
             results[job.key] = np.array(f"{type(e).__name__}: {e}")
         results[f"preempted {job.key}"] = np.array(len(put_back))
         seconds[job.key] = round(time.monotonic() - begun, 1)

@@ -1,4 +1,4 @@
-"""What bad input gets: one line that says what, where and how to mend it, exit code 2, and nothing half written."""
+"""What bad input gets: one line that says what, where and how to fix it, exit code 2, and nothing half written."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_a_bad_row_of_text(place: Place, capsys: Capture, line: str, says: str) 
     message = refused(place, capsys)
     assert message.startswith("rows.jsonl:3: row 1: ")
     assert says in message
-    assert message.endswith("; mend it, or go on without such rows with --on-bad-row skip")
+    assert message.endswith("; correct it, or skip such rows with --on-bad-row skip")
     assert cli.run(place.arguments("--on-bad-row", "skip")) == 0
     assert [row["row_id"] for row in rows_of(place.out)] == [0, 2]
     (entry,) = [json.loads(text) for text in (place.out / "rejected.jsonl").read_text().splitlines()]
@@ -446,7 +446,7 @@ MODELS: list[tuple[Callable[[Path], None], str]] = [
     (with_half_the_weights, "a file of weights is damaged: fetch it again"),
     (without_heads, "cannot load the model, its files are not as they should be: ZeroDivisionError"),
     (as_a_folder, "the directory has no weights; it needs *.safetensors files"),
-    (with_another_vocabulary, f"its configuration makes it [{V + 3}, 32]; mend the model's config.json"),
+    (with_another_vocabulary, f"its configuration makes it [{V + 3}, 32]; correct the model's config.json"),
     (as_a_body, "its weights lack lm_head.weight; give a complete causal language model"),
     (as_t5, "t5 is not a causal language model; the reference model must predict the next token"),
     (as_bert, "what it predicts depends on what comes after"),
@@ -616,7 +616,7 @@ def test_ctrl_c_says_how_to_go_on(place: Place) -> None:
     code, err = finish(process)
     assert code == 130
     assert "Traceback" not in err
-    assert err.splitlines()[-1] == "interrupted: finished files are kept; run the same command again to go on"
+    assert err.splitlines()[-1] == "interrupted: finished files are kept; run the same command again to resume"
     there = shards(place.out)
     assert 3 <= len(there) < 150
     before = [(p.stat().st_mtime_ns, p.read_bytes()) for p in there]

@@ -146,7 +146,7 @@ def test_a_position_spares_the_start_of_the_file(tmp_path: Path, extension: str)
 
 
 def test_reading_on_does_not_start_over(tmp_path: Path) -> None:
-    """Once the file is gone from the disk, an open reader still goes on; one that would start over cannot."""
+    """Once the file is gone from the disk, an open reader still continues; one that would start over cannot."""
     for extension in ("jsonl.gz", "csv", "txt.zst", "jsonl", "parquet"):
         path = write(tmp_path / f"data.{extension}", ROWS)
         source = opened(path)

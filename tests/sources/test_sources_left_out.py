@@ -1,4 +1,4 @@
-"""Nothing of a source is left out without a word: files, columns, compressions; what is no data is said to be that."""
+"""Nothing of a source is left out silently: files, columns, compressions; what is no data is said to be that."""
 
 from __future__ import annotations
 

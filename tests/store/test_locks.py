@@ -156,7 +156,7 @@ def test_rows_of_two_runs_are_never_mixed(name: str, place: Path, monkeypatch: p
 def test_a_manifest_that_changed_since_it_was_opened(place: Path) -> None:
     opened = ScoredDataset(place / "scored")
     shutil.copytree(place / "other", place / "scored", dirs_exist_ok=True)
-    with pytest.raises(IntegrityError, match="another run wrote it anew"):
+    with pytest.raises(IntegrityError, match="another run rewrote it"):
         opened.check()
 
 

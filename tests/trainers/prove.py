@@ -67,14 +67,14 @@ class Trainer:
     going_on: tuple[str, ...] = ()
 
 
-REBUILT, ORDER = "labels were made anew from the input ids", "rows are out of order"
+REBUILT, ORDER = "labels were made again from the input ids", "rows are out of order"
 TRAINERS = {
     "litgpt": Trainer(
         package="litgpt",
         file="train.py",
         command=("python", "train.py"),
         wrong={
-            "labels made anew": ([('torch.tensor(row["labels"])', 'torch.tensor(row["input_ids"])')], REBUILT),
+            "labels made again": ([('torch.tensor(row["labels"])', 'torch.tensor(row["input_ids"])')], REBUILT),
             "shuffled": ([("shuffle=False", "shuffle=True")], ORDER),
             "two passes": ([("train.epochs=1", "train.epochs=2")], "every row came, and then epoch 0, row 0 again"),
         },
@@ -87,7 +87,7 @@ TRAINERS = {
         file="train.yaml",
         command=("axolotl", "train", "train.yaml"),
         wrong={
-            "labels made anew": (
+            "labels made again": (
                 [('  - path: "./masked"\n    split: train', "  - path: texts.jsonl\n    type: completion")],
                 REBUILT,
             ),
@@ -107,7 +107,7 @@ TRAINERS = {
         file="train.yaml",
         command=("llamafactory-cli", "train", "train.yaml"),
         wrong={
-            "labels made anew": ([("stage: sft ", "stage: pt "), ("batch_size: 4", "batch_size: 1")], REBUILT),
+            "labels made again": ([("stage: sft ", "stage: pt "), ("batch_size: 4", "batch_size: 1")], REBUILT),
             "shuffled": ([("disable_shuffling: true", "disable_shuffling: false")], ORDER),
             "two passes": ([("num_train_epochs: 1", "num_train_epochs: 2")], "every row came, and then epoch 0, row 0"),
         },
@@ -117,7 +117,7 @@ TRAINERS = {
         file="train.sh",
         command=("bash", "train.sh", "--model_type", "llama", "--template", "default", "--torch_dtype", "float32"),
         wrong={
-            "labels made anew": (
+            "labels made again": (
                 [
                     ("--cached_dataset ./masked/all_hf/train", "--dataset texts.jsonl --dataset_shuffle false"),
                     ("  --truncation_strategy split\n", "  --truncation_strategy delete\n"),

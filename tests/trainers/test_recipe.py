@@ -155,7 +155,7 @@ def test_it_goes_on_in_the_middle_of_an_epoch(trainer: str, made: Path, here: Pa
 
 @pytest.mark.parametrize("trainer", OURS)
 def test_other_rows_or_another_model_begin_anew(trainer: str, made: Path, here: Path) -> None:
-    """A trainer goes on from what lies in its folder: so no folder serves for two arms of a comparison."""
+    """A trainer continues from what lies in its folder: so no folder serves for two arms of a comparison."""
     (here / "models").mkdir()
     (here / "models" / "base-model").symlink_to(save_model(here / "other", tiny_llama(VOCABULARY, seed=1)))
     (here / "plain").symlink_to(made / "inputs")
@@ -191,7 +191,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(trainer: str, made: Path,
     (checkpoints[-1] / "optimizer.pt").unlink()
     names, batches = run_text(text)
     assert steps_run(names) == 5
-    assert len(batches) == -(-EPOCHS * ROWS // 4) - 4, "it did not go on behind the first step"
+    assert len(batches) == -(-EPOCHS * ROWS // 4) - 4, "it did not continue behind the first step"
 
 
 @pytest.mark.parametrize("name", ["text", "json", "parquet", "\N{GRINNING FACE} it's $masked"])

@@ -133,7 +133,7 @@ def test_lightning_epoch_by_epoch(target: str, here: Path) -> None:
 
 
 WRONG = {
-    "labels made anew": (
+    "labels made again": (
         "transformers",
         {
             "DataCollatorForSeq2Seq, ": "DataCollatorForLanguageModeling, ",
@@ -141,9 +141,9 @@ WRONG = {
             "label_pad_token_id=-100": "mlm=False",
             "batch_size=4": "batch_size=1",
         },
-        r"epoch 0, row 0, position 0 \(batch 0\): label \d+ came, -100 was written; the labels were made anew",
+        r"epoch 0, row 0, position 0 \(batch 0\): label \d+ came, -100 was written; the labels were made again",
     ),
-    "labels made anew under TRL": (
+    "labels made again under TRL": (
         "trl",
         {
             "from itertools import islice\n": "from itertools import islice\nimport transformers\n",
@@ -151,9 +151,9 @@ WRONG = {
             "processing_class=",
             "batch_size=4": "batch_size=1",
         },
-        r"epoch 0, row 0, position 0 \(batch 0\): label \d+ came, -100 was written; the labels were made anew",
+        r"epoch 0, row 0, position 0 \(batch 0\): label \d+ came, -100 was written; the labels were made again",
     ),
-    "labels made anew under Lightning": (
+    "labels made again under Lightning": (
         "lightning",
         {
             ", DataCollatorForSeq2Seq\n": ", DataCollatorForLanguageModeling\n",
@@ -161,7 +161,7 @@ WRONG = {
             "label_pad_token_id=-100": "mlm=False",
             "rows, batch_size=16": "rows, batch_size=1",
         },
-        r"epoch 0, row 0, position 0 \(batch 0\): label \d+ came, -100 was written; the labels were made anew",
+        r"epoch 0, row 0, position 0 \(batch 0\): label \d+ came, -100 was written; the labels were made again",
     ),
     "shuffled": (
         "transformers",
@@ -314,7 +314,7 @@ def test_causes_are_told(here: Path) -> None:
     assert "its first label is gone" in said(first_gone)
     assert "the row lost all its labels" in said(lambda r: {**r, "labels": [-100] * len(r["labels"])})
     assert "the row lost all its labels" in said(lambda r: {**r, "labels": [-100] * len(r["labels"])}, "flattened")
-    assert "made anew from the input ids" in said(lambda r: {**r, "labels": r["input_ids"]}, "left")
+    assert "made again from the input ids" in said(lambda r: {**r, "labels": r["input_ids"]}, "left")
     assert "an added EOS" in said(lambda r: with_(r, [*r["input_ids"], 1], [*r["labels"], -100]))
     assert "others behind them" in said(lambda r: with_(r, [*r["input_ids"], 1], [*r["labels"], 1]), "right, no mask")
     assert "an added BOS" in said(lambda r: with_(r, [1, *r["input_ids"]], [-100, *r["labels"]]))

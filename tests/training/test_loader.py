@@ -1,4 +1,4 @@
-"""Rows made on the fly are those that ``materialize`` writes, whoever reads them, and wherever one goes on."""
+"""Rows made on the fly are those that ``materialize`` writes, whoever reads them, and wherever one resumes."""
 
 from __future__ import annotations
 
@@ -564,7 +564,7 @@ def test_a_plain_dataloader_with_workers_does_not_go_on(mixed: tuple[MaskedRows,
     rows, epochs = mixed
     stream = rows.stream(4, epoch=1)
     stream.load_state_dict({"epoch": 1, "rows": 8})
-    with pytest.raises(ConfigError, match=r"(?s)a plain DataLoader with workers cannot go on .*use MaskedLoader"):
+    with pytest.raises(ConfigError, match=r"(?s)a plain DataLoader with workers cannot resume .*use MaskedLoader"):
         list(DataLoader(stream, 4, num_workers=2, collate_fn=tuples))
     stream.load_state_dict({"epoch": 1, "rows": 8})
     loader = DataLoader(stream, 4, collate_fn=tuples)

@@ -1,4 +1,4 @@
-"""Trainers get the rows that ``materialize`` writes, with one process and with two, and go on where they were."""
+"""Trainers get the rows that ``materialize`` writes, with one process and with two, and continue where they were."""
 
 from __future__ import annotations
 

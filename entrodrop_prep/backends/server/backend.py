@@ -43,7 +43,7 @@ class ServerBackend:
             raise
         for server, result in zip(servers, found, strict=True):
             if isinstance(result, Trouble):
-                log.warning("going on without the server %s: %s", server.url, result)
+                log.warning("continuing without the server %s: %s", server.url, result)
         self.step_tokens = config.batch_tokens
         self._most_tokens = min(config.batch_tokens, MOST_TOKENS)
         self._dispatcher = Dispatcher(servers, found, checks, config.timeout, config.patience)

@@ -162,7 +162,7 @@ def denied_error(denied: Denied, where: str, kind: type[EntrodropError] = Config
 
 
 def backoff(failures: int) -> float:
-    """Seconds to wait after so many failures in a row, 0.2 to 10, shorter by chance so that not all come at once."""
+    """Seconds to wait after so many failures in a row, 0.2 to 10, shortened at random so that not all come at once."""
     return random.uniform(0.5, 1.0) * float(min(10.0, 0.2 * 2.0 ** min(failures - 1, 10)))
 
 

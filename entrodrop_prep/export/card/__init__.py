@@ -1,4 +1,4 @@
-"""The dataset card: README.md, which makes each epoch a configuration for ``datasets`` and tells what this is.
+"""The dataset card: README.md, which makes each epoch a configuration for ``datasets`` and says what this is.
 
 The file is the user's: only some YAML keys and the block between the two marks are ours. The block notes which values
 in the YAML are ours, and the digest of the text around it where that came from here.
@@ -83,7 +83,7 @@ def read_card(directory: Path) -> str:
         with inside.opened(path) as f:
             return f.read().decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as e:
-        raise OutputError("it is not UTF-8 text", where=str(path), fix="mend or remove it, and run again") from e
+        raise OutputError("it is not UTF-8 text", where=str(path), fix="fix or remove it, and run again") from e
 
 
 def masked_card(before: str, manifest: dict[str, Any], *, title: str, repo: str = NO_REPO) -> str:
@@ -93,7 +93,7 @@ def masked_card(before: str, manifest: dict[str, Any], *, title: str, repo: str 
 
 
 def scored_card(before: str, scored: ScoredDataset, *, title: str, repo: str, with_recipe: bool) -> str:
-    """As ``masked_card``, of a scored directory; ``with_recipe``: a recipe lies beside it."""
+    """As ``masked_card``, of a scored directory; ``with_recipe``: a recipe is beside it."""
     return _renewed_card(before, scored_front(scored), scored_text(scored, repo, with_recipe=with_recipe), title)
 
 
@@ -130,7 +130,7 @@ def merged_card(local: str, remote: str | None) -> str:
 
 
 def clashing_configs(local: str, remote: str) -> list[str]:
-    """Names of configurations of the repository's own that those of ``local`` would take the place of."""
+    """Names of configurations of the repository's own that those of ``local`` would replace."""
     return clashing(split_card(remote.replace("\r\n", "\n"))[0], split_card(local)[0])
 
 
@@ -210,7 +210,7 @@ def _outside(text: str) -> str:
 
 
 def _with_block(text: str, block: str) -> str:
-    """A card's text with our block in the place of the one it has, else at its end."""
+    """A card's text with our block replacing the one it has, else at its end."""
     place = _find_block(text)
     if place:
         return text[: place[0]] + block + text[place[1] :]

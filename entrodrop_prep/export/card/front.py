@@ -142,7 +142,7 @@ def with_value(front: str, key: str, value: Any) -> str:
         changed = front[:start] + block + front[stop:]
         if _load(changed) == wanted:
             return changed
-    return yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)  # an unusual way to write it: write all anew
+    return yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)  # written unusually: write everything again
 
 
 def _load(front: str) -> dict[str, Any] | None:
@@ -164,7 +164,7 @@ def _tables(value: Any) -> list[dict[str, Any]]:
 
 
 def _last_of_each(front: str) -> str:
-    """Front matter without keys that stand once more below, where the user added what was there."""
+    """Front matter without keys that occur again below, where the user added what was there."""
     keys = re.findall(r"^(\w+)[ \t]*:", front, re.MULTILINE)
     for key in dict.fromkeys(k for k in keys if keys.count(k) > 1):
         kept = front
@@ -176,7 +176,7 @@ def _last_of_each(front: str) -> str:
 
 
 def _blocks(front: str, key: str) -> list[re.Match[str]]:
-    """Where a key stands at the outermost level, with the lines that belong to it."""
+    """Where a key is at the outermost level, with the lines that belong to it."""
     return list(re.finditer(rf"^{re.escape(key)}[ \t]*:.*\n(?:[ \t-].*\n)*", front, re.MULTILINE))
 
 

@@ -37,7 +37,7 @@ def picture(manifest: dict[str, Any]) -> bytes | None:
 
 
 def _thresholds(tau: Any) -> list[float]:
-    """Every threshold in nats that the manifest tells; those that select none are no place on the axis."""
+    """Every threshold in nats in the manifest; those that select none are not on the axis."""
     if isinstance(tau, dict):
         values = [v for _, v in tau["values"]] if isinstance(tau.get("values"), list) else list(tau.values())
     else:

@@ -1,4 +1,4 @@
-"""What the card says of a scored directory, in YAML and in words."""
+"""What the card says of a scored directory, in YAML and in prose."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def scored_front(scored: ScoredDataset) -> Front:
 
 
 def scored_text(scored: ScoredDataset, repo: str, *, with_recipe: bool) -> str:
-    """What the block says; ``with_recipe``: the recipe lies beside the scores."""
+    """What the block says; ``with_recipe``: the recipe is beside the scores."""
     described, counts = scored.manifest, scored.manifest["counts"]
     logprob = " and log-probability" if scored.has_logprob else ""
     picture = ["![Entropy of the trainable tokens](" + PICTURE + ")", ""] if "entropy_histogram" in described else []

@@ -50,7 +50,7 @@ def block_text(manifest: dict[str, Any], repo: str = NO_REPO) -> str:
             "",
             "The method is EntroDrop (Entropy-Guided Token Dropout, "
             "[arXiv 2512.23422](https://arxiv.org/abs/2512.23422)): dropping tokens of low entropy, by a sigmoidal "
-            "curriculum. Its authors had no part in this. Every number above is a choice of whoever made the dataset, "
+            "curriculum. Its authors had no part in this. Every number above is a choice of the dataset's author, "
             "or a default of the tool's own, not the paper's.",
             "",
             *_training(manifest, repo),
@@ -84,7 +84,7 @@ def _training(manifest: dict[str, Any], repo: str) -> list[str]:
         f'every = load_dataset({quoted}, split="train")              # all epochs, one after the other',
         "```",
         "",
-        "The rows stand in the order to train on. Read them in order, once (`num_train_epochs=1` and "
+        "The rows are in the order to train on. Read them in order, once (`num_train_epochs=1` and "
         '`train_sampling_strategy="sequential"` of `transformers`), do not shuffle them across epochs, and use a '
         "collator that keeps the labels, such as `DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=-100)`. "
         "`entrodrop recipe transformers DIR` prints a whole script.",
@@ -163,7 +163,7 @@ def _packing(manifest: dict[str, Any]) -> list[str]:
     if not limit:
         return []
     apart = [c for c in ("position_ids", "seq_lengths") if c in manifest["identity"].get("add_columns", [])]
-    told = f"{' and '.join(map(code, apart))} say where each begins" if apart else "nothing tells where each begins"
+    told = f"{' and '.join(map(code, apart))} say where each begins" if apart else "nothing says where each begins"
     return [
         f"- packed: rows hold several documents, {limit:,} tokens at most; {told}; *filled* is the share of a row's "
         "tokens that are used"
@@ -171,7 +171,7 @@ def _packing(manifest: dict[str, Any]) -> list[str]:
 
 
 def _others(manifest: dict[str, Any]) -> list[str]:
-    """What stands beside the epochs."""
+    """What is beside the epochs."""
     lines = []
     if PLAIN in manifest:
         lines.append(

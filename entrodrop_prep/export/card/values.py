@@ -44,7 +44,7 @@ def infos(manifest: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def scored_infos(name: str, scored: ScoredDataset) -> list[dict[str, Any]]:
-    """``dataset_info`` of a scored directory. Its bytes are those that the Parquet footers tell, uncompressed."""
+    """``dataset_info`` of a scored directory. Its bytes are those that the Parquet footers give, uncompressed."""
     size = 0
     for entry in scored.files:
         path = scored.directory / entry["file"]
@@ -75,7 +75,7 @@ def values(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def values_of(scored: list[dict[str, Any]], rows: int) -> dict[str, Any]:
-    """As ``values``, of ``rows`` rows that come from these scores, each as ``provenance.told_of`` tells it."""
+    """As ``values``, of ``rows`` rows that come from these scores, each as ``provenance.told_of`` describes it."""
     sources = [s["source"] for s in scored]
     licences = [tuple(s.get("card", {}).get(key) for key in _LICENCE) for s in sources]
     one = dict(zip(_LICENCE, licences[0], strict=True)) if len({str(found) for found in licences}) == 1 else {}
@@ -98,7 +98,7 @@ def is_known(licence: Any) -> bool:
 
 
 def scored_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the manifest tells of each scored directory whose rows are in the dataset, validation included."""
+    """What the manifest says of each scored directory whose rows are in the dataset, validation included."""
     told = manifest["scored"]
     validation = manifest.get(VALIDATION, {})
     return [*(told if isinstance(told, list) else [told]), *([validation] if "source" in validation else [])]
