@@ -5,8 +5,8 @@ the template's turn lacks that text, it begins at the end of its header. It ends
 template writes headers and closings is read once from probe chats (``TurnFormat``), never from a row's own text. Most
 turns are then found between the texts of the other roles, all of which one more rendering locates (``_outline``), so
 that the work grows with the length of the chat. Where that does not decide, prefixes of the chat are rendered; and
-where a template renders a prefix in another way than the whole chat (it drops the thoughts of earlier turns, say), a message
-whose text is replaced changes the rendered chat just there.
+where a template renders a prefix in another way than the whole chat (it drops the thoughts of earlier turns, say), a
+message whose text is replaced changes the rendered chat just there.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Files in a directory of ours: opened only where they are plain files, never through a link.
 
 A manifest names them, and the sender of the directory wrote the manifest. So a name may lead nowhere else: no part of
-the path below the directory may be a symbolic link, and no file a pipe or a device, which would block
-the process that opens it. The one exception is the cache of ``huggingface_hub``, whose snapshots are links to the blobs of the same repository.
+the path below the directory may be a symbolic link, and no file a pipe or a device, which would block the process that
+opens it. The one exception is the cache of ``huggingface_hub``, whose snapshots are links to the blobs of the same
+repository.
 """
 
 from __future__ import annotations
