@@ -102,7 +102,8 @@ def peak() -> int:
 
 def write_scored(directory: Path, tokens: int, mean: int) -> None:
     """A scored directory of rows with ids as frequent as words are, and entropies without ties."""
-    import scored as scored
+    from entrodrop_prep.store.rows import Rows
+    from helpers import scored
 
     scored.VOCABULARY = VOCABULARY
 
@@ -116,7 +117,7 @@ def write_scored(directory: Path, tokens: int, mean: int) -> None:
             begins = np.zeros(n, bool)
             begins[offsets[:-1]] = True
             entropy = np.where(begins, np.nan, rng.gamma(1.2, 1.5, n)).astype(np.float32)
-            yield scored.Rows(
+            yield Rows(
                 row_id=np.arange(first, first + count),
                 window=np.zeros(count, np.int32),
                 offsets=offsets,

@@ -59,10 +59,6 @@ class Bins:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def block_of(self, row: int) -> int:
-        """The block that packed row ``row`` is made from."""
-        return int(np.searchsorted(self.blocks, row, "right")) - 1
-
     def tokens(self) -> int:
         """Of all packed rows."""
         return int(self.segments.lengths.sum())

@@ -108,18 +108,6 @@ class Histogram:
         return bin_, int(ends[bin_] - self.counts[bin_])
 
 
-def order_statistic(chunks: Callable[[], Iterable[NDArray[Any]]], dtype: DTypeLike, rank: int) -> float:
-    """The score of ``rank`` (from 0, ascending) among all scores that ``chunks()`` yields.
-
-    ``chunks`` is called once for float16, twice for float32. Raises ValueError for a rank that there is not, another
-    dtype, or a NaN.
-    """
-    histogram = Histogram(dtype)
-    for chunk in chunks():
-        histogram.add(chunk)
-    return _find(histogram, rank, chunks)
-
-
 def threshold(first: Histogram, q: float, *, high: bool, again: Callable[[], Iterable[NDArray[Any]]]) -> float:
     """The corpus threshold in the scores' unit; ``first`` has counted every trainable score.
 

@@ -21,7 +21,6 @@ CHATML = "chatml"
 """The chat template that comes with this program."""
 _NAMED = re.compile(r"[A-Za-z0-9_-]{1,64}=(.+)", re.DOTALL)
 _WEIGHT = re.compile(r":(?:\d+(?:\.\d*)?|\.\d+)$")
-_MADE_BY = {"scored": "score", "masked": "materialize"}
 
 
 def kind_of(path: str) -> Kind | None:

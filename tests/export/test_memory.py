@@ -6,6 +6,7 @@ Each run is a process of its own, which tells its own peak (VmHWM) when it has f
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,7 +31,9 @@ CONSTANT, PER_ROW = 700 << 20, 48
 def peak_of(kind: str, settings: dict[str, Any]) -> int:
     """Bytes of memory that a process which runs it had at its peak."""
     command = [sys.executable, __file__, kind, json.dumps(settings)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    paths = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return int(done.stdout.split()[-1])
 

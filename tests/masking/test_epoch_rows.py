@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+import entrodrop_prep
 from entrodrop_prep import MaskedRows
 from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.demo import run as demo
@@ -94,6 +96,23 @@ def test_rows_do_not_depend_on_their_company(settings: dict[str, Any], scored_at
         one, at = slice(*made.offsets[i : i + 2]), slice(*whole.offsets[place : place + 2])
         assert made.input_ids[one].tolist() == whole.input_ids[at].tolist()
         assert made.labels[one].tolist() == whole.labels[at].tolist()
+
+
+def test_nothing_else_makes_masks() -> None:
+    """``apply``, ``unmasked`` and the words of tokens are called where rows are made, and nowhere else."""
+    makers = {"apply": 1, "unmasked": 1, "tokens_below": 1, "eligible_tokens": 2}
+    package, found = Path(entrodrop_prep.__file__).parent, dict.fromkeys(makers, 0)
+    for path in package.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names}
+        own = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
+        for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
+            name = getattr(call.func, "id", getattr(call.func, "attr", ""))
+            if name in makers and path.parent.name == "masking" and name in imported | own:
+                found[name] += 1
+            elif name in makers and name in imported:
+                raise AssertionError(f"{path}:{call.lineno} calls {name}")
+    assert found == makers
 
 
 def test_one_function_makes_the_rows_of_all(scored_at: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

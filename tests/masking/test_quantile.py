@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -18,9 +18,9 @@ from entrodrop_prep import config
 from entrodrop_prep.masking.quantile import (
     DEFAULT_QUANTILE,
     Histogram,
+    _find,
     high_rank,
     low_rank,
-    order_statistic,
     quantile_of,
     row_thresholds,
     threshold,
@@ -38,6 +38,13 @@ def scores(dtype: Any, size: Any) -> Any:
 
 
 both_widths = st.sampled_from(DTYPES).flatmap(lambda dtype: scores(dtype, st.integers(1, 60)))
+
+
+def order_statistic(chunks: Callable[[], Iterable[np.ndarray]], dtype: Any, rank: int) -> float:
+    histogram = Histogram(dtype)
+    for chunk in chunks():
+        histogram.add(chunk)
+    return _find(histogram, rank, chunks)
 
 
 def split(values: np.ndarray, cuts: list[int]) -> list[np.ndarray]:
