@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from entrodrop_prep.config import ScoreConfig
 
     Scores = tuple[np.ndarray[Any, np.dtype[np.float32]], ...]
+    """Scores of one sequence of T tokens: ``(entropy [T-1] float32, logprob [T-1] float32)``, both in nats.
+
+    Index i belongs to the prediction of token i+1 from tokens 0 to i: entropy is H(p(. | x_0..x_i)) over the full
+    vocabulary, logprob is log p(x_(i+1) | x_0..x_i).
+    """
 
 BACKENDS = {
     "transformers": "entrodrop_prep.backends.transformers:TransformersBackend",

@@ -58,6 +58,9 @@ def materialize(config: MaterializeConfig) -> MaterializeSummary:
     Args:
         config: the settings. ``publish.materialize`` is for those with ``push_to_hub``.
 
+    Returns:
+        What the directory holds, and how many tokens this run wrote.
+
     Raises:
         EntrodropError: see ``entrodrop_prep.errors``; finished files stay.
         ValueError: for ``push_to_hub``.

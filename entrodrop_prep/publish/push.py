@@ -52,6 +52,12 @@ class PushSummary:
 def push(config: PushConfig) -> PushSummary:
     """Push a finished scored or masked directory to the Hub.
 
+    Args:
+        config: the settings, those of ``entrodrop push``.
+
+    Returns:
+        The repository and the commit that holds the directory, and what was uploaded.
+
     Raises:
         EntrodropError: see ``entrodrop_prep.errors``; a HubError says what is kept. The directory is not changed.
     """

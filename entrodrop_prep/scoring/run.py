@@ -59,6 +59,12 @@ class ScoreSummary:
 def score(config: ScoreConfig) -> ScoreSummary:
     """Score a source into ``config.out``, continuing whatever an earlier run of the same settings finished.
 
+    Args:
+        config: the settings, those of ``entrodrop score``.
+
+    Returns:
+        Where the scored directory is, what it holds, and how many tokens this run scored.
+
     Raises:
         EntrodropError: see ``entrodrop_prep.errors``; finished shards stay.
     """

@@ -33,7 +33,14 @@ def schemas() -> dict[str, dict[str, Any]]:
 
 
 def write_schemas(directory: str) -> list[Path]:
-    """Write every schema into a directory; returns the paths."""
+    """Write every JSON Schema into a directory, which is made if it is not there.
+
+    Returns:
+        The paths of the files.
+
+    Raises:
+        OutputError: they cannot be written there.
+    """
     out = local_directory(directory)
     written = []
     for name, content in schemas().items():

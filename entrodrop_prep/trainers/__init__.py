@@ -19,8 +19,13 @@ def recipe(trainer: str, directory: str, train_model: str | None = None) -> str:
         train_model: the model to train, a directory or a Hub id; compared with what the rows were made for. Without it
             the recipe names ``base-model``.
 
-    Raises ConfigError for a trainer that is not known and for a model whose vocabulary lacks ids of the rows,
-    ModelError for one that cannot be read, IntegrityError where the directory is not what was written.
+    Returns:
+        The text of the script or file of settings.
+
+    Raises:
+        ConfigError: the trainer is not known, or the model's vocabulary lacks ids of the rows.
+        ModelError: the model cannot be read.
+        IntegrityError: the directory is not what was written.
     """
     check_trainer(trainer)
     return recipe_of(trainer, read_facts(directory, train_model))

@@ -116,8 +116,13 @@ def check_batches(
         epochs: the epochs that are trained on, in order; default all.
         complete: whether the batches hold all rows; False for the first few steps of a training run.
 
-    Raises ArrivalError naming the first difference and, where it can be found, its cause; IntegrityError where the
-    files are not what was written; ConfigError for an epoch that is not there.
+    Returns:
+        How many rows, tokens and labels reached the model as they were written.
+
+    Raises:
+        ArrivalError: names the first difference and, where it can be found, its cause.
+        IntegrityError: the files are not what was written.
+        ConfigError: an epoch is not there.
     """
     path = local_directory(str(directory))
     batches = iter(batches)

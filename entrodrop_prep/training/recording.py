@@ -45,8 +45,14 @@ class Piece:
 def recording(model: torch.nn.Module) -> Iterator[list[dict[str, Any]]]:
     """Note every batch that ``model`` is called with to train; a list that grows while the block runs.
 
-    For trainers that hide their batches. Give the model that the trainer was given. Notes are copies on the CPU, about
-    32 bytes a token. Calls without gradients, as evaluation makes them, are left out.
+    For trainers that hide their batches. Calls without gradients, as evaluation makes them, are left out.
+
+    Args:
+        model: the model that the trainer was given.
+
+    Yields:
+        The batches so far, as ``check_batches`` takes them: for each call ``input_ids`` and ``labels`` [B, T] and,
+        where they were given, ``attention_mask`` and ``position_ids``; copies on the CPU, about 32 bytes a token.
     """
     import torch
 

@@ -50,7 +50,10 @@ class MaskedRows:
             config: a recipe and its sources; of ``out`` and of what says how files are written nothing is used.
             cache_dir: where the cache is, or is made; default ``entrodrop`` in the cache of ``datasets``.
 
-        Raises ConfigError, IntegrityError for scores that are damaged, SourceError where an epoch has no rows.
+        Raises:
+            ConfigError: the settings do not fit the scores.
+            IntegrityError: the scores are damaged.
+            SourceError: an epoch has no rows.
         """
         self._config, self._cache_dir = config, None if cache_dir is None else str(cache_dir)
         self._job = open_job(config)
@@ -87,7 +90,8 @@ class MaskedRows:
             recipe_settings: those of a recipe, by name: ``epochs=4, quantile=0.3``; they win over the file. And those
                 that change the rows: ``pack``, ``add_columns``, ``rows_multiple``.
 
-        Raises as ``MaskedRows`` does.
+        Raises:
+            ConfigError: a setting is not known, and as ``MaskedRows`` does.
         """
         known = [*RECIPE_FIELDS, *(n for n in _identity_names() if n not in (*RECIPE_FIELDS, *_OF_FILES))]
         for name in recipe_settings:
@@ -112,7 +116,9 @@ class MaskedRows:
             scored: the scored directory; for named sources the directory of each by name.
             cache_dir: see ``MaskedRows``.
 
-        Raises IntegrityError where these are other scores, and as ``MaskedRows`` does.
+        Raises:
+            IntegrityError: these are other scores, and as ``MaskedRows`` does.
+            ConfigError: the sources named are not those of the masked directory.
         """
         path = local_directory(str(masked))
         described = manifest.read(path, MASKED)
@@ -155,10 +161,12 @@ class MaskedRows:
             recipe: YAML or JSON file instead of the repository's recipe.
             token: of the Hub; default the one that ``hf auth login`` or HF_TOKEN gave.
             cache_dir: see ``MaskedRows``. What is fetched is in the cache of ``huggingface_hub``.
-            recipe_settings: those of a recipe, by name; they win over the repository's ``recipe.yaml``, and in place of
-                a masked directory's own recipe they are the whole of it.
+            recipe_settings: those of a recipe, by name. They win over the repository's ``recipe.yaml``; a masked
+                directory's own recipe they replace as a whole.
 
-        Raises HubError where the repository cannot be had, and as ``open`` and ``like`` do.
+        Raises:
+            HubError: the repository cannot be fetched.
+            ConfigError: it holds no scores, or no recipe and none was given; and as ``open`` and ``like`` do.
         """
         from entrodrop_prep.store.layout import RECIPE, SCORED_FOLDER
         from entrodrop_prep.training.hub import fetch
@@ -187,7 +195,7 @@ class MaskedRows:
         return int(self._firsts[-1])
 
     def __getitem__(self, place: int) -> Row:
-        """The row at a position, counted through all epochs; from the end where it is negative."""
+        """The row at a position, counted through all epochs; from the end where it is negative. Raises IndexError."""
         at = place + len(self) if place < 0 else place
         if not 0 <= at < len(self):
             raise IndexError(f"there is no row {place} among {len(self)}")
@@ -199,7 +207,18 @@ class MaskedRows:
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def take(self, places: Sequence[int] | NDArray[np.int64]) -> dict[str, list[Any]]:
-        """Each column of the rows at ``places`` [n], counted through all epochs: n values. Raises IndexError."""
+        """Several rows, column by column.
+
+        Args:
+            places: [n] positions, counted through all epochs.
+
+        Returns:
+            Column -> n values: lists of a row's T tokens (``input_ids``, ``attention_mask``, ``labels``,
+            ``position_ids``) or documents (``seq_lengths``), or numbers (``n_trainable``).
+
+        Raises:
+            IndexError: a position is outside 0 to ``len(self) - 1``.
+        """
         wanted = np.asarray(places, np.int64)
         if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(self):
             raise IndexError(f"positions {wanted.min()} to {wanted.max()} are not inside {len(self)} rows")
@@ -226,8 +245,9 @@ class MaskedRows:
     def dataset(self, epoch: int | None = None) -> datasets.Dataset:
         """A ``datasets.Dataset`` whose rows are made as they are read: of one epoch, or of all, one after the other.
 
-        It has the columns of the files, so that trainers treat it as they treat ``load_dataset("masked")``; what stands
-        in them is the position (8 bytes a row), until a row is read. Read it in order.
+        It has the columns of the files, so that trainers treat it as they treat ``load_dataset("masked")``; they hold
+        only the position (8 bytes a row) until a row is read. Read it in order.
+        Raises ConfigError for an epoch that is not there.
         """
         import datasets
         import pyarrow as pa

@@ -55,7 +55,19 @@ class MaskedStream(IterableDataset["Row"]):
         epoch: int | None = None,
         drop_last: bool = False,
     ) -> None:
-        """``batch_size`` is that of one rank. Raises ConfigError for numbers that cannot be."""
+        """Prefer ``MaskedRows.stream``.
+
+        Args:
+            rows: the rows of all epochs.
+            batch_size: rows in a batch of one rank.
+            rank: this process, from 0.
+            world_size: number of ranks.
+            epoch: the epoch of the first pass, from 0; None: all epochs in one pass.
+            drop_last: whether to leave out a last step of fewer than batch_size * world_size rows.
+
+        Raises:
+            ConfigError: a number is out of range, or there is no such epoch.
+        """
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}", fix="give 1 or more")
         if not 0 <= rank < world_size:
@@ -81,7 +93,11 @@ class MaskedStream(IterableDataset["Row"]):
         return stop - first
 
     def set_epoch(self, epoch: int) -> None:
-        """Give another epoch from the next pass on, from its first row. Raises ConfigError if there is none."""
+        """Give another epoch from the next pass on, from its first row.
+
+        Raises:
+            ConfigError: there is no such epoch, or the stream holds all epochs in one pass.
+        """
         if self._all:
             if epoch:
                 raise ConfigError("this stream holds all epochs in one pass", fix="train one epoch, or stream(epoch=0)")
@@ -90,7 +106,11 @@ class MaskedStream(IterableDataset["Row"]):
             self.seek(epoch, 0)
 
     def seek(self, epoch: int | None, rows: int) -> None:
-        """Begin the next pass behind ``rows`` rows of ``epoch``. Raises ConfigError for what there is not."""
+        """Begin the next pass after the first ``rows`` rows of ``epoch``, counted over all ranks.
+
+        Raises:
+            ConfigError: this stream has no such epoch or row.
+        """
         first, stop = self.rows.span(epoch)
         if (epoch is None) != self._all or not 0 <= rows <= stop - first:
             of = "all epochs" if epoch is None else f"epoch {epoch}"
@@ -106,7 +126,11 @@ class MaskedStream(IterableDataset["Row"]):
         self._shared[_LED] = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this process is: see the class. Raises ConfigError where worker processes make the rows."""
+        """The position of this process: ``{"epoch", "rows"}``, see the class.
+
+        Raises:
+            ConfigError: worker processes make the rows.
+        """
         if get_worker_info() is None and self._shared[_WORKERS]:
             raise ConfigError(
                 "the stream's rows are made in worker processes, and it does not know how many were trained on",
@@ -126,7 +150,11 @@ class MaskedStream(IterableDataset["Row"]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from a state with the next pass.
 
-        Raises ConfigError for a state of another kind of stream, or of a worker with other numbers.
+        Args:
+            state: what ``state_dict`` returned.
+
+        Raises:
+            ConfigError: it is of another kind of stream, or of a worker with other numbers.
         """
         epoch, rows, numbers = state["epoch"], int(state["rows"]), self._numbers()
         was = {name: state[name] for name in ("batch_size", "world_size", "num_workers") if name in state}
@@ -241,7 +269,7 @@ class MaskedLoader(DataLoader["Row"]):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """What was handed out."""
+        """What was handed out: ``{"epoch", "rows", "batches"}``, rows over all ranks."""
         if self._epoch != self.stream.epoch:
             return {"epoch": self.stream.epoch, "rows": 0, "batches": 0}
         return {"epoch": self._epoch, "rows": self._rows, "batches": self._batches}
@@ -249,8 +277,13 @@ class MaskedLoader(DataLoader["Row"]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume after what was handed out, with the next pass.
 
-        A state of an epoch before the stream's own is over, and leaves the loader as it is. Raises ConfigError for a
-        state of another kind of stream.
+        A state of an epoch before the stream's own is over, and leaves the loader as it is.
+
+        Args:
+            state: what ``state_dict`` returned, of any number of workers, ranks and batch size.
+
+        Raises:
+            ConfigError: it is of another kind of stream.
         """
         epoch = state["epoch"]
         if epoch is not None and self.stream.epoch is not None and epoch < self.stream.epoch:

@@ -26,8 +26,16 @@ SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 def show(directory: str, row: int | None = None) -> Iterator[str]:
     """Lines that describe a scored or masked directory, or row ``row`` of it.
 
-    For a scored directory a row is a ``row_id``; for a masked one the position in each epoch's order.
-    Raises IntegrityError for a directory that is neither, ConfigError for a row that is not there.
+    Args:
+        directory: a scored or masked directory.
+        row: of a scored directory the ``row_id``; of a masked one the position in each epoch's order. None: a summary.
+
+    Yields:
+        Lines of text. Entropies and log-probabilities are in nats.
+
+    Raises:
+        IntegrityError: the directory is neither.
+        ConfigError: the row is not there.
     """
     path = local_directory(directory)
     with reading_lock(path):

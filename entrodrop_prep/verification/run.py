@@ -55,12 +55,19 @@ def kind_of(directory: Path) -> str:
 def verify(directory: str, against: str | Sequence[str] | None = None, revision: str | None = None) -> Report:
     """Check a scored or a masked directory; ``against`` is the scored directory that a masked one was made from.
 
-    For a mixture, one ``NAME=SCORED`` for each source; ``eval=SCORED`` proves the validation rows. Each may be a
-    dataset on the Hub too, ``USER/NAME``, at its default branch or for ``directory`` at ``revision``; a path that
-    exists here wins. Where a masked dataset on the Hub comes with its scores, the masks are proved from these.
+    Where a masked dataset on the Hub comes with its scores, the masks are proved from these.
 
-    Raises EntrodropError only where there is nothing to check, another run is writing there, or TMPDIR has no room; all
-    that does not hold is among the findings.
+    Args:
+        directory: the directory, or ``USER/NAME`` on the Hub; a path that exists here wins.
+        against: the scored directory, or a dataset on the Hub at its default branch. For a mixture, one
+            ``NAME=SCORED`` for each source; ``eval=SCORED`` proves the validation rows.
+        revision: branch, tag or commit of ``directory`` on the Hub; default its default branch.
+
+    Returns:
+        Findings, everything that does not hold, and notes, such as what was not checked.
+
+    Raises:
+        EntrodropError: there is nothing to check, another run is writing there, or TMPDIR has no room.
     """
     report = Report()
     path, published = _found(directory, revision, report, with_scored=against is None)
