@@ -95,7 +95,7 @@ def cli_page() -> str:
         "The same settings as fields of `ScoreConfig`, `ServeConfig`, `MaterializeConfig` and `PushConfig`.\n"
         "*Resume*: an `identity`\n"
         "setting must be the same to continue a run ([format](format.md#what-may-differ-on-resume)), an `operation`\n"
-        "setting may differ. *Recipe*: may stand in a `--recipe` file, YAML or JSON\n"
+        "setting may differ. *Recipe*: may be in a `--recipe` file, YAML or JSON\n"
         "([schema](../schemas/recipe.json)); flags win over it.\n",
     ]
     for cls in CONFIGS.values():

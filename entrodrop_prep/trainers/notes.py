@@ -122,4 +122,4 @@ def lengths(facts: Facts, *, apart: bool = False) -> list[str]:
 
 def placeholder(facts: Facts) -> list[str]:
     """That the model must be named."""
-    return [f'Put your model in the place of "{PLACEHOLDER}".'] if facts.model == PLACEHOLDER else []
+    return [f'Replace "{PLACEHOLDER}" with your model.'] if facts.model == PLACEHOLDER else []

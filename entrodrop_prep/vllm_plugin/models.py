@@ -82,8 +82,8 @@ def _check_rope(config: Any, longest: int) -> None:
 def _check_head(model: Any, config: Any, architecture: str) -> None:
     """Raise ValueError where vLLM would not use the head that the configuration means.
 
-    Some of its architectures do not look at ``tie_word_embeddings``: they leave out the checkpoint's head without a
-    word, or keep one that no checkpoint fills. Of a multimodal model the outer configuration says it, as in
+    Some of its architectures do not look at ``tie_word_embeddings``: they silently leave out the checkpoint's head,
+    or keep one that no checkpoint fills. Of a multimodal model the outer configuration says it, as in
     transformers.
     """
     wanted = getattr(config, "tie_word_embeddings", None)

@@ -68,7 +68,7 @@ def test_what_is_being_written_is_not_read(reader: str, place: Path, monkeypatch
 HOLD = """
 import sys, time
 from pathlib import Path
-from entrodrop_prep import locks
+from entrodrop_prep.store import locks
 with locks.{lock}(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -336,7 +336,7 @@ def test_a_drop_token_asks_for_trained_embeddings(made: Path) -> None:
 
 
 def test_the_placeholder_is_told(made: Path) -> None:
-    told = 'Put your model in the place of "base-model".'
+    told = 'Replace "base-model" with your model.'
     assert told in recipe("transformers", str(made / "labels"))
     assert told not in recipe("transformers", str(made / "labels"), str(made / "base-model"))
 
