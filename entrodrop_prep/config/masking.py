@@ -8,7 +8,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from entrodrop_prep.config.expansion import bounded
 from entrodrop_prep.config.settings import Setting, build, flag, validate
@@ -16,6 +16,28 @@ from entrodrop_prep.errors import ConfigError
 
 EXTRA_COLUMNS = ("n_trainable", "position_ids", "seq_lengths")
 """What ``add_columns`` may name, in the order of the files' columns."""
+
+
+class Selection(NamedTuple):
+    """Which tokens may be dropped: those on one side of a threshold of a score."""
+
+    score: Literal["entropy", "logprob"] | None
+    """The column of scores that is compared; None where any token may be dropped."""
+    high: bool = False
+    """Whether those at the threshold and above are selected, else those at it and below."""
+
+
+SELECTIONS = {
+    "low-entropy": Selection("entropy"),
+    "high-entropy": Selection("entropy", high=True),
+    "random": Selection(None),
+}
+"""The values of ``select``."""
+
+if TYPE_CHECKING:
+    Select = str
+else:
+    Select = Literal[tuple(SELECTIONS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +61,7 @@ class Recipe:
         ),
     ] = "random"
     select: Annotated[
-        Literal["low-entropy", "high-entropy", "random"],
+        Select,
         Setting("Which tokens may be dropped; high-entropy and random are control arms."),
     ] = "low-entropy"
     quantile: Annotated[
@@ -131,13 +153,23 @@ class Recipe:
         kind, _, column = self.scope.partition(":")
         return column if kind == "column" and column else None
 
+    @property
+    def selection(self) -> Selection:
+        """What ``select`` means."""
+        return SELECTIONS[self.select]
+
+    @property
+    def needs_logprob(self) -> bool:
+        """Whether log-probabilities decide anything."""
+        return self.keep_surprising is not None or self.selection.score == "logprob"
+
     def check(self) -> None:
         """Rules that span several fields. Raises ConfigError."""
         if self.threshold is not None and self.quantile is not None:
             raise ConfigError("--quantile and --threshold exclude each other", fix="give one of them")
-        if self.threshold is not None and self.select == "random":
+        if self.threshold is not None and self.selection.score is None:
             raise ConfigError(
-                "--select random has no entropy threshold", fix="give --quantile, the share that may be dropped"
+                f"--select {self.select} has no entropy threshold", fix="give --quantile, the share that may be dropped"
             )
         if self.scope not in ("corpus", "row", "source") and self.scope_column is None:
             raise ConfigError(

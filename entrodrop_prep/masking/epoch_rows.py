@@ -62,13 +62,13 @@ class Spec:
     @property
     def column(self) -> str | None:
         """The column whose values have thresholds."""
-        return self.config.scope_column if self.config.select != "random" else None
+        return self.config.scope_column if self.config.selection.score is not None else None
 
     @property
     def columns_name(self) -> str:
         """A name for the columns that the rows are made from."""
         read = [[s.scored.content_digest, s.plain] for s in self.sources.all]
-        return digest.of_json([_FORMAT, read, self.column, self.config.keep_surprising is not None])[:32]
+        return digest.of_json([_FORMAT, read, self.column, self.config.needs_logprob])[:32]
 
     @property
     def survey_name(self) -> str:
@@ -257,7 +257,7 @@ def write(directory: Path, spec: Spec, *, lasting: bool, jobs: int) -> None:
     """
     sources, config = spec.sources, spec.config
     if not has_columns(directory):
-        logprob = config.keep_surprising is not None
+        logprob = config.needs_logprob
         write_columns(directory, sources, column=spec.column, logprob=logprob, lasting=lasting, jobs=jobs)
     columns = Columns(directory)
     taus = thresholds(sources, config, columns, jobs)

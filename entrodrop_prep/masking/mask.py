@@ -47,7 +47,7 @@ class MaskPlan:
 
     def __post_init__(self) -> None:
         one = self.recipe.threshold is not None or needs_corpus_quantile(self.recipe)
-        many = self.recipe.select != "random" and self.recipe.scope_column is not None
+        many = self.recipe.selection.score is not None and self.recipe.scope_column is not None
         if (self.tau is not None) != one or (self.taus is not None) != many:
             raise ValueError(f"tau is {self.tau}, taus {self.taus} for a recipe that says otherwise")
         if (self.drop_token_id is None) != (self.recipe.drop_token == "random"):
@@ -110,7 +110,7 @@ class Masked:
 
 def needs_corpus_quantile(recipe: Recipe) -> bool:
     """Whether ``MaskPlan.tau`` is to be found among all scores of the corpus or the source (else: given, or others)."""
-    return recipe.threshold is None and recipe.select != "random" and recipe.scope in ("corpus", "source")
+    return recipe.threshold is None and recipe.selection.score is not None and recipe.scope in ("corpus", "source")
 
 
 def apply(rows: Rows, plan: MaskPlan, epoch: int, rates: NDArray[np.float64]) -> Masked:
@@ -123,7 +123,7 @@ def apply(rows: Rows, plan: MaskPlan, epoch: int, rates: NDArray[np.float64]) ->
     recipe = plan.recipe
     if len(rates) != len(rows.row_id):
         raise ValueError(f"{len(rates)} rates for {len(rows.row_id)} rows")
-    chance = rates * quantile_of(recipe) if recipe.select == "random" else rates
+    chance = rates * quantile_of(recipe) if recipe.selection.score is None else rates
     eligible = eligible_tokens(rows, plan) if rows.eligible is None else rows.eligible
     key, limit = stream_key(recipe.seed, DROP, plan.source), rate_limit(chance)
     dropped = tokens_below(key, rows.row_id, rows.window, rows.lengths, epoch, limit)
@@ -167,24 +167,25 @@ def _labels(ids: NDArray[np.int32], labelled: NDArray[np.bool_]) -> NDArray[np.i
 
 
 def eligible_tokens(rows: Rows, plan: MaskPlan) -> NDArray[np.bool_]:
-    """[N] tokens that may be dropped: trainable, not protected, selected by entropy, not surprising.
+    """[N] tokens that may be dropped: trainable, not protected, selected by their score, not surprising.
 
     Scores are compared in float64, in which each stored value is exact. A null score selects nothing.
     """
     recipe = plan.recipe
     eligible = rows.trainable & ~np.isin(rows.input_ids, plan.protected)
-    if recipe.select != "random":
-        high = recipe.select == "high-entropy"
+    score, high = recipe.selection
+    if score is not None:
+        scores: Any = getattr(rows, score)
         tau: Any = plan.tau
         if plan.taus is not None:
             if rows.group is None:
                 raise ValueError("the rows do not say which threshold is theirs")
             tau = np.repeat(plan.taus[rows.group], rows.lengths)
         elif tau is None:
-            of_row = row_thresholds(rows.entropy, rows.trainable, rows.offsets, quantile_of(recipe), high)
+            of_row = row_thresholds(scores, rows.trainable, rows.offsets, quantile_of(recipe), high)
             tau = np.repeat(of_row, rows.lengths)
-        entropy = rows.entropy.astype(np.float64)
-        eligible &= entropy >= tau if high else entropy <= tau
+        values = scores.astype(np.float64)
+        eligible &= values >= tau if high else values <= tau
     if recipe.keep_surprising is not None:
         if rows.logprob is None:
             raise ConfigError(

@@ -34,15 +34,16 @@ def thresholds(sources: Sources, recipe: Recipe, columns: Columns, jobs: int) ->
 
     Exact: one pass over the scores for every 16 bits of theirs.
     """
-    if recipe.threshold is not None or recipe.select == "random" or recipe.scope == "row":
+    score, high = recipe.selection
+    if recipe.threshold is not None or score is None or recipe.scope == "row":
         return None
-    masked, high, q = sources.masked, recipe.select == "high-entropy", quantile_of(recipe)
+    masked, q = sources.masked, quantile_of(recipe)
     groups = {"corpus": 1, "source": len(masked)}.get(recipe.scope, len(columns.facts["values"]))
     spans = [span for span in columns.chunks() if not sources.all[columns.arrays["source"][span[0]]].plain]
 
     def chosen(span: tuple[int, int]) -> tuple[Rows, NDArray[Any]]:
         rows = columns.span(*span)
-        return rows, rows.entropy[rows.trainable]
+        return rows, getattr(rows, score)[rows.trainable]
 
     def scores() -> Iterator[NDArray[Any]]:
         return (found for _, found in in_order(chosen, spans, jobs))
@@ -55,7 +56,7 @@ def thresholds(sources: Sources, recipe: Recipe, columns: Columns, jobs: int) ->
                 source = sources.all[columns.arrays["source"][first]]
                 yield found, np.full(len(found), masked.index(source))
 
-    dtype = columns.arrays["entropy"].dtype
+    dtype = columns.arrays[score].dtype
     if groups != 1:
         return group_thresholds(grouped, dtype, groups, q, high=high)
     histogram = Histogram(dtype)

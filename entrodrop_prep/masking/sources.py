@@ -193,7 +193,7 @@ def _check_column(masked: list[Source], recipe: Recipe) -> None:
         kind = source.scored.schema.field(column).type
         told = "text" if pa.types.is_string(kind) or pa.types.is_large_string(kind) else ""
         told = "integer" if pa.types.is_integer(kind) else "bool" if pa.types.is_boolean(kind) else told
-        if recipe.select != "random" and (not told or before not in ("", told)):
+        if recipe.selection.score is not None and (not told or before not in ("", told)):
             raise ConfigError(
                 f"--scope column:{column}: it is {kind}" + (f", elsewhere {before}" if told else ""),
                 where=where,

@@ -362,7 +362,7 @@ def test_options_named_in_the_docs_exist(page: Path) -> None:
         "--middleware",  # of the vLLM server that `entrodrop serve` starts
         "--dataset",  # of ms-swift
         "--train",  # of LitGPT, as in --train.epochs
-        *("--estimator", "--bounds"),  # of earlier versions, whose directories are refused
+        *("--estimator", "--bounds", "--top-k"),  # of earlier versions, whose directories are refused
     }
     # Of the containers' own options tests/docs/test_docker.py knows.
     others = r"(?:pip|python|--check|docker (?:build|run|compose)|apptainer|hf (?:download|cache))"

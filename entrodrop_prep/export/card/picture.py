@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 from xml.sax.saxutils import escape
 
+from entrodrop_prep.config.masking import SELECTIONS
+
 NAME = "entropy.svg"
 WIDTH, HEIGHT = 760, 270
 _TOP, _FLOOR = 40, 220
@@ -53,9 +55,10 @@ def _spread(spread: dict[str, Any], thresholds: list[float], select: str) -> Ite
     scale = (right - left) / nats
     top, total = max(counts, default=0) or 1, sum(counts) or 1
     yield _text((left + right) / 2, 22, "Entropy of the trainable tokens", size=14)
-    if len(thresholds) == 1 and select in ("low-entropy", "high-entropy"):
+    selection = SELECTIONS.get(select)
+    if len(thresholds) == 1 and selection is not None and selection.score == "entropy":
         at = left + min(thresholds[0], nats) * scale
-        start, stop = (left, at) if select == "low-entropy" else (at, right)
+        start, stop = (at, right) if selection.high else (left, at)
         yield _rect(start, _TOP, stop - start, _FLOOR - _TOP, _SHADE)
     for index, count in enumerate(counts):
         height = (_FLOOR - _TOP) * count / top
