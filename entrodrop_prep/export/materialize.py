@@ -207,7 +207,8 @@ def _write(
         tables = unless(stopped, job.tables(part, shard, counts))
         footer = write_shard(path, job.schema, tables, lambda: info | counts.info(), compression=job.config.compression)
         progress.add(counts.rows, counts.values["tokens"])
-        return part.name(shard), (footer, manifest.file_entry(out, path))
+        with writing(path):
+            return part.name(shard), (footer, manifest.file_entry(out, path))
 
     every = [(part, shard) for part, shards in missing.items() for shard in shards]
     rows = sum(stop - first for part, shard in every for first, stop in [part.layout.places(shard)])

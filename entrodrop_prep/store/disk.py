@@ -45,9 +45,9 @@ def writing(where: Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
+        check_held(where)  # a file that is not there may be lost with its directory
         if e.errno not in (*_FULL, *_REFUSED, *_FAILED):
             raise
-        check_held(where)
         if e.errno in _FULL:
             raise DiskSpaceError(
                 f"no space left ({os.strerror(e.errno)})",

@@ -254,6 +254,21 @@ def test_a_lost_directory_is_not_made_again(
     assert not verify(str(out)).findings
 
 
+def test_a_directory_that_is_lost_between_a_file_and_its_entry(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, entry = tmp_path / "out", manifest.file_entry
+
+    def lose(directory: Path, path: Path, **more: Any) -> dict[str, Any]:
+        if out.exists():
+            shutil.move(out, tmp_path / "lost")
+        return entry(directory, path, **more)
+
+    monkeypatch.setattr(manifest, "file_entry", lose)
+    with pytest.raises(OutputError, match=r"out: the directory was removed, renamed, replaced or unmounted"):
+        mask(place, out)
+
+
 # Durable.
 
 
@@ -323,14 +338,14 @@ def test_a_disk_that_fails_ends_a_run_with_one_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """At the seventh such call of the run: some shards are there. They stay, and the rest is made later."""
+    """In the middle of the run: some shards are there. They stay, and the rest is made later."""
     out, real, calls = tmp_path / "out", getattr(os, call), []
 
     def failing(*arguments: Any, **more: Any) -> Any:
         to_write = call != "open" or arguments[1] & os.O_CREAT
         if call == "fsync" or (".parquet" in str(arguments[0]) and to_write):
             calls.append(arguments)
-            if len(calls) == (7 if call == "fsync" else 3):
+            if len(calls) == (12 if call == "fsync" else 3):
                 raise OSError(number, os.strerror(number))
         return real(*arguments, **more)
 
