@@ -443,7 +443,7 @@ def edit_config(directory: Path, **values: Any) -> None:
 def test_a_vocabulary_size_above_the_weights(tmp_path: Path) -> None:
     directory = save_model(tmp_path, tiny_llama(V))
     edit_config(directory, vocab_size=120)
-    with pytest.raises(ModelError, match=r"is \[97, 32\], its configuration makes it \[120, 32\]; mend"):
+    with pytest.raises(ModelError, match=r"is \[97, 32\], its configuration makes it \[120, 32\]; correct"):
         started(directory)
 
 

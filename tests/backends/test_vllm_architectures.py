@@ -443,7 +443,7 @@ def probability_over_one(raw: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     ("spoil", "says"),
     [
         (missing, "a position was not computed"),
-        (another_vocabulary, f"a vocabulary of 384 tokens, the model has {VOCABULARY}"),
+        (another_vocabulary, f"vocabulary is 384 tokens, the model has {VOCABULARY}"),
         (no_sentinel, "it is not from the plugin"),
         (probability_over_one, "above zero"),
         (lambda raw: raw[:-1], "8 rows for 9 tokens"),

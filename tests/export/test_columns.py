@@ -139,7 +139,7 @@ NONSENSE = {
     "position_ids do not count": ("position_ids", lambda rows: rows[0].__setitem__(-1, 7_000)),
     "seq_lengths do not add up": ("seq_lengths", lambda rows: rows[0].__setitem__(0, rows[0][0] - 1)),
     "the first token of a document has a label": ("both", lambda rows: None),
-    "tell of different documents": ("seq_lengths", lambda rows: rows.__setitem__(0, [1, rows[0][0] - 1])),
+    "describe different documents": ("seq_lengths", lambda rows: rows.__setitem__(0, [1, rows[0][0] - 1])),
 }
 
 
