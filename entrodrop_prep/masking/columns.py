@@ -28,6 +28,8 @@ MAPPED_BYTES = 1 << 28
 CHUNK_TOKENS = 1 << 18
 _WINDOW = 1 << 16
 """Bytes around a position that the operating system maps at the first look at it."""
+TOKEN_BYTES = 10
+"""Bytes of a token in all its arrays, about."""
 _PER_ROW = ("source", "row_id", "window", "length", "group")
 
 
@@ -77,6 +79,7 @@ class Columns:
     def span(self, first: int, stop: int) -> Rows:
         """Rows ``first`` to ``stop - 1`` with all their columns, not copied. Raises IntegrityError for damage."""
         a, b = int(self.starts[first]), int(self.starts[stop])
+        self._look((b - a) * TOKEN_BYTES)
         found = {}
         for name in ("input_ids", "entropy", "loss_mask", "logprob"):
             if name in self.arrays:
@@ -105,7 +108,7 @@ class Columns:
         first, stop = self.starts[index], self.starts[index + 1]
         offsets = np.zeros(len(index) + 1, np.int64)
         np.cumsum(stop - first, out=offsets[1:])
-        self._look(2 * len(index))
+        self._look(2 * len(index) * _WINDOW, flags)
         self.arrays.check("input_ids", first, stop)
         flags.check("flags", first, stop)
         marks = taken(flags["flags"], self.starts, index)
@@ -122,20 +125,21 @@ class Columns:
 
     def at(self, name: str, tokens: NDArray[np.int64]) -> NDArray[Any]:
         """The values of an array at some tokens."""
-        self._look(len(tokens))
+        self._look(len(tokens) * _WINDOW)
         self.arrays.check(name, tokens, tokens + 1)
         found: NDArray[Any] = self.arrays[name][tokens]
         return found
 
-    def _look(self, places: int) -> None:
-        """Count what the operating system maps, and have it unmapped where that becomes too much."""
+    def _look(self, size: int, *others: Arrays) -> None:
+        """Count the bytes that the operating system maps, and have them unmapped where that becomes too much."""
         with self._lock:
-            self._looked += places * _WINDOW
+            self._looked += size
             due = self._looked > MAPPED_BYTES and len(self.arrays["input_ids"]) * 5 > MAPPED_BYTES
             if self._looked > MAPPED_BYTES:
                 self._looked = 0
         if due:
-            self.arrays.release()
+            for arrays in (self.arrays, *others):
+                arrays.release()
 
 
 @dataclass(frozen=True)
