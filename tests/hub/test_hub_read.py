@@ -19,7 +19,7 @@ from entrodrop_prep.store.manifest import read
 from entrodrop_prep.store.schema import SCORED
 from helpers.hub import READER, WRITER, Fault, Hub
 from helpers.models import random_rows, rows_of, save_model, tiny_llama, words
-from helpers.scored import all_bytes, some_rows, write_scored
+from helpers.scored import all_bytes, copy, rewrite_manifest, some_rows, write_scored
 
 pytestmark = pytest.mark.network
 
@@ -124,6 +124,20 @@ def test_a_published_dataset_is_proved(hub: Hub, made: Path, tmp_path: Path) -> 
     refused(answers[7], "no revision 'v9'", "a tag or a commit")
     refused(answers[8], "alice/missing", "no such dataset", "a local path is written ./alice/missing", "hf auth login")
     assert not list((home / "hub" / "datasets--alice--alone").rglob("notes.txt")), "more than needed was downloaded"
+
+
+@pytest.mark.parametrize("kind", ["scored", "masked"])
+@pytest.mark.parametrize("name", ["../../outside.parquet", "/etc/passwd", "epoch_000/../../outside.parquet"])
+def test_a_manifest_on_the_hub_names_no_file_elsewhere(
+    hub: Hub, made: Path, tmp_path: Path, kind: str, name: str
+) -> None:
+    directory = copy(made / kind, tmp_path / kind)
+    files = json.loads((directory / "manifest.json").read_bytes())["files"]
+    rewrite_manifest(directory, files=[{**files[0], "file": name}, *files[1:]])
+    hub.create("alice/rows", files=files_of(directory))
+    (answer,) = run(hub, tmp_path / "home", ["verify", "alice/rows"])
+    refused(answer, "manifest.json", "is no name of a file that this program writes there")
+    assert not list(tmp_path.rglob("outside.parquet"))
 
 
 def test_a_flipped_byte_in_the_cache_is_found(hub: Hub, made: Path, tmp_path: Path) -> None:
