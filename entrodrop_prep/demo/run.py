@@ -18,7 +18,7 @@ from entrodrop_prep.errors import IntegrityError, ModelError
 from entrodrop_prep.export.card import aligned, epoch_table
 from entrodrop_prep.export.job import open_job
 from entrodrop_prep.export.materialize import materialize
-from entrodrop_prep.masking.assembly import Stored
+from entrodrop_prep.masking.assembly import MaskedColumns
 from entrodrop_prep.scoring.run import score
 from entrodrop_prep.store.disk import check_held, check_regular, held, scratch
 from entrodrop_prep.store.shards import local_directory
@@ -118,7 +118,7 @@ def _show_stretch(config: MaterializeConfig, tokenizer: PreTrainedTokenizerBase)
         rows = job.rows
         number = int(np.argmax(rows.columns.lengths[: job.directories[0].files[0]["rows"]]))
 
-        def made(order_of: int, epoch: int | None) -> Stored:
+        def made(order_of: int, epoch: int | None) -> MaskedColumns:
             return rows.epoch(epoch)[np.flatnonzero(rows.order(order_of).index == number)].stored
 
         whole = made(0, None)

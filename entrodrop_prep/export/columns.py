@@ -10,16 +10,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from entrodrop_prep.masking.assembly import Stored, positions
+from entrodrop_prep.masking.assembly import MaskedColumns, positions
 from entrodrop_prep.masking.mask import IGNORE
 
 
-def table_of(stored: Stored, schema: pa.Schema) -> pa.Table:
+def table_of(stored: MaskedColumns, schema: pa.Schema) -> pa.Table:
     """The columns of ``schema`` (see ``schema.masked_schema``); nothing is copied."""
     return pa.table([_column(stored, field) for field in schema], schema=schema)
 
 
-def _column(stored: Stored, field: pa.Field) -> pa.Array:
+def _column(stored: MaskedColumns, field: pa.Field) -> pa.Array:
     if field.name == "n_trainable":
         return pa.array(stored.trainable.astype(np.int32))
     offsets = stored.documents if field.name == "seq_lengths" else stored.offsets

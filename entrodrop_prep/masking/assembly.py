@@ -19,7 +19,7 @@ _DROPPED, _LEFT = FIGURES.index("dropped"), FIGURES.index("labels_left")
 
 
 @dataclass(frozen=True)
-class Stored:
+class MaskedColumns:
     """R rows of N tokens and D documents in all, as they are stored: row r is ``offsets[r]:offsets[r + 1]``."""
 
     offsets: NDArray[np.int64]
@@ -43,7 +43,7 @@ def positions(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class Held:
+class SegmentBatch:
     """S segments of N tokens, masked, in any order: segment s is ``offsets[s]:offsets[s + 1]`` of each [N] array."""
 
     keys: NDArray[np.int64]
@@ -68,7 +68,7 @@ class Held:
     """[S] the id that was there before masking."""
 
     @classmethod
-    def joined(cls, parts: Iterable[Held], segments: int, tokens: int) -> Held:
+    def joined(cls, parts: Iterable[SegmentBatch], segments: int, tokens: int) -> SegmentBatch:
         """Several as one, of so many segments and tokens in all; each part is let go once it is copied."""
         made: dict[str, NDArray[Any]] = {}
         s = t = 0
@@ -87,9 +87,9 @@ class Held:
 class Packed:
     """Some packed rows, and what masking did to each of their D segments, in their order."""
 
-    stored: Stored
+    stored: MaskedColumns
     figures: NDArray[np.int64]
-    """[D, 5] as in ``Held``."""
+    """[D, 5] as in ``SegmentBatch``."""
     source: NDArray[np.int64]
     """[D]"""
     rates: NDArray[np.float64]
@@ -108,13 +108,13 @@ class Packed:
         ids, labels, trainable, lengths = (
             np.concatenate([getattr(s, n) for s in every]) for n in ("input_ids", "labels", "trainable", "lengths")
         )
-        stored = Stored(offsets, ids, labels, trainable, lengths, documents)
+        stored = MaskedColumns(offsets, ids, labels, trainable, lengths, documents)
         return cls(stored, *(np.concatenate([getattr(p, n) for p in parts]) for n in ("figures", "source", "rates")))
 
 
 def hold(
     rows: Rows, masked: Masked, rates: NDArray[np.float64], source: int, row: NDArray[np.int64], segments: Segments
-) -> Held:
+) -> SegmentBatch:
     """Cut masked rows: segment s is of row ``row[s]`` of ``rows``, whose drop rates are ``rates`` [R]."""
     lengths = segments.lengths
     where = np.repeat(rows.offsets[row] + segments.start, lengths) + positions(lengths)
@@ -139,10 +139,10 @@ def hold(
         spare[s], entropy[s], ids[s] = places[best], scores[best], rows.input_ids[tokens[best]]
     sources = np.full(len(lengths), source)
     inputs = masked.input_ids[where]
-    return Held(segments.keys, lengths, inputs, labels, figures, sources, rates[row], spare, entropy, ids)
+    return SegmentBatch(segments.keys, lengths, inputs, labels, figures, sources, rates[row], spare, entropy, ids)
 
 
-def assemble(held: Held, bins: Bins, first: int, stop: int) -> Packed:
+def assemble(held: SegmentBatch, bins: Bins, first: int, stop: int) -> Packed:
     """Packed rows ``first`` to ``stop - 1``; ``held`` has all their segments, and may have others.
 
     A row that would have no label takes back the drop of the token with the highest entropy (of the first on ties).
@@ -166,5 +166,5 @@ def assemble(held: Held, bins: Bins, first: int, stop: int) -> Packed:
         figures[d, _LEFT], figures[d, _DROPPED] = 1, figures[d, _DROPPED] - 1
     offsets = np.concatenate([begins[documents[:-1]], [len(where)]])
     trainable = np.add.reduceat(figures[:, FIGURES.index("trainable")], documents[:-1])
-    stored = Stored(offsets, ids, labels, trainable, lengths, documents)
+    stored = MaskedColumns(offsets, ids, labels, trainable, lengths, documents)
     return Packed(stored, figures, held.source[found], held.rates[found])

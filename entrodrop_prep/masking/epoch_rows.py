@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from entrodrop_prep import __version__
 from entrodrop_prep.config import MaterializeConfig, identity
 from entrodrop_prep.masking.arrays import NAME, Arrays, stored, write_arrays
-from entrodrop_prep.masking.assembly import Held, Packed, Stored, assemble, hold
+from entrodrop_prep.masking.assembly import MaskedColumns, Packed, SegmentBatch, assemble, hold
 from entrodrop_prep.masking.columns import Columns, taken, write_columns
 from entrodrop_prep.masking.curriculum import rates_at
 from entrodrop_prep.masking.mask import Masked, apply, eligible_tokens, unmasked
@@ -38,7 +38,7 @@ _KEPT = 2
 class Made:
     """Rows as they are stored, and what masking did to them."""
 
-    stored: Stored
+    stored: MaskedColumns
     rates: tuple[float, float]
     """Lowest and highest drop rate among them."""
     counts: list[tuple[int, int, list[int]]]
@@ -198,7 +198,7 @@ class Epoch:
             counts.setdefault(source, []).append([len(rows.row_id), *made.figures])
         rates = np.concatenate([r for _, _, _, r, _ in parts]) if parts else np.ones(1)
         return Made(
-            Stored(offsets, ids, labels, trainable, lengths, documents),
+            MaskedColumns(offsets, ids, labels, trainable, lengths, documents),
             (float(rates.min()), float(rates.max())),
             [(source, (total := np.sum(c, axis=0).tolist())[0], total[1:]) for source, c in counts.items()],
         )
@@ -215,7 +215,7 @@ class Epoch:
             row = number[np.searchsorted(whole, segments.place)]
             mine = row >= 0
             held.append(hold(rows, masked, rates, source, row[mine], segments[mine]))
-        together = Held.joined(held, len(segments), int(segments.lengths.sum()))
+        together = SegmentBatch.joined(held, len(segments), int(segments.lengths.sum()))
         runs = np.split(positions, np.flatnonzero(np.diff(positions) != 1) + 1)
         return _made(Packed.joined([assemble(together, bins, int(run[0]), int(run[-1]) + 1) for run in runs]))
 

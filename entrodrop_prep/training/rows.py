@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from entrodrop_prep.config import RECIPE_FIELDS, MaterializeConfig, build, settings
 from entrodrop_prep.errors import ConfigError, IntegrityError, SourceError
 from entrodrop_prep.export.job import layout_of, open_job
-from entrodrop_prep.masking.assembly import Stored, positions
+from entrodrop_prep.masking.assembly import MaskedColumns, positions
 from entrodrop_prep.masking.sources import SOURCE, arguments
 from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.schema import MASKED, family
@@ -289,7 +289,7 @@ class _Made:
         return {name: made.get(name, values) for name, values in batch.items()}
 
 
-def _values(stored: Stored, column: str) -> list[Any]:
+def _values(stored: MaskedColumns, column: str) -> list[Any]:
     """A column of [R] rows as Python values: lists of a row's tokens or documents, or numbers."""
     if column == "n_trainable":
         return list(stored.trainable.tolist())

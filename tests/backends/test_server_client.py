@@ -130,7 +130,7 @@ def jobs_of(rows: list[Ids], size: int) -> list[Job]:
 
 
 def run(backend: ServerBackend, jobs: list[Job], notice: Callable[[int], None] = lambda tokens: None) -> dict[int, Any]:
-    """The scores of each job. ``notice`` is told how many tokens are done whenever some are."""
+    """The scores of each job. ``notice`` is called with the number of tokens done so far."""
     feed, total = PrefetchQueue(jobs), 0
 
     def done(job: Job, tokens: int) -> None:

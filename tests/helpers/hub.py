@@ -6,7 +6,7 @@
         hub.repo("alice/data").files()
 
 It speaks what ``huggingface_hub`` and ``datasets`` need to create, push, tag, list and read repositories of datasets
-and models. Clients are told of it with HF_ENDPOINT, which they read when imported: run them in processes of their own.
+and models. Clients find it by HF_ENDPOINT, which they read when imported: run them in processes of their own.
 
 Large files go by LFS when HF_HUB_DISABLE_XET=1 (single or in parts of ``part_bytes``), and by Xet else: the client is
 then sent to a local content store of its own making (``local://``), a folder of this Hub, so that chunking,

@@ -223,7 +223,7 @@ class Proxy:
 
 
 def seeded_faults(seed: int, kinds: Sequence[str], share: float) -> Callable[[str, str, int], Fault]:
-    """A plan in which a share of the requests goes wrong by chance (of GET, a tenth of it), each kind in its turn."""
+    """A plan in which a share of the requests fails at random (of GET, a tenth of it), the kinds in turn."""
     rng = random.Random(seed)
     turns = itertools.cycle(rng.sample(kinds, len(kinds)))
 

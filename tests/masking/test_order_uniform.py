@@ -44,7 +44,7 @@ def place_sigmas(made: Orders) -> float:
 
 
 def neighbour_sigmas(made: Orders) -> float:
-    """Whether rows side by side in one order are so in another: about two pairs of them, as two rows are by chance."""
+    """Whether rows side by side in one order are so in another: about two pairs, as of random orders."""
     rows = made.shape[1]
     pairs = [np.minimum(o[1:], o[:-1]) * rows + np.maximum(o[1:], o[:-1]) for o in made]
     shared = [len(np.intersect1d(a, b, assume_unique=True)) for a, b in combinations(pairs, 2)]

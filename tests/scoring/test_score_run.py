@@ -206,7 +206,7 @@ def test_a_run_that_left_no_shard_binds_nobody(tmp_path: Path, model: Path) -> N
     source = write_rows(tmp_path / "rows.jsonl", [*rows, {"input_ids": None}])
     with pytest.raises(RowError):
         run_score(source, model, tmp_path / "out")
-    write_rows(source, rows)  # mended: another size
+    write_rows(source, rows)  # corrected: another size
     assert run_score(source, model, tmp_path / "out", max_length=20).counts["rows"] == 6
     assert holds(tmp_path / "out")
 

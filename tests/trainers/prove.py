@@ -44,7 +44,7 @@ class Trainer:
     """How a trainer is run.
 
     Attributes:
-        package: its distribution, whose version is told.
+        package: its distribution, whose version is reported.
         file: what the recipe is redirected into.
         command: its arguments; the first is a program of its environment.
         wrong: for each mistake the changes of the recipe's text that make it, and how the proof must fail.
