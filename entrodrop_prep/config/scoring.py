@@ -172,9 +172,12 @@ class ScoreConfig:
         ),
     ] = 2000
     score_dtype: Annotated[
-        Literal["float16", "float32"],
-        Setting("Number format the scores are stored in. float16 halves their size at about three digits."),
-    ] = "float32"
+        Literal["auto", "float16", "float32"],
+        Setting(
+            "Number format the scores are stored in. float16 halves their size and keeps about three digits. auto "
+            "takes it where the model runs in bfloat16 or float16, which give no more."
+        ),
+    ] = "auto"
     logprob: Annotated[bool, Setting("Store the log-probability of each token beside the entropy.")] = True
     batch_tokens: Annotated[
         int,

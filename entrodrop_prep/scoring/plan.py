@@ -121,6 +121,8 @@ def make_plan(
         EntrodropError: the error of whatever does not fit.
     """
     info = inspect_model(config)
+    if config.score_dtype == "auto":
+        config = replace(config, score_dtype=_score_dtype(info, begun))
     source = open_source(
         config.source,
         split=config.split,
@@ -236,6 +238,12 @@ def make_plan(
         special_ids=sorted({*special_ids(tokenizer), *stops, *encoder.turn_end_ids()}),
         tokenizer_origin=origin,
     )
+
+
+def _score_dtype(info: ModelInfo, begun: Mapping[str, Any] | None) -> Any:
+    """What ``--score-dtype auto`` is: what the directory was begun with, else no more digits than the model gives."""
+    same = begun if begun and begun.get("dtype") == info.dtype else {}
+    return same.get("score_dtype") or ("float32" if info.dtype == "float32" else "float16")
 
 
 def _window_start(config: ScoreConfig, tokenizer: PreTrainedTokenizerBase, row_format: RowFormat) -> tuple[int, ...]:

@@ -627,23 +627,8 @@ def test_ctrl_c_says_how_to_go_on(place: Place) -> None:
     assert rows_of(place.out) == rows_of(place.root / "whole")
 
 
-@pytest.mark.parametrize(
-    ("shift", "says"),
-    [
-        ((10.0, 0.0), "the entropy of token 1 of window 0 is"),
-        ((-10.0, 0.0), "the entropy of token 1 of window 0 is"),
-        ((0.0, 20.0), "the logprob of token 1 of window 0 is"),
-        ((0.0, float("nan")), "the logprob of token 1 of window 0 is nan"),
-    ],
-)
-def test_scores_out_of_range_are_refused_whatever_gives_them(
-    shift: tuple[float, float],
-    says: str,
-    place: Place,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Not only by the self-check, which this backend does not have."""
+def shift_scores(monkeypatch: pytest.MonkeyPatch, shift: tuple[float, float]) -> None:
+    """Add to every entropy and log-probability that transformers gives, once its probe is over."""
     from entrodrop_prep.backends import transformers as backend
 
     real, scored = backend.entropy_and_logprob, backend.TransformersBackend._job
@@ -652,11 +637,47 @@ def test_scores_out_of_range_are_refused_whatever_gives_them(
         entropy, logprob = real(logits, targets)
         return entropy + shift[0], logprob + shift[1]
 
-    def job(self: Any, *arguments: Any) -> Any:  # once the probe is over
+    def job(self: Any, *arguments: Any) -> Any:
         monkeypatch.setattr(backend, "entropy_and_logprob", shifted)
         return scored(self, *arguments)
 
     monkeypatch.setattr(backend.TransformersBackend, "_job", job)
-    message = refused(place, capsys)
+
+
+@pytest.mark.parametrize(
+    ("shift", "says"),
+    [
+        ((10.0, 0.0), "the entropy of token 1 of window 0 is"),
+        ((-10.0, 0.0), "the entropy of token 1 of window 0 is"),
+        ((0.0, 20.0), "the logprob of token 1 of window 0 is"),
+        ((0.0, float("nan")), "the logprob of token 1 of window 0 is nan"),
+        ((0.0, float("-inf")), "the logprob of token 1 of window 0 is -inf"),
+    ],
+)
+@pytest.mark.parametrize("stored", ["float16", "float32"])
+def test_scores_out_of_range_are_refused_whatever_gives_them(
+    shift: tuple[float, float],
+    says: str,
+    stored: str,
+    place: Place,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not only by the self-check, which this backend does not have."""
+    shift_scores(monkeypatch, shift)
+    message = refused(place, capsys, "--score-dtype", stored)
     assert message.startswith("rows.jsonl:1: row 0: ")
     assert says in message
+
+
+@pytest.mark.parametrize(("by", "least"), [(-300.0, -310.0), (-70_000.0, -65_504.0), (-1e30, -65_504.0)])
+def test_half_precision_holds_every_logprob(
+    place: Place, monkeypatch: pytest.MonkeyPatch, by: float, least: float
+) -> None:
+    place.rows(*GOOD)
+    shift_scores(monkeypatch, (0.0, by))
+    run_score(place.source, place.model, place.out, score_dtype="float16")
+    found = [x for row in rows_of(place.out) for x in row["logprob"][1:]]
+    assert all(least <= x <= max(by, least) for x in found)
+    assert found
+    assert cli.run(["verify", str(place.out)]) == 0

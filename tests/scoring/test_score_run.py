@@ -180,7 +180,11 @@ def mismatch(*arguments: Any, **settings: Any) -> str:
         ({"overlap": 2}, "overlap was 0, now 2"),
         ({"rows_per_shard": 11}, "rows_per_shard was 10, now 11"),
         ({"score_dtype": "float16"}, 'score_dtype was "float32", now "float16"'),
-        ({"dtype": "bfloat16"}, 'dtype was "float32", now "bfloat16"'),
+        (
+            {"dtype": "bfloat16"},
+            'dtype was "float32", now "bfloat16"; score_dtype was "float32", now "float16"',
+        ),
+        ({"dtype": "bfloat16", "score_dtype": "float32"}, 'dtype was "float32", now "bfloat16"'),
         ({"logprob": False}, "logprob was true, now false"),
         ({"limit": 24}, "limit was null, now 24"),
         ({"long_documents": "drop", "overlap": 1}, 'long_documents was "split", now "drop"; overlap was 0, now 1'),
@@ -201,13 +205,59 @@ def test_other_settings_are_refused_by_name(
     assert run_score(source, model, tmp_path / "out", rows_per_shard=10).already_complete == finished
 
 
+def stored_as(out: Path) -> str:
+    """The number format of the scores by the first shard's schema and by the manifest, which agree."""
+    schema = pq.read_schema(shards(out)[0])
+    found = {str(schema.field(name).type.value_type) for name in ("entropy", "logprob")}
+    assert found == {{"float16": "halffloat", "float32": "float"}[read_manifest(out)["identity"]["score_dtype"]]}
+    return str(read_manifest(out)["identity"]["score_dtype"])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "asked", "wanted"),
+    [
+        ("float32", "auto", "float32"),
+        ("bfloat16", "auto", "float16"),
+        ("float16", "auto", "float16"),
+        ("float32", "float16", "float16"),
+        ("bfloat16", "float32", "float32"),
+    ],
+)
+def test_scores_have_as_many_digits_as_the_model_gives(
+    tmp_path: Path, source: Path, model: Path, dtype: str, asked: str, wanted: str
+) -> None:
+    run_score(source, model, tmp_path / "out", dtype=dtype, score_dtype=asked)
+    assert stored_as(tmp_path / "out") == wanted
+    assert holds(tmp_path / "out")
+
+
+def test_a_directory_keeps_the_digits_it_was_begun_with(tmp_path: Path, source: Path, model: Path) -> None:
+    """As of a version whose default was float32 whatever the model ran in."""
+    half: dict[str, Any] = {"rows_per_shard": 10, "dtype": "bfloat16"}
+    run_score(source, model, tmp_path / "out", score_dtype="float32", **half)
+    before = contents(tmp_path / "out")
+    assert run_score(source, model, tmp_path / "out", **half).already_complete
+    for without_note in (False, True):
+        (tmp_path / "out" / manifest.NAME).unlink()
+        shards(tmp_path / "out")[1].unlink()
+        if without_note:
+            (tmp_path / "out" / manifest.STATE).unlink()
+        message = mismatch(source, model, tmp_path / "out", score_dtype="float16", **half)
+        assert 'it was made with other settings: score_dtype was "float32", now "float16"; use' in message
+        assert not run_score(source, model, tmp_path / "out", **half).already_complete
+        assert contents(tmp_path / "out") == before
+    run_score(source, model, tmp_path / "out", overwrite=True, **half)
+    assert stored_as(tmp_path / "out") == "float16"
+
+
 def test_a_run_that_left_no_shard_binds_nobody(tmp_path: Path, model: Path) -> None:
     rows: list[dict[str, Any]] = [{"input_ids": ids} for ids in random_rows(6, V)]
     source = write_rows(tmp_path / "rows.jsonl", [*rows, {"input_ids": None}])
     with pytest.raises(RowError):
         run_score(source, model, tmp_path / "out")
     write_rows(source, rows)  # corrected: another size
-    assert run_score(source, model, tmp_path / "out", max_length=20).counts["rows"] == 6
+    assert run_score(source, model, tmp_path / "out", max_length=20, dtype="bfloat16").counts["rows"] == 6
+    assert stored_as(tmp_path / "out") == "float16"
     assert holds(tmp_path / "out")
 
 
