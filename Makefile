@@ -29,9 +29,11 @@ setup: .venv/.set-up-test
 .venv/.set-up-test: $(INPUTS)
 	scripts/setup.sh test
 
-# How fast scoring with vLLM is, beside other ways; the last figures are in benchmarks/README.md.
+# How fast scoring is with each backend, beside other ways, and without a model; the last figures are in benchmarks/README.md.
 bench: setup
-	$(BIN)/python benchmarks/score_vllm.py
+	$(BIN)/python benchmarks/scoring.py vllm
+	$(BIN)/python benchmarks/scoring.py transformers --vocabulary 32768
+	$(BIN)/python benchmarks/feeding.py
 
 # How fast materialize and verify are, beside pyarrow reading and writing the same columns; takes some minutes and GB of disk.
 bench-materialize: setup

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def read_tokens(path: str) -> list[list[int]]:
@@ -20,3 +24,15 @@ def engine_environment() -> None:
     wanted = {**ours(None, None, True), "HF_HUB_OFFLINE": "1"}
     if wanted != dict(os.environ):
         os.execve(sys.executable, [sys.executable, *sys.argv], wanted)
+
+
+def measure(rows: list[list[int]], load: Callable[[], Any], score: Callable[[Any, list[list[int]]], Any]) -> None:
+    """Load, score some rows to warm up, score all; print what it took as JSON, ``mib`` being the process's peak."""
+    begun = time.monotonic()
+    model = load()
+    score(model, rows[:16])
+    start, begun = time.monotonic() - begun, time.monotonic()
+    score(model, rows)
+    seconds = time.monotonic() - begun
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"tokens": sum(map(len, rows)), "seconds": seconds, "start": start, "mib": peak}))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import time
+from typing import Any
 
 import numpy as np
-from common import read_tokens
+from common import measure, read_tokens
+
+SHARD_ROWS = 1000
+"""Batches are formed inside a shard: so many rows of it together."""
 
 
 def main(model: str, tokens: str) -> None:
@@ -16,15 +18,14 @@ def main(model: str, tokens: str) -> None:
     from entrodrop_prep.backends.transformers import TransformersBackend
     from entrodrop_prep.config import ScoreConfig
 
-    rows = [np.array(row, np.int32) for row in read_tokens(tokens)]
     config = ScoreConfig(source="-", model=model, out="-", dtype="float32", device="cpu", backend="transformers")
-    begun = time.monotonic()
-    backend = TransformersBackend(config, inspect_model(config))
-    score_all(backend, rows[:16])
-    start = time.monotonic() - begun
-    begun = time.monotonic()
-    score_all(backend, rows)
-    print(json.dumps({"tokens": sum(map(len, rows)), "seconds": time.monotonic() - begun, "start": start}))
+
+    def score(backend: Any, rows: list[list[int]]) -> None:
+        arrays = [np.array(row, np.int32) for row in rows]
+        for first in range(0, len(rows), SHARD_ROWS):
+            score_all(backend, arrays[first : first + SHARD_ROWS])
+
+    measure(read_tokens(tokens), lambda: TransformersBackend(config, inspect_model(config)), score)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,11 @@ What one writes without this project, and none of its code. A batch holds at mos
 
 from __future__ import annotations
 
-import json
 import sys
-import time
 from typing import Any
 
 import torch
-from common import read_tokens
+from common import measure, read_tokens
 from transformers import AutoModelForCausalLM
 
 PADDED = 2048
@@ -57,13 +55,7 @@ def score(model: Any, rows: list[list[int]]) -> list[Any]:
 
 def main(path: str, tokens: str) -> None:
     rows = read_tokens(tokens)
-    begun = time.monotonic()
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    score(model, rows[:16])
-    start = time.monotonic() - begun
-    begun = time.monotonic()
-    score(model, rows)
-    print(json.dumps({"tokens": sum(map(len, rows)), "seconds": time.monotonic() - begun, "start": start}))
+    measure(rows, lambda: AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval(), score)
 
 
 if __name__ == "__main__":
