@@ -4,7 +4,7 @@ export PYTHON
 BIN := .venv/bin
 INPUTS := pyproject.toml constraints.txt scripts/setup.sh tests/environment/torchvision_beside_cpu_torch.py
 
-.PHONY: demo test lint test-heavy setup bench bench-materialize bench-loader trainers docs clean
+.PHONY: demo test lint test-heavy setup bench bench-materialize bench-loader bench-storage trainers docs clean
 
 demo: .venv/.set-up-demo
 	$(BIN)/entrodrop demo --out demo-out
@@ -42,6 +42,10 @@ bench-materialize: setup
 # How fast the loader makes masked rows, beside reading the same rows from files.
 bench-loader: setup
 	$(BIN)/python benchmarks/loader.py
+
+# Bytes and time of each encoding of what is on disk, and what a second push sends.
+bench-storage: setup
+	$(BIN)/python benchmarks/storage.py
 
 # Real training with trainers that need environments of their own, made under .venvs/; `make test` leaves it out.
 # The last results are in docs/trainers/README.md. TRAINERS="litgpt axolotl" runs some of them.

@@ -3,7 +3,7 @@
     python benchmarks/materialize.py [--tokens 10000000] [--mean 400] [--rounds 3] [--jobs 2] [--times 10] [--tmp DIR]
 
 The floor: pyarrow reads the scored columns that masks are made from, and writes four epochs' tables of the same
-content, with the same codec, level, dictionaries, page checksums and row groups, by as many threads; its tables lie
+content, with the same codec, level, encodings, page checksums and row groups, by as many threads; its tables lie
 ready in an uncompressed Arrow file, so that it makes nothing. Each way is a process of its own, which does all of it
 with a few rows first, so that starting is not counted, and tells seconds, processor seconds and its peak memory (VmHWM,
 Linux). The ways take turns, and a ratio is of one round. Then ``materialize`` at ``--times`` as many rows, once. Prints
@@ -179,6 +179,8 @@ def write_tables(folder: Path, shard: int) -> None:
 
 def floor(folder: Path, shard: int, jobs: int) -> dict[str, Any]:
     """Read the scored columns once and write each table."""
+    from entrodrop_prep.store.shards import encodings
+
     shutil.rmtree(folder / "floor", ignore_errors=True)
     files = sorted((folder / f"tables-{shard}").rglob("*.arrow"))
     scored = sorted((folder / "scored").glob("*.parquet"))
@@ -192,10 +194,9 @@ def floor(folder: Path, shard: int, jobs: int) -> dict[str, Any]:
     def write(path: Path) -> None:
         to = folder / "floor" / path.parent.name / f"{path.stem}.parquet"
         to.parent.mkdir(parents=True, exist_ok=True)
-        lists = ["input_ids.list.element", "labels.list.element"]
         with pa.memory_map(str(path)) as mapped, pa.ipc.open_file(mapped) as f:
-            options: dict[str, Any] = {"compression": "zstd", "use_dictionary": lists, "write_page_checksum": True}
-            with pq.ParquetWriter(to, f.schema, **options) as writer:
+            options = {"compression": "zstd", "write_page_index": True, **encodings(f.schema, "zstd")}
+            with pq.ParquetWriter(to, f.schema, write_page_checksum=True, **options) as writer:
                 for group in range(f.num_record_batches):
                     table = pa.Table.from_batches([f.get_batch(group)])
                     writer.write_table(table, row_group_size=max(1, table.num_rows))

@@ -10,7 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+
+from entrodrop_prep.store.schema import SCORED, scored_schema
+from entrodrop_prep.store.shards import write_shard
 
 pytestmark = pytest.mark.training
 
@@ -48,6 +53,18 @@ def test_it_scores_real_source_and_writes_every_epoch(ran: tuple[Path, str, str]
     shares = [e["dropped_share"] for e in masked["epochs"]]
     assert shares == sorted(shares)
     assert shares[0] < 0.02 < 0.3 < shares[-1] < 0.5
+
+
+def test_its_scores_take_little_room(ran: tuple[Path, str, str], tmp_path: Path) -> None:
+    """In float16, as a model in half precision has them, in one shard."""
+    tables = [pq.read_table(path) for path in sorted((ran[0] / "scored").glob("shard-*.parquet"))]
+    table, schema = pa.concat_tables(tables), scored_schema("float16", with_id=True)
+    tokens = len(table["input_ids"].combine_chunks().flatten())
+    write_shard(tmp_path / "shard.parquet", schema, [table.cast(schema)], {"schema": SCORED})
+    assert (tmp_path / "shard.parquet").stat().st_size <= 4.5 * tokens
+    group = pq.read_metadata(tmp_path / "shard.parquet").row_group(0)
+    size = {c.path_in_schema: c.total_compressed_size for c in map(group.column, range(group.num_columns))}
+    assert size["entropy.list.element"] <= 1.6 * tokens
 
 
 def test_it_shows_what_is_dropped(ran: tuple[Path, str, str]) -> None:

@@ -35,6 +35,7 @@ from entrodrop_prep.scoring import plan as plan_module
 from entrodrop_prep.scoring import run as run_module
 from entrodrop_prep.scoring.extra_columns import misfits
 from entrodrop_prep.store import manifest
+from entrodrop_prep.store import shards as shard_files
 from entrodrop_prep.store.locks import locked
 from entrodrop_prep.store.schema import SCORED
 from entrodrop_prep.store.shards import read_footer, write_shard
@@ -248,6 +249,36 @@ def test_a_directory_keeps_the_digits_it_was_begun_with(tmp_path: Path, source: 
         assert contents(tmp_path / "out") == before
     run_score(source, model, tmp_path / "out", overwrite=True, **half)
     assert stored_as(tmp_path / "out") == "float16"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_scores_and_ids_are_split_by_byte(tmp_path: Path, source: Path, model: Path, dtype: str) -> None:
+    run_score(source, model, tmp_path / "out", dtype=dtype)
+    group = pq.read_metadata(shards(tmp_path / "out")[0]).row_group(0)
+    found = {c.path_in_schema.split(".")[0]: c for c in map(group.column, range(group.num_columns))}
+    split = {name for name, c in found.items() if "BYTE_STREAM_SPLIT" in c.encodings}
+    assert split == {"input_ids", "entropy", "logprob"}
+    assert not any(c.has_dictionary_page for c in found.values())
+    assert all(c.compression == "ZSTD" and c.has_offset_index and c.has_column_index for c in found.values())
+
+
+def test_shards_of_other_encodings_are_verified_and_continued(
+    tmp_path: Path, source: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As version 0.1.0 wrote them."""
+    with monkeypatch.context() as earlier:
+        earlier.setattr(shard_files, "encodings", lambda schema, compression: {"use_dictionary": ["input_ids"]})
+        run_score(source, model, tmp_path / "out", rows_per_shard=10)
+    digest, before = read_manifest(tmp_path / "out")["content_digest"], contents(tmp_path / "out")
+    assert run_score(source, model, tmp_path / "out", rows_per_shard=10).already_complete
+    (tmp_path / "out" / manifest.NAME).unlink()
+    shards(tmp_path / "out")[1].unlink()
+    assert not run_score(source, model, tmp_path / "out", rows_per_shard=10).already_complete
+    after = contents(tmp_path / "out")
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"shard-00001.parquet", manifest.NAME}
+    assert read_manifest(tmp_path / "out")["content_digest"] == digest
+    assert holds(tmp_path / "out")
 
 
 def test_a_run_that_left_no_shard_binds_nobody(tmp_path: Path, model: Path) -> None:
