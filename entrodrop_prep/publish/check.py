@@ -56,6 +56,7 @@ def check_arrived(client: Client, local: Local, commit: str) -> str:
         environment |= {
             **{"HF_HOME": home, "HF_TOKEN": client.token, "HF_ENDPOINT": constants.ENDPOINT},
             **{"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"},
+            "USE_TORCH": "0",  # which `datasets` would import, and not use
             "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),  # the same modules, from where they are here
         }
         empty = os.path.join(home, "empty")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -44,7 +43,7 @@ from helpers.architectures import (
     VOCABULARY,
 )
 from helpers.models import save_model
-from helpers.vllm import all_gone, descendants, engines, quick_engines
+from helpers.vllm import VLLM, all_gone, descendants, engines, quick_engines
 from programs import vllm_many_models
 from programs.vllm_many_models import Job, ids_of
 
@@ -195,7 +194,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
     (home / "plan.json").write_text(json.dumps([dataclasses.asdict(job) for job in jobs]))
     environment = {**engine_environment(None, None, cpu=True), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     with (home / "log").open("wb") as log:
-        done = subprocess.run(
+        done = VLLM.run(
             [sys.executable, Path(vllm_many_models.__file__), home / "plan.json", home / "out.npz"],
             env=environment,
             stdout=log,

@@ -14,7 +14,7 @@ import pytest
 from entrodrop_prep.backends.architectures import PROVEN, installed_vllm, plugin_is_installed
 from entrodrop_prep.vllm_plugin.plugin import PREFIX
 from helpers.models import save_model, tiny_llama
-from helpers.vllm import environment
+from helpers.vllm import VLLM, environment
 
 pytestmark = pytest.mark.vllm
 
@@ -76,8 +76,8 @@ json.dump({"found": found, "ours": len(ours)}, open(sys.argv[2], "w"))
 """
 
 
-def python(program: str, *arguments: Path, **more: str) -> str:
-    done = subprocess.run(
+def python(program: str, *arguments: Path, run: Any = subprocess.run, **more: str) -> str:
+    done = run(
         [sys.executable, "-c", program, *map(str, arguments)],
         env={**environment(), "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", **more},
         capture_output=True,
@@ -141,7 +141,7 @@ def test_another_program_says_the_same_with_and_without_it(tmp_path: Path) -> No
     model = save_model(tmp_path / "model", tiny_llama(head_dim=32), scale=8.0)
 
     def say(name: str, **more: str) -> dict[str, Any]:
-        python(UNRELATED, model, tmp_path / name, **more)
+        python(UNRELATED, model, tmp_path / name, run=VLLM.run, **more)
         said: dict[str, Any] = json.loads((tmp_path / name).read_text())
         return said
 

@@ -36,7 +36,7 @@ PRELOAD = [
     "entrodrop_prep.backends.transformers",
     "entrodrop_prep.scoring.run",
     "entrodrop_prep.export.materialize",
-    "scored",
+    "helpers.scored",
 ]
 
 

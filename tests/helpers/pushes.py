@@ -20,7 +20,15 @@ from entrodrop_prep import MaterializeConfig, materialize
 from helpers import hub_calls
 from helpers.hub import WRITER, Hub
 from helpers.scored import some_rows, write_scored
+from helpers.warm import Warm
 
+CLIENT = Warm(
+    *("aiohttp", "anyio.to_thread", "dill", "filelock", "fsspec.implementations.dirfs", "httpcore2", "httpx", "httpx2"),
+    *("jinja2", "multiprocess.pool", "pandas", "pyarrow.compute", "pyarrow.dataset", "pyarrow.json", "pyarrow.parquet"),
+    *("pydantic.main", "tqdm.auto", "truststore", "typer", "unittest.mock", "xxhash", "yaml"),
+    nested=True,
+)
+"""What a push and the process that loads it back import, but for what reads where the Hub is."""
 ROOT = Path(__file__).resolve().parents[2]
 FAST = ("--retry-seconds", "0.05", "--timeout", "20")
 LOAD = """
@@ -41,11 +49,19 @@ def masked_directory(folder: Path, *, rows: int = 60, epochs: int = 4, rows_per_
     return out
 
 
-def start(hub: Hub, home: Path, *arguments: str, xet: bool = False, token: str | None = WRITER, **more: Any) -> Any:
-    """``entrodrop push`` with these arguments, started."""
+def start(
+    hub: Hub,
+    home: Path,
+    *arguments: str,
+    xet: bool = False,
+    token: str | None = WRITER,
+    popen: Any = None,
+    **more: Any,
+) -> Any:
+    """``entrodrop`` with these arguments, started; ``popen`` is that of ``CLIENT`` by default."""
     environment = hub.environment(home, token, xet=xet)
     environment["PYTHONPATH"] = str(ROOT)
-    return subprocess.Popen(
+    return (popen or CLIENT.popen)(
         [sys.executable, "-m", "entrodrop_prep", *arguments],
         **{"env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more},
     )
@@ -64,7 +80,7 @@ def loaded(hub: Hub, home: Path, repo: str, config: str, *, streaming: bool) -> 
 
     environment = hub.environment(home)
     command = [sys.executable, "-c", LOAD, repo, config, "yes" if streaming else "no"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    done = CLIENT.run(command, env=environment, capture_output=True, text=True, check=True)
     return list(json.loads(done.stdout))
 
 

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from helpers.vllm import VLLM
+
 START_SECONDS = 180
 PLUGIN = (
     *("--runner", "pooling"),
@@ -80,7 +82,7 @@ class VllmServer:
     def start(self) -> None:
         """Start it, or start it again on the same port."""
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = VLLM.popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

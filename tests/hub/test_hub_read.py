@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from entrodrop_prep.store.manifest import read
 from entrodrop_prep.store.schema import SCORED
 from helpers.hub import READER, WRITER, Fault, Hub
 from helpers.models import random_rows, rows_of, save_model, tiny_llama, words
+from helpers.pushes import CLIENT
 from helpers.scored import all_bytes, copy, rewrite_manifest, some_rows, write_scored
 
 pytestmark = pytest.mark.network
@@ -38,12 +38,11 @@ print(json.dumps(answers))
 
 def run(hub: Hub, home: Path, *commands: list[str], token: str | None = WRITER, **environment: str) -> list[Any]:
     """Code, stdout and stderr of each command, all in one fresh process."""
-    done = subprocess.run(
+    done = CLIENT.run(
         [sys.executable, "-c", SCRIPT, json.dumps(commands)],
         env={**hub.environment(home, token), **environment},
         capture_output=True,
         text=True,
-        check=False,
         cwd=home.parent,
     )
     assert done.returncode == 0, done.stderr

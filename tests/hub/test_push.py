@@ -18,6 +18,7 @@ import pytest
 from entrodrop_prep import MaterializeConfig, materialize
 from helpers.hub import READER, WRITER, Fault, Hub
 from helpers.pushes import (
+    CLIENT,
     FAST,
     ROOT,
     commits_of,
@@ -105,7 +106,7 @@ def test_large_shards_go_up_once_and_load_back(large: Path, tmp_path: Path, xet:
         assert hub.count("commit") == 1
         files = [str(p) for p in sorted((large / "epoch_002").glob("*.parquet"))]
         command, environment = [sys.executable, "-c", COMPARED, *files], hub.environment(tmp_path / "fresh", xet=xet)
-        fresh = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        fresh = CLIENT.run(command, env=environment, capture_output=True, text=True)
         assert fresh.returncode == 0, fresh.stderr
         assert int(fresh.stdout) == json.loads((large / "manifest.json").read_bytes())["epochs"][2]["rows"]
 

@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -262,7 +263,7 @@ def test_a_check_that_is_killed_is_said(masked: Path, hub: Hub, tmp_path: Path) 
                 killed.set()
 
     hub.faults.append(Fault("resolve", "before", do=kill))
-    done = push(hub, tmp_path / "home", str(masked), "alice/data", "--tag", "v1")
+    done = push(hub, tmp_path / "home", str(masked), "alice/data", "--tag", "v1", popen=subprocess.Popen)
     assert killed.is_set()
     fails(done, "ended by signal 9", "the tag was not set")
 
@@ -286,6 +287,6 @@ def test_the_process_that_checks_is_cold(masked: Path, hub: Hub, tmp_path: Path)
     """No cache that the caller's environment names is used, nor filled."""
     environment = {**hub.environment(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
     environment["HUGGINGFACE_HUB_CACHE"] = str(tmp_path / "cache")
-    done = push(hub, tmp_path / "home", str(masked), "alice/data", env=environment)
+    done = push(hub, tmp_path / "home", str(masked), "alice/data", env=environment, popen=subprocess.Popen)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "cache").exists()

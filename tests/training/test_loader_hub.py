@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from entrodrop_prep import materialize
 from entrodrop_prep.config import MaterializeConfig
 from helpers.hub import WRITER, Fault, Hub
 from helpers.mixtures import rows_in
+from helpers.pushes import CLIENT
 from helpers.scored import some_rows, write_scored
 
 pytestmark = pytest.mark.network
@@ -61,7 +61,7 @@ def read(hub: Hub, home: Path, *given: dict[str, Any], token: str | None = WRITE
     environment = hub.environment(home, token) | ({"HF_HUB_OFFLINE": "1"} if offline else {})
     arguments = [{"repo": REPO, "cache_dir": str(home / "rows"), **one} for one in given]
     command = [sys.executable, "-c", READ, json.dumps(arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = CLIENT.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     came = [json.loads(line) for line in done.stdout.splitlines()]
     return [one if isinstance(one, str) else [tuple(row) for row in one] for one in came]

@@ -1,0 +1,289 @@
+"""Python processes that start without importing: forked from one that has imported what takes seconds.
+
+    python = Warm("pandas", "pyarrow.parquet")
+    done = python.run([sys.executable, "-m", "entrodrop_prep", "--help"], capture_output=True, text=True)
+
+Each is a process with a pid, signals, pipes and an exit status of its own, and begins as Python begins: environment,
+working directory, descriptors, ``sys.argv`` and ``sys.path`` are set before its program runs. It only finds some
+modules imported. Those must not read, when imported, what programs are given in the environment; none of ours is among
+them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import importlib
+import inspect
+import json
+import multiprocessing.context
+import os
+import runpy
+import select
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+COLD = subprocess.Popen
+REQUEST_BYTES = 1 << 20
+THREADLESS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+"""What makes libraries start no thread when they are imported."""
+Program = Callable[[], Any]
+
+
+class Warm:
+    """A process that has imported some modules, and what it was asked to fork. It starts at the first request.
+
+    Args:
+        modules: what it imports. Where one of them starts a thread, or is one of ours, it refuses to serve.
+        nested: whether programs start their own Python processes so, too, and fork where they would spawn.
+        environment: what is set while it imports.
+    """
+
+    def __init__(self, *modules: str, nested: bool = False, **environment: str) -> None:
+        self._modules, self._nested, self._environment = modules, nested, environment
+        self._address = ""
+        self._lock = threading.Lock()
+
+    @property
+    def popen(self) -> type[WarmPopen]:
+        """``subprocess.Popen``, but that the Python of the tests is started warm."""
+        with self._lock:
+            if not self._address:
+                self._address = self._begin(f"\0warm-{os.getpid()}-{id(self)}")
+        return warm_popen(self._address)
+
+    def _begin(self, address: str) -> str:
+        """Start the server; back when it listens."""
+        asked = json.dumps({"address": address, "modules": self._modules, "nested": self._nested})
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("COVERAGE_", "HF_", "PYTHONPATH"))}
+        self._server = COLD(
+            [sys.executable, "-P", __file__, asked],
+            env={**kept, **THREADLESS, **self._environment},
+            stdin=subprocess.PIPE,  # which ends with the tests, and the server with it
+            stdout=subprocess.PIPE,
+        )
+        assert self._server.stdout is not None
+        assert self._server.stdout.readline() == b"ready\n"
+        return address
+
+    def run(self, command: Sequence[Any], *, input: Any = None, check: bool = False, **more: Any) -> Any:
+        """As ``subprocess.run``."""
+        if more.pop("capture_output", False):
+            more |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        if input is not None:
+            more["stdin"] = subprocess.PIPE
+        with self.popen(command, **more) as process:
+            out, err = process.communicate(input)
+        done = subprocess.CompletedProcess(command, process.returncode, out, err)
+        if check:
+            done.check_returncode()
+        return done
+
+
+class WarmPopen(COLD):  # type: ignore[type-arg]
+    """A process that the server at ``address`` forks. Any other program than its Python is started as ever."""
+
+    address: ClassVar[str]
+    every: ClassVar[list[WarmPopen]] = []
+    _connection: socket.socket | None = None
+
+    def _execute_child(self, *given: Any) -> None:
+        asked = inspect.signature(COLD._execute_child).bind(self, *given).arguments
+        command = [os.fspath(word) for word in asked["args"]] if isinstance(asked["args"], list) else []
+        if command[:1] != [sys.executable] or asked["preexec_fn"]:
+            super()._execute_child(*given)
+            return
+        ours = [asked["p2cread"], asked["c2pwrite"], asked["errwrite"]]
+        standard = [n if fd == -1 else fd for n, fd in enumerate(ours)]
+        self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, REQUEST_BYTES)
+        self._connection.connect(self.address)
+        request = {
+            "command": command[1:],
+            "environment": dict(os.environ if asked["env"] is None else asked["env"]),
+            "folder": os.fspath(asked["cwd"] or os.getcwd()),
+            "session": asked["start_new_session"],
+            "descriptors": [0, 1, 2, *asked["pass_fds"]],
+        }
+        socket.send_fds(self._connection, [json.dumps(request).encode()], [*standard, *asked["pass_fds"]])
+        self.pid = int(self._connection.recv(100))
+        self._child_created = True
+        self.every.append(self)
+        pipes = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
+        self._close_pipe_fds(*(asked[name] for name in pipes))
+
+    def _ended(self, timeout: float | None) -> bool:
+        """Whether it ended within so many seconds. Several threads may wait: its status stays where it is read."""
+        if self.returncode is None and self._connection is not None:
+            if not select.select([self._connection], [], [], timeout)[0]:
+                return False
+            self.returncode = os.waitstatus_to_exitcode(int(self._connection.recv(100, socket.MSG_PEEK)))
+        return self.returncode is not None
+
+    def _wait(self, timeout: float | None) -> int:
+        if self._connection is None:
+            return super()._wait(timeout)
+        if not self._ended(timeout):
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        return self.returncode
+
+    def _internal_poll(self, *more: Any, **named: Any) -> int | None:
+        if self._connection is None:
+            return super()._internal_poll(*more, **named)
+        self._ended(0)
+        return self.returncode
+
+
+def warm_popen(address: str) -> type[WarmPopen]:
+    """The ``Popen`` of the server at an address."""
+    return type("WarmPopen", (WarmPopen,), {"address": address})
+
+
+def running(word: str) -> set[int]:
+    """The pids of the processes that this one started warm, with that word in their command, and that run."""
+    return {process.pid for process in WarmPopen.every if word in process.args and process.poll() is None}
+
+
+# The server, which is a program of its own.
+
+
+def serve(address: str, modules: Sequence[str], nested: bool) -> Program:
+    """Fork until stdin ends. Returns in each forked process: what it is to run."""
+    for name in modules:
+        importlib.import_module(name)
+    assert len(os.listdir("/proc/self/task")) == 1, "a process with threads cannot be forked"
+    assert not [name for name in sys.modules if name.startswith("entrodrop_prep")]
+    gc.collect()
+    gc.freeze()  # collections in the forked ones leave what is shared alone
+    wake, woken = socket.socketpair()
+    for one in (wake, woken):
+        one.setblocking(False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(address)
+    listener.listen(64)
+    os.write(1, b"ready\n")
+    asking: dict[int, socket.socket] = {}
+    with selectors.DefaultSelector() as events:
+        for file in (0, wake, listener):
+            events.register(file, selectors.EVENT_READ)
+        while True:
+            for key, _ in events.select():
+                if key.fileobj == 0:
+                    os._exit(0)
+                elif key.fileobj is listener:
+                    client, _ = listener.accept()
+                    data, descriptors, _, _ = socket.recv_fds(client, REQUEST_BYTES, 64)
+                    pid = os.fork()
+                    if not pid:
+                        asked = json.loads(data)
+                        used = [wake, woken, listener, client, *asking.values()]
+                        return begun(asked, descriptors, used, address if nested else "")
+                    for fd in descriptors:
+                        os.close(fd)
+                    client.send(str(pid).encode())
+                    asking[pid] = client
+                else:
+                    with contextlib.suppress(BlockingIOError):
+                        while wake.recv(4096):
+                            pass
+                    reap(asking)
+
+
+def reap(asking: dict[int, socket.socket]) -> None:
+    """Tell those who asked for a process that it has ended."""
+    while asking:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if not pid:
+            return
+        client = asking.pop(pid)
+        with contextlib.suppress(OSError):
+            client.send(str(status).encode())
+        client.close()
+
+
+def begun(asked: dict[str, Any], descriptors: list[int], used: list[socket.socket], address: str) -> Program:
+    """Make a forked process what a new one is; what it is to run."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for one in used:
+        one.close()
+    if asked["session"]:
+        os.setsid()
+    free = 1 + max(*descriptors, *asked["descriptors"])
+    moved = [os.dup2(fd, free + n) for n, fd in enumerate(descriptors)]  # so that none is overwritten by another
+    for fd in descriptors:
+        os.close(fd)
+    for fd, number in zip(moved, asked["descriptors"], strict=True):
+        os.dup2(fd, number)
+        os.close(fd)
+    os.chdir(asked["folder"])
+    os.environ.clear()
+    os.environ.update(asked["environment"])
+    sys.path[:0] = ["", *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        errors = "backslashreplace" if name == "stderr" else "strict"
+        stream = os.fdopen(asked["descriptors"].pop(0), mode, encoding="utf-8", errors=errors, closefd=False)
+        stream.reconfigure(line_buffering=name == "stderr")
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    if "COVERAGE_PROCESS_CONFIG" in os.environ:
+        import coverage
+
+        coverage.process_startup()
+    if address:
+        subprocess.Popen = warm_popen(address)  # type: ignore[misc]
+        contexts = multiprocessing.context._concrete_contexts
+        contexts["spawn"] = contexts["fork"]
+    return lambda: run(asked["command"])
+
+
+def run(command: list[str]) -> None:
+    """What Python does with these arguments."""
+    if command[0] == "-m":
+        sys.path[0] = os.getcwd()
+        sys.argv = command[1:]
+        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+    elif command[0] == "-c":
+        sys.argv = ["-c", *command[2:]]
+        main = sys.modules["__main__"] = ModuleType("__main__")
+        exec(compile(command[1], "<string>", "exec"), main.__dict__)
+    else:
+        sys.argv = command
+        sys.path[0] = str(Path(command[0]).resolve().parent)
+        runpy.run_path(command[0], run_name="__main__")
+
+
+def end_of(program: Program) -> None:
+    """Run a program and end as Python does, but that modules are not taken apart, which takes as long as a start."""
+    code, interrupted = 0, False
+    try:
+        program()
+    except SystemExit as e:
+        code = e.code if isinstance(e.code, int) else int(e.code is not None)
+        if isinstance(e.code, str):
+            print(e.code, file=sys.stderr)
+    except BaseException as e:  # noqa: BLE001 - whatever it is, it is shown
+        sys.excepthook(type(e), e, e.__traceback__)
+        code, interrupted = 1, isinstance(e, KeyboardInterrupt)
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    if interrupted:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    os._exit(code & 0xFF)
+
+
+if __name__ == "__main__":
+    end_of(serve(**json.loads(sys.argv[1])))
