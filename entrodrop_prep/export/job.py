@@ -15,9 +15,9 @@ from entrodrop_prep.export.epoch import Layout, Part, ShardCounts, folder
 from entrodrop_prep.export.identity import identity_of
 from entrodrop_prep.masking import epoch_rows
 from entrodrop_prep.masking.epoch_rows import EpochRows, Spec
-from entrodrop_prep.masking.parallel import cores
 from entrodrop_prep.masking.sources import SOURCE, Source, Sources, open_eval, open_sources
 from entrodrop_prep.store.layout import PLAIN, VALIDATION
+from entrodrop_prep.store.parallel import cores
 from entrodrop_prep.store.schema import masked_schema
 from entrodrop_prep.store.scored import ScoredDataset
 

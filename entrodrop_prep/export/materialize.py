@@ -20,13 +20,13 @@ from entrodrop_prep.export.job import Job, open_job
 from entrodrop_prep.export.provenance import environments, stamp, written_with
 from entrodrop_prep.export.space import check_cache, check_space
 from entrodrop_prep.masking.curriculum import horizon
-from entrodrop_prep.masking.parallel import in_order, unless
 from entrodrop_prep.masking.plan import warn_if_flat
 from entrodrop_prep.store import digest, inside, manifest
 from entrodrop_prep.store.disk import TMP, check_folder, check_regular, remove_tree, writing
 from entrodrop_prep.store.layout import VALIDATION
 from entrodrop_prep.store.locks import locked, reading_lock
 from entrodrop_prep.store.ownership import Owned, remove_files, remove_leftovers
+from entrodrop_prep.store.parallel import in_order, unless
 from entrodrop_prep.store.schema import MASKED
 from entrodrop_prep.store.shards import local_directory, read_footer, shard_names, write_shard
 from entrodrop_prep.terminal.progress import Progress

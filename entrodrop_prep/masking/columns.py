@@ -17,8 +17,8 @@ from entrodrop_prep.errors import ConfigError
 from entrodrop_prep.masking.arrays import Arrays, write_arrays
 from entrodrop_prep.masking.histogram import EntropyHistogram
 from entrodrop_prep.masking.mask import any_per_row
-from entrodrop_prep.masking.parallel import in_order
 from entrodrop_prep.masking.sources import Source, Sources
+from entrodrop_prep.store.parallel import in_order
 from entrodrop_prep.store.rows import Rows, to_rows
 
 MAX_VALUES = 1000

@@ -20,10 +20,10 @@ from entrodrop_prep.masking.curriculum import rates_at
 from entrodrop_prep.masking.mask import Masked, apply, eligible_tokens, unmasked
 from entrodrop_prep.masking.order import Order, bins_of, cut_rows, order_of, order_varies, size_of
 from entrodrop_prep.masking.packing import Bins, PackedSize
-from entrodrop_prep.masking.parallel import in_order
 from entrodrop_prep.masking.plan import Tokens, mask_plans, thresholds, told_tau
 from entrodrop_prep.masking.sources import Sources
 from entrodrop_prep.store import digest
+from entrodrop_prep.store.parallel import in_order
 from entrodrop_prep.store.rows import Rows
 
 T = TypeVar("T")

@@ -15,9 +15,9 @@ from entrodrop_prep.errors import ConfigError
 from entrodrop_prep.masking.columns import Columns
 from entrodrop_prep.masking.curriculum import epoch_rates, row_rates
 from entrodrop_prep.masking.mask import MaskPlan
-from entrodrop_prep.masking.parallel import in_order
 from entrodrop_prep.masking.quantile import Histogram, group_thresholds, quantile_of, threshold
 from entrodrop_prep.masking.sources import Source, Sources
+from entrodrop_prep.store.parallel import in_order
 from entrodrop_prep.store.rows import Rows
 from entrodrop_prep.store.scored import ScoredDataset
 

@@ -21,6 +21,7 @@ from entrodrop_prep.store.disk import TMP, write_bytes, writing
 from entrodrop_prep.store.locks import LOCK
 from entrodrop_prep.store.manifest_schema import State, problem
 from entrodrop_prep.store.manifest_types import problem_of
+from entrodrop_prep.store.parallel import in_order
 from entrodrop_prep.store.schema import family
 from entrodrop_prep.store.shards import DAMAGED_FOOTER, read_footer, shard_names
 from entrodrop_prep.store.unsupported import refuse_bounds
@@ -116,11 +117,16 @@ def _read_json(path: Path) -> tuple[dict[str, Any], bytes]:
 def changed_files(directory: Path, manifest: dict[str, Any]) -> Iterator[IntegrityError]:
     """Files that are where a manifest's are and are not listed, then listed ones that are missing or were changed."""
     yield from unlisted_files(directory, manifest)
-    for entry in manifest["files"]:
+
+    def changed(entry: dict[str, Any]) -> list[IntegrityError]:
         try:
             check_file(directory, entry)
         except IntegrityError as e:
-            yield e
+            return [e]
+        return []
+
+    for found in in_order(changed, manifest["files"]):
+        yield from found
 
 
 def look(directory: Path, manifest: dict[str, Any]) -> None:

@@ -67,13 +67,6 @@ class ScoredDataset:
         kind: np.dtype[Any] = np.dtype(self.schema.field("entropy").type.value_type.to_pandas_dtype())
         return kind
 
-    @property
-    def rows_per_batch(self) -> int:
-        """Rows that hold about 260,000 tokens."""
-        rows = sum(e["rows"] for e in self.files)
-        tokens = sum(e["tokens"] for e in self.files)
-        return int(np.clip(BATCH_TOKENS * rows // max(1, tokens), 1, 1 << 16))
-
     @cached_property
     def unigram(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """[V] int64: how often each id occurs in the corpus, every token of a document counted once."""
@@ -118,7 +111,7 @@ class ScoredDataset:
         """
         for entry in self.files:
             path = self.directory / entry["file"]
-            yield from read_batches(path, columns, self.rows_per_batch, content_digest=entry["content_digest"])
+            yield from read_batches(path, columns, rows_per_batch(self.files), content_digest=entry["content_digest"])
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer stored beside the shards, its files checked. Its code, if it came with any, is not run.
@@ -166,3 +159,9 @@ class ScoredDataset:
                 f"the file is damaged: {e}", where=str(path), fix="remove it and run the command that made it again"
             ) from e
         return expected
+
+
+def rows_per_batch(files: list[dict[str, Any]]) -> int:
+    """Rows that hold about 260,000 tokens, by the rows and tokens that a manifest's entries of ``files`` say."""
+    rows, tokens = (sum(e[name] for e in files) for name in ("rows", "tokens"))
+    return int(np.clip(BATCH_TOKENS * rows // max(1, tokens), 1, 1 << 16))

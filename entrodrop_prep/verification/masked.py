@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from entrodrop_prep.config import MaterializeConfig, build
 from entrodrop_prep.export import derived
 from entrodrop_prep.export.columns import check_rows
@@ -15,8 +17,9 @@ from entrodrop_prep.export.provenance import stamped
 from entrodrop_prep.masking.sources import SOURCE, arguments
 from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.layout import OTHER_FILES, VALIDATION
+from entrodrop_prep.store.parallel import in_order
 from entrodrop_prep.store.schema import MASKED, masked_schema
-from entrodrop_prep.store.shards import read_batches, read_footer
+from entrodrop_prep.store.shards import read_footer
 from entrodrop_prep.verification.scored import shard_findings
 
 _FOOTER = {"fingerprint", "identity", "counts", "rates"}
@@ -52,36 +55,41 @@ def _files(
     path: Path, described: dict[str, Any], files: list[dict[str, Any]], infos: list[dict[str, Any]]
 ) -> Iterator[str]:
     """Each file against its entry and its footer, and all of its rows."""
+    both = zip(files, infos, strict=True)
+    for findings in in_order(lambda one: list(_file(path, described, *one)), both):
+        yield from findings
+
+
+def _file(path: Path, described: dict[str, Any], entry: dict[str, Any], info: dict[str, Any]) -> Iterator[str]:
     identity, schema = described["identity"], masked_schema(described["identity"].get("add_columns", ()))
     scored = described["scored"][0] if isinstance(described["scored"], list) else described["scored"]
-    for entry, info in zip(files, infos, strict=True):
-        file, part = path / entry["file"], Path(entry["file"]).parent.name
-        yield from shard_findings(file, entry, schema)
-        wrong = misplaced(entry["file"], info)
-        if wrong:
-            yield f"{file}: {wrong}"
-        if not info.keys() >= _FOOTER:
-            yield f"{file}: its footer is not complete"
-            return
-        if info["identity"] != identity or info["fingerprint"] != digest.of_json(identity):
-            yield f"{file}: it was made with other settings than the manifest says"
-        if [entry.get(n) for n in ("epoch", "part")] != [info.get(n) for n in ("epoch", "part")]:
-            yield f"{file}: the manifest's epoch of it is not that of its footer"
-        if entry["tokens"] != info["counts"]["tokens"]:
-            yield f"{file}: the manifest's tokens of it are not those of its footer"
-        target = "labels" if part in OTHER_FILES else described["recipe"]["target"]
-        limit = None if part == VALIDATION else identity.get("pack")
-        tokens = labels = 0
-        for batch in read_batches(file):
-            problem, kept = check_rows(batch, scored["model"]["vocab_size"], target, limit)
-            if problem:
-                yield f"{file}: {problem}"
-                break
-            labels += kept
-            tokens += len(batch.column("input_ids").flatten())
-        else:
-            if [tokens, labels] != [info["counts"]["tokens"], info["counts"]["labels_left"]]:
-                yield f"{file}: the tokens and labels in its footer are not those of its rows"
+    file, part = path / entry["file"], Path(entry["file"]).parent.name
+    target = "labels" if part in OTHER_FILES else described["recipe"]["target"]
+    limit = None if part == VALIDATION else identity.get("pack")
+    problem, tokens, labels = "", 0, 0
+
+    def look(batch: pa.RecordBatch) -> str:
+        nonlocal problem, tokens, labels
+        problem, kept = check_rows(batch, scored["model"]["vocab_size"], target, limit)
+        labels += kept
+        tokens += 0 if problem else len(batch.column("input_ids").flatten())
+        return problem
+
+    yield from shard_findings(file, entry, schema, look)
+    wrong = misplaced(entry["file"], info)
+    if wrong:
+        yield f"{file}: {wrong}"
+    if not info.keys() >= _FOOTER:
+        yield f"{file}: its footer is not complete"
+        return
+    if info["identity"] != identity or info["fingerprint"] != digest.of_json(identity):
+        yield f"{file}: it was made with other settings than the manifest says"
+    if [entry.get(n) for n in ("epoch", "part")] != [info.get(n) for n in ("epoch", "part")]:
+        yield f"{file}: the manifest's epoch of it is not that of its footer"
+    if entry["tokens"] != info["counts"]["tokens"]:
+        yield f"{file}: the manifest's tokens of it are not those of its footer"
+    if not problem and [tokens, labels] != [info["counts"]["tokens"], info["counts"]["labels_left"]]:
+        yield f"{file}: the tokens and labels in its footer are not those of its rows"
 
 
 def _figures(

@@ -15,13 +15,13 @@ from entrodrop_prep.export.epoch import Part, ShardCounts
 from entrodrop_prep.export.job import Job, open_job
 from entrodrop_prep.export.provenance import told_of, told_of_source
 from entrodrop_prep.masking.histogram import told_bins
-from entrodrop_prep.masking.parallel import in_order
 from entrodrop_prep.masking.sources import EVAL, SOURCE, arguments, named_path
 from entrodrop_prep.store import manifest
 from entrodrop_prep.store.digest import ContentDigest
 from entrodrop_prep.store.disk import scratch
 from entrodrop_prep.store.layout import OTHER_FILES, VALIDATION
 from entrodrop_prep.store.locks import reading_lock
+from entrodrop_prep.store.parallel import in_order
 from entrodrop_prep.store.schema import MASKED, family
 from entrodrop_prep.store.scored import ScoredDataset
 from entrodrop_prep.store.shards import local_directory, read_footer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 from entrodrop_prep.errors import ModelError
 from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.digest import ContentDigest
+from entrodrop_prep.store.parallel import in_order
 from entrodrop_prep.store.rows import stored_scores, to_rows
 from entrodrop_prep.store.schema import SCORED
-from entrodrop_prep.store.scored import TOKENIZER, ScoredDataset
+from entrodrop_prep.store.scored import TOKENIZER, ScoredDataset, rows_per_batch
 from entrodrop_prep.store.shards import Footer, check_file_schema, read_batches, read_footer
 
 _IN_FILES = ("tokens", "trainable_tokens")
@@ -40,27 +41,14 @@ def scored_findings(path: Path, notes: list[str]) -> Iterator[str]:
     unigram = np.zeros(scored.vocab_size, np.int64)
     size = described["identity"]["rows_per_shard"]
     totals = dict.fromkeys(_COUNTED, 0)
-    for index, entry in enumerate(scored.files):
-        file = path / entry["file"]
-        yield from shard_findings(file, entry, scored.schema)
-        counts, last = dict.fromkeys(_COUNTED, 0), (-1, -1)
-        for batch in read_batches(file, rows=scored.rows_per_batch):
-            problem, last = _batch(batch, scored, index * size, (index + 1) * size, last)
-            if problem:
-                yield f"{file}: {problem}"
-                return
-            rows = to_rows(batch)
-            new = ~np.isnan(rows.entropy)
-            new[rows.offsets[:-1][rows.window == 0]] = True
-            unigram += np.bincount(rows.input_ids[new], minlength=len(unigram))
-            found = (int((rows.window == 0).sum()), len(rows.row_id), len(rows.input_ids), int(rows.loss_mask.sum()))
-            for name, value in zip(_COUNTED, found, strict=True):
-                counts[name] += value
-        for name in ("tokens", "trainable_tokens"):
-            if entry.get(name) != counts[name]:
-                yield f"{file}: it holds {counts[name]} {name}, the manifest says {entry.get(name)}"
+    shards = [_Shard(scored, path / e["file"], e, i * size, (i + 1) * size) for i, e in enumerate(scored.files)]
+    for shard, findings in zip(shards, in_order(_Shard.findings, shards), strict=True):
+        yield from findings
+        if shard.problem:
+            return
+        unigram += shard.unigram
         for name in _COUNTED:
-            totals[name] += counts[name]
+            totals[name] += shard.counts[name]
     if not np.array_equal(unigram, stored):
         yield f"{path / 'unigram.npy'}: it does not count the shards' tokens"
     yield from _wrong_counts(path, described, totals)
@@ -72,6 +60,37 @@ def scored_findings(path: Path, notes: list[str]) -> Iterator[str]:
     yield from _described(path, described, footers, notes)
     yield from tokenizer_findings(scored, notes, known=any("described" in f.info for f in footers))
     notes.append(f"scored dataset: {len(scored.files)} shards, {totals['tokens']:,} tokens")
+
+
+class _Shard:
+    """What is found in the rows of one shard, which are those from ``first`` to ``stop - 1`` of the source."""
+
+    def __init__(self, scored: ScoredDataset, file: Path, entry: dict[str, Any], first: int, stop: int) -> None:
+        self._scored, self._file, self._entry, self._range = scored, file, entry, (first, stop)
+        self._last = (-1, -1)
+        self.problem = ""
+
+    def findings(self) -> list[str]:
+        """What does not hold; where its rows hold, ``counts`` and ``unigram`` are filled."""
+        self.counts, self.unigram = dict.fromkeys(_COUNTED, 0), np.zeros(self._scored.vocab_size, np.int64)
+        found = list(shard_findings(self._file, self._entry, self._scored.schema, self._look))
+        for name in ("tokens", "trainable_tokens") if not self.problem else ():
+            if self._entry.get(name) != self.counts[name]:
+                says = f"the manifest says {self._entry.get(name)}"
+                found.append(f"{self._file}: it holds {self.counts[name]} {name}, {says}")
+        return found
+
+    def _look(self, batch: pa.RecordBatch) -> str:
+        self.problem, self._last = _batch(batch, self._scored, *self._range, self._last)
+        if not self.problem:
+            rows = to_rows(batch)
+            new = ~np.isnan(rows.entropy)
+            new[rows.offsets[:-1][rows.window == 0]] = True
+            self.unigram += np.bincount(rows.input_ids[new], minlength=len(self.unigram))
+            found = (int((rows.window == 0).sum()), len(rows.row_id), len(rows.input_ids), int(rows.loss_mask.sum()))
+            for name, value in zip(_COUNTED, found, strict=True):
+                self.counts[name] += value
+        return self.problem
 
 
 def _footers(
@@ -188,17 +207,22 @@ def _wrong_counts(path: Path, described: dict[str, Any], found: dict[str, int]) 
             yield f"{path}: the manifest counts {recorded} {name}, the shards hold {value}"
 
 
-def shard_findings(file: Path, entry: dict[str, Any], schema: pa.Schema) -> Iterator[str]:
-    """Schema, footer and content digest of one file."""
+def shard_findings(
+    file: Path, entry: dict[str, Any], schema: pa.Schema, look: Callable[[pa.RecordBatch], str]
+) -> Iterator[str]:
+    """Schema, footer and content digest of one file, and the first thing that ``look`` finds wrong with its rows."""
     check_file_schema(file, schema)
     footer = read_footer(file)
-    content = ContentDigest(schema)
-    for batch in read_batches(file):
+    content, problem = ContentDigest(schema), ""
+    for batch in read_batches(file, rows=rows_per_batch([entry])):
         content.update(batch)
+        problem = problem or look(batch)
     if not footer.content_digest == content.hexdigest() == entry["content_digest"]:
         yield f"{file}: its rows are not those that were written"
     if footer.rows != entry["rows"]:
         yield f"{file}: it has {footer.rows} rows, the manifest says {entry['rows']}"
+    if problem:
+        yield f"{file}: {problem}"
 
 
 def _batch(

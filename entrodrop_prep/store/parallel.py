@@ -18,11 +18,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_order(work: Callable[[T], R], items: Iterable[T], jobs: int) -> Iterator[R]:
-    """``work`` of each item, in their order, by ``jobs`` threads; at most one result a thread waits to be taken.
+def in_order(work: Callable[[T], R], items: Iterable[T], jobs: int | None = None) -> Iterator[R]:
+    """``work`` of each item, in their order, by ``jobs`` threads, by default one a processor.
 
-    Where one fails, or the caller stops, nothing new is begun.
+    At most one result a thread waits to be taken. Where one fails, or the caller stops, nothing new is begun.
     """
+    jobs = jobs or cores()
     if jobs == 1:
         yield from map(work, items)
         return
@@ -31,7 +32,7 @@ def in_order(work: Callable[[T], R], items: Iterable[T], jobs: int) -> Iterator[
     try:
         for item in items:
             waiting.append(pool.submit(work, item))
-            if len(waiting) > jobs:
+            if len(waiting) >= 2 * jobs:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
