@@ -15,6 +15,7 @@ from entrodrop_prep.export.job import Job
 from entrodrop_prep.export.provenance import told_of, told_of_source
 from entrodrop_prep.masking.histogram import told_bins
 from entrodrop_prep.store import digest, manifest
+from entrodrop_prep.store.disk import flush_folder, writing
 from entrodrop_prep.store.layout import VALIDATION
 from entrodrop_prep.store.ownership import Owned
 from entrodrop_prep.store.schema import MASKED
@@ -37,6 +38,9 @@ def finish(
 
     ``made`` are the files of this run by name, so that they are not read again.
     """
+    with writing(out):
+        for part in parts:
+            flush_folder(out / part.folder)
     files: list[dict[str, Any]] = []
     told = {part: _gathered(out, part, files, job, made) for part in parts}
     table = [figures for part, figures in told.items() if part.epoch is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.errors import ConfigError, IntegrityError, OutputError, SourceError
 from entrodrop_prep.export import derived
 from entrodrop_prep.export.card import NAME as CARD
-from entrodrop_prep.export.epoch import Part, check_content, misplaced
+from entrodrop_prep.export.epoch import Part, ShardCounts, check_content, misplaced
 from entrodrop_prep.export.finish import Written, finish, publish
 from entrodrop_prep.export.job import Job, open_job
 from entrodrop_prep.export.provenance import environments, stamp, written_with
@@ -198,14 +199,24 @@ def _write(
         "provenance": stamp(job.sources.all, job.validation),
         "environment": written_with(),
     }
-    stopped = threading.Event()
+    stopped, slots = threading.Event(), threading.Semaphore(job.jobs)
+
+    def tables(part: Part, shard: int, counts: ShardCounts) -> Iterator[pa.Table]:
+        with slots:  # what flushes a file to the disk waits for it, and lets another thread work
+            yield from unless(stopped, job.tables(part, shard, counts))
 
     def write(wanted: tuple[Part, int]) -> tuple[str, Written]:
         part, shard = wanted
         counts, path = job.counts(part), out / part.name(shard)
         info: dict[str, Any] = {"schema": MASKED, **part.label, "shard": shard, **told}
-        tables = unless(stopped, job.tables(part, shard, counts))
-        footer = write_shard(path, job.schema, tables, lambda: info | counts.info(), compression=job.config.compression)
+        footer = write_shard(
+            path,
+            job.schema,
+            tables(part, shard, counts),
+            lambda: info | counts.info(),
+            compression=job.config.compression,
+            flush_name=False,
+        )
         progress.add(counts.rows, counts.values["tokens"])
         with writing(path):
             return part.name(shard), (footer, manifest.file_entry(out, path))
@@ -214,7 +225,7 @@ def _write(
     rows = sum(stop - first for part, shard in every for first, stop in [part.layout.places(shard)])
     with Progress("materializing", rows, "rows") as progress:
         try:
-            return dict(in_order(write, every, job.jobs)), progress.seconds
+            return dict(in_order(write, every, 2 * job.jobs)), progress.seconds
         finally:
             stopped.set()
 

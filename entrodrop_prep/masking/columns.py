@@ -244,7 +244,7 @@ def _read(
         rows = to_rows(batch)
     else:
         rows = to_rows(batch)
-        spread.add(rows.entropy[rows.trainable])
+        spread.add(np.compress(rows.trainable, rows.entropy))
         as_one = {n: v.astype(dtype, copy=False) for n in ("entropy", "logprob") if (v := getattr(rows, n)) is not None}
         rows = replace(rows, **as_one)
     return _Read(index, rows, left_out, spread, batch.column(column) if column and not source.plain else None)

@@ -185,7 +185,7 @@ class Epoch:
         ids = _joined([m.input_ids for _, _, m, _, _ in parts], np.int32)
         labels = _joined([m.labels for _, _, m, _, _ in parts], np.int32)
         lengths = _joined([r.lengths for _, r, _, _, _ in parts], np.int64)
-        trainable = _joined([m.trainable if wants else m.trainable[:0] for _, _, m, _, _ in parts], np.int64)
+        trainable = _joined([m.trainable for _, _, m, _, _ in parts] if wants else [], np.int64)
         if len(parts) > 1:
             back = np.argsort(np.concatenate([some for some, *_ in parts]))
             starts = 4 * np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])

@@ -160,9 +160,9 @@ def any_per_row(flags: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray
 
 def _labels(ids: NDArray[np.int32], labelled: NDArray[np.bool_]) -> NDArray[np.int32]:
     """[N] ``ids`` where they are ``labelled``, -100 elsewhere; without a branch."""
-    labels = ids ^ np.int32(IGNORE)
-    labels &= np.negative(labelled.view(np.int8), dtype=np.int32)
-    labels ^= np.int32(IGNORE)
+    labels = ids - np.int32(IGNORE)
+    labels *= labelled
+    labels += np.int32(IGNORE)
     return labels
 
 

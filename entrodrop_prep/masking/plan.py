@@ -43,7 +43,7 @@ def thresholds(sources: Sources, recipe: Recipe, columns: Columns, jobs: int) ->
 
     def chosen(span: tuple[int, int]) -> tuple[Rows, NDArray[Any]]:
         rows = columns.span(*span)
-        return rows, getattr(rows, score)[rows.trainable]
+        return rows, np.compress(rows.trainable, getattr(rows, score))
 
     def scores() -> Iterator[NDArray[Any]]:
         return (found for _, found in in_order(chosen, spans, jobs))

@@ -198,10 +198,12 @@ def _find(histogram: Histogram, rank: int, again: Callable[[], Iterable[NDArray[
 
 def _keys(scores: NDArray[Any]) -> NDArray[Any]:
     """Unsigned integers of the scores' width, in the same order."""
-    unsigned = np.dtype(f"u{scores.dtype.itemsize}")
-    sign = unsigned.type(1 << (8 * unsigned.itemsize - 1))
-    bits = np.ascontiguousarray(scores).view(unsigned)
-    return np.where(bits & sign, ~bits, bits | sign)
+    width = scores.dtype.itemsize
+    bits = np.ascontiguousarray(scores).view(f"i{width}")
+    flipped = bits >> (8 * width - 1)  # all bits of negative numbers, none of others
+    flipped |= np.iinfo(bits.dtype).min
+    flipped ^= bits
+    return flipped.view(f"u{width}")
 
 
 def _scores(keys: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:

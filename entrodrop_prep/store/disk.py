@@ -125,10 +125,11 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def renamed_file(path: Path) -> Iterator[BinaryIO]:
+def renamed_file(path: Path, *, flush_name: bool = True) -> Iterator[BinaryIO]:
     """A file under a temporary name that becomes ``path`` when the block ends well, and vanishes when it does not.
 
-    Raises OutputError, also where a link or a folder has the name.
+    Without ``flush_name`` the caller flushes the folder once it holds all of its files. Raises OutputError, also where
+    a link or a folder has the name.
     """
     with writing(path):
         make_folder(path.parent)
@@ -146,7 +147,8 @@ def renamed_file(path: Path) -> Iterator[BinaryIO]:
             with contextlib.suppress(OSError):
                 tmp.unlink()
             raise
-        flush_folder(path.parent)
+        if flush_name:
+            flush_folder(path.parent)
 
 
 def create(path: Path) -> BinaryIO:

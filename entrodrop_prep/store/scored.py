@@ -111,7 +111,8 @@ class ScoredDataset:
         """
         for entry in self.files:
             path = self.directory / entry["file"]
-            yield from read_batches(path, columns, rows_per_batch(self.files), content_digest=entry["content_digest"])
+            rows, content = rows_per_batch(self.files), entry["content_digest"]
+            yield from read_batches(path, columns, rows, content_digest=content, use_threads=True)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer stored beside the shards, its files checked. Its code, if it came with any, is not run.

@@ -108,15 +108,16 @@ def write_shard(
     info: dict[str, Any] | Callable[[], dict[str, Any]],
     *,
     compression: str = "zstd",
+    flush_name: bool = True,
 ) -> Footer:
     """Write tables as one Parquet file, one row group each, atomically.
 
     ``info``, or what it gives once the tables are used up, goes into the footer as JSON, with the row count and the
-    content digest added.
+    content digest added. ``flush_name`` is that of ``disk.renamed_file``.
     """
     digest, rows = ContentDigest(schema), 0
     with (
-        renamed_file(path) as file,
+        renamed_file(path, flush_name=flush_name) as file,
         pq.ParquetWriter(
             file,
             schema,
@@ -184,7 +185,12 @@ def check_file_schema(path: Path, schema: pa.Schema) -> None:
 
 
 def read_batches(
-    path: Path, columns: list[str] | None = None, rows: int = 512, *, content_digest: str | None = None
+    path: Path,
+    columns: list[str] | None = None,
+    rows: int = 512,
+    *,
+    content_digest: str | None = None,
+    use_threads: bool = False,
 ) -> Iterator[pa.RecordBatch]:
     """The rows of a shard, at most ``rows`` at a time, page checksums verified.
 
@@ -194,6 +200,7 @@ def read_batches(
         rows: the most of a batch.
         content_digest: the shard's in its manifest. The file that was opened must carry it, so that no other run's
             rows are taken for these, whatever was renamed meanwhile.
+        use_threads: whether columns are decoded at once, for a caller that reads one file at a time.
 
     Raises IntegrityError.
     """
@@ -204,7 +211,7 @@ def read_batches(
                 where=str(path),
                 fix="run again once the directory is finished",
             )
-        yield from f.iter_batches(batch_size=rows, columns=columns, use_threads=False)
+        yield from f.iter_batches(batch_size=rows, columns=columns, use_threads=use_threads)
 
 
 @contextlib.contextmanager
