@@ -316,6 +316,53 @@ def inspect_command(
         _say(line)
 
 
+@app.command("report")
+def report_command(
+    directory: Directory,
+    out: Annotated[
+        str, typer.Option("--out", "-o", metavar="FILE", help="The page; an earlier report there is replaced.")
+    ] = "report.html",
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--against",
+            metavar="[NAME=]SCORED",
+            help="Of a masked directory the scored one it was made from; in a mixture one NAME=SCORED for each source. "
+            "May be repeated.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe", metavar="FILE", help="Of a scored directory the settings of its masks.  [default: the defaults]"
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            "--epochs",
+            metavar="N",
+            min=1,
+            help="Of a scored directory the epochs to show.  [default: the recipe's, or 4]",
+        ),
+    ] = None,
+    rows: Annotated[int, typer.Option("--rows", metavar="N", min=0, max=500, help="Rows to show token by token.")] = 24,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of the choice of these rows.")] = 0,
+) -> None:
+    """Write one page that shows the scores, what the masks drop in each epoch, and rows token by token.
+
+    It is a single file that loads nothing from a network. Of a scored directory it shows what a recipe would drop.
+    """
+    places.check_directory(directory)
+    for text in against or ():
+        places.check_named(text, "scored")
+    if recipe:
+        places.check_file(recipe, "--recipe", "recipe")
+    from entrodrop_prep.verification.report import report
+
+    _say(f"wrote {report(directory, out, against=against, recipe=recipe, epochs=epochs, rows=rows, seed=seed)}")
+
+
 @app.command("recipe")
 def recipe_command(
     trainer: Annotated[

@@ -24,6 +24,7 @@ from entrodrop_prep.training.cache import cache_directory, opened
 if TYPE_CHECKING:
     import datasets
 
+    from entrodrop_prep.masking.epoch_rows import EpochRows
     from entrodrop_prep.training.stream import MaskedStream
 
 Row = dict[str, Any]
@@ -188,6 +189,11 @@ class MaskedRows:
 
     def __reduce__(self) -> Any:
         return type(self), (self._config, self._cache_dir)
+
+    @property
+    def epoch_rows(self) -> EpochRows:
+        """The engine behind the rows."""
+        return self._rows
 
     # Rows.
 

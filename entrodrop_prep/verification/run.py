@@ -139,7 +139,7 @@ def _collect(report: Report, findings: Iterator[str]) -> None:
 def _masks(path: Path, against: list[str], report: Report) -> Iterator[str]:
     """Make every shard again from the scores and compare what it holds."""
     described = manifest.read(path, MASKED)
-    given, validation = _given(path, described, against)
+    given, validation = given_sources(path, described, against)
     identity = dict(described["identity"])
     proved = VALIDATION not in identity or validation is not None
     if not proved:
@@ -259,7 +259,7 @@ def _part(
         yield f"{path}: the manifest's figures of {title(part.folder)} are not those of the masks ({wrong})"
 
 
-def _given(path: Path, described: dict[str, Any], against: list[str]) -> tuple[dict[str, str], str | None]:
+def given_sources(path: Path, described: dict[str, Any], against: list[str]) -> tuple[dict[str, str], str | None]:
     """Name -> directory of each source, and the directory of the validation rows if it was given.
 
     Raises IntegrityError where they are not one for each source.
