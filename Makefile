@@ -4,7 +4,7 @@ export PYTHON
 BIN := .venv/bin
 INPUTS := pyproject.toml constraints.txt scripts/setup.sh tests/environment/torchvision_beside_cpu_torch.py
 
-.PHONY: demo test lint test-heavy setup bench bench-materialize bench-loader bench-storage trainers docs clean
+.PHONY: demo test lint test-heavy test-browser setup bench bench-materialize bench-loader bench-storage trainers docs clean
 
 demo: .venv/.set-up-demo
 	$(BIN)/entrodrop demo --out demo-out
@@ -20,6 +20,10 @@ lint: setup
 # The tests that take minutes, which `make test` leaves out; the last results are in docs/architecture.md.
 test-heavy: setup
 	$(BIN)/python -m pytest -m heavy
+
+# The tests that open pages in Chromium, which must be there (Debian: apt-get install chromium).
+test-browser: setup
+	$(BIN)/python -m pytest -m browser
 
 setup: .venv/.set-up-test
 

@@ -33,6 +33,7 @@ PUBLIC = {
     "BatchCheck": "entrodrop_prep.training.check_batches:BatchCheck",
     "recording": "entrodrop_prep.training.recording:recording",
     "inspect": "entrodrop_prep.verification.inspect:show",
+    "report": "entrodrop_prep.verification.report:report",
     "verify": "entrodrop_prep.verification.run:verify",
     "push": "entrodrop_prep.publish.push:push",
     "PushConfig": "entrodrop_prep.config:PushConfig",

@@ -22,6 +22,7 @@ from entrodrop_prep.training.rows import MaskedRows as MaskedRows
 from entrodrop_prep.training.stream import MaskedLoader as MaskedLoader
 from entrodrop_prep.training.stream import MaskedStream as MaskedStream
 from entrodrop_prep.verification.inspect import show as inspect
+from entrodrop_prep.verification.report import report as report
 from entrodrop_prep.verification.run import verify as verify
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "push",
     "recipe",
     "recording",
+    "report",
     "score",
     "verify",
 ]

@@ -13,6 +13,7 @@ import inspect
 import io
 import logging
 import os
+import shlex
 import sys
 import traceback
 import warnings
@@ -178,6 +179,7 @@ def score_command(**values: Any) -> None:
             f"scored {summary.scored_tokens:,} tokens in {summary.seconds:.1f} s "
             f"({summary.scored_tokens / summary.seconds:,.0f} tokens/s) into {summary.directory}"
         )
+    _say(f"look at it: entrodrop report {shlex.quote(str(summary.directory))}")
 
 
 @app.command("serve")
@@ -205,6 +207,7 @@ def materialize_command(**values: Any) -> None:
     for text in (*config.sources, *config.plain, *([config.eval] if config.eval else [])):
         places.check_named(text, "scored")
     from entrodrop_prep.export.card import aligned, epoch_table, left_out, source_table
+    from entrodrop_prep.masking.sources import without_weight
     from entrodrop_prep.publish.materialize import materialize
 
     summary = materialize(config)
@@ -218,6 +221,8 @@ def materialize_command(**values: Any) -> None:
             f"wrote {summary.written_tokens:,} tokens in {summary.seconds:.1f} s "
             f"({summary.written_tokens / max(summary.seconds, 1e-9):,.0f} tokens/s) into {summary.directory}"
         )
+    sources = " ".join(f"--against {shlex.quote(without_weight(s))}" for s in (*config.sources, *config.plain))
+    _say(f"look at it: entrodrop report {shlex.quote(str(summary.directory))} {sources}")
     if summary.pushed:
         _say_pushed(summary.pushed)
 

@@ -22,6 +22,7 @@ from entrodrop_prep.masking.assembly import MaskedColumns
 from entrodrop_prep.scoring.run import score
 from entrodrop_prep.store.disk import check_held, check_regular, held, scratch
 from entrodrop_prep.store.shards import local_directory
+from entrodrop_prep.verification.report import report
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -81,6 +82,9 @@ def _demo(directory: Path, started: float) -> None:
     for epoch in (0, EPOCHS - 1):
         _train(directory, epoch, tokenizer)
     print("the two losses are means over different labels: the last epoch has lost the easy ones")
+    _say("5. look at it: one page with the scores, the masks of every epoch, and rows token by token")
+    page = report(directory / "masked", directory / "report.html", against=[str(directory / "scored")])
+    print(f"wrote {page}")
     print(
         f"\ndone in {time.monotonic() - started:.0f} s; look at {directory}: "
         f"`entrodrop inspect {directory}/masked`, `entrodrop verify {directory}/masked --against {directory}/scored`"

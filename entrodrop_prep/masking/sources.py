@@ -67,6 +67,12 @@ def named_path(text: str) -> tuple[str | None, str]:
     return (found[1], found[2]) if found else (None, text)
 
 
+def without_weight(text: str) -> str:
+    """``NAME=SCORED[:WEIGHT]`` as ``verify --against`` takes it; a path without a name is returned as it is."""
+    name, path = named_path(text)
+    return text if name is None else f"{name}={_weighted(path)[0]}"
+
+
 def open_sources(config: MaterializeConfig) -> Sources:
     """Open what ``config`` names. Raises ConfigError for names, weights or directories that do not go together."""
     texts = [*((text, False) for text in config.sources), *((text, True) for text in config.plain)]

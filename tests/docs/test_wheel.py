@@ -47,7 +47,7 @@ def test_only_the_package_is_in_it(wheel: Path) -> None:
     inside = {name.removeprefix("entrodrop_prep/") for name in names if name.startswith("entrodrop_prep/")}
     code = {p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py")}
     model = {p.relative_to(PACKAGE).as_posix() for p in (PACKAGE / "demo" / "model").iterdir()}
-    folders = (PACKAGE / "scoring" / "templates", PACKAGE / "trainers" / "templates")
+    folders = [PACKAGE / name for name in ("scoring/templates", "trainers/templates", "verification/report/page")]
     templates = {p.relative_to(PACKAGE).as_posix() for folder in folders for p in folder.iterdir()}
     assert {"scoring/templates/chatml.jinja", "trainers/templates/trl.py.j2"} <= templates
     assert inside == code | model | templates | {"py.typed", "__init__.pyi"}

@@ -32,7 +32,7 @@ from entrodrop_prep.verification.report.statistics import (
 )
 from entrodrop_prep.verification.run import given_sources, kind_of
 
-_HERE = Path(__file__).parent
+_PAGE = Path(__file__).parent / "page"
 _MARK = b'<meta name="generator" content="entrodrop report">'
 MOST_STRINGS, MOST_SURPRISING = 30, 12
 SEEN_RATIO, SEEN_SHARE = 0.85, 0.05
@@ -121,7 +121,7 @@ def _page(path: Path, described: dict[str, Any], rows: EpochRows, *, masked: boo
     trained = found.total.tokens * config.epochs
     figures = described.get("epochs", []) if masked else []
     env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+        loader=jinja2.FileSystemLoader(_PAGE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     values: dict[str, Any] = {
         "title": f"entrodrop report: {path.name}",
@@ -134,8 +134,8 @@ def _page(path: Path, described: dict[str, Any], rows: EpochRows, *, masked: boo
         "charts": _charts(found, thresholds, eligible, rates, figures),
         "tables": _tables(found, described, counts, tokenizer, trained),
         "version": __version__,
-        "style": _markup("style.css"),
-        "script": _markup("view.js"),
+        "style": (_PAGE / "style.css").read_text(encoding="utf-8"),
+        "script": (_PAGE / "view.js").read_text(encoding="utf-8"),
         "data": _json(_view(shown, rates, found, config, rows)),
     }
     return env.get_template("page.html.j2").render(values)
@@ -352,10 +352,3 @@ def _json(value: Any) -> str:
     """JSON that ends no script element and starts no comment."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _markup(name: str) -> Any:
-    """A file of ours, put into the page as it is."""
-    from markupsafe import Markup
-
-    return Markup((_HERE / name).read_text(encoding="utf-8"))
