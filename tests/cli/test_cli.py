@@ -27,7 +27,7 @@ WAYS = {
     "python -m": [sys.executable, "-m", "entrodrop_prep"],
     "python cli.py": [sys.executable, str(ROOT / "cli.py")],
 }
-COMMANDS = ("score", "serve", "materialize", "push", "verify", "inspect", "recipe", "schema", "demo")
+COMMANDS = ("score", "serve", "materialize", "push", "verify", "inspect", "report", "recipe", "schema", "demo")
 HEAVY = ("torch", "transformers", "datasets", "huggingface_hub", "pyarrow", "numpy", "pydantic", "vllm", "ray")
 
 

@@ -273,13 +273,20 @@ def test_a_browser_shows_it(kind: str, made: Path, tmp_path: Path) -> None:
 @pytest.mark.browser
 def test_a_browser_shows_hostile_rows_harmlessly(closed_form: Markov, tmp_path: Path) -> None:
     source = tmp_path / "rows.jsonl"
-    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in HOSTILE))
+    source.write_text("".join(json.dumps({"text": text, "name": text[:60]}) + "\n" for text in HOSTILE))
     byte_bpe().save_pretrained(tmp_path / "tokenizer")
     config = ScoreConfig(
-        source=str(source), model=str(closed_form.directory), out=str(tmp_path / "scored"), backend="transformers"
+        source=str(source),
+        model=str(closed_form.directory),
+        out=str(tmp_path / "scored"),
+        backend="transformers",
+        id_column="name",
     )
     score(config)
     path = report(tmp_path / "scored", tmp_path / "r.html")
     found = in_browser(path, tmp_path, width=500)
     assert (found["errors"], found["blocked"], found["wide"]) == ([], [], False)
-    assert len(found["struck"]) == len(Page(path).data["rows"])
+    page = Page(path)
+    assert HOSTILE[0][:60] in page.data["rows"][0]["label"]
+    assert "<" not in page.scripts[0]
+    assert len(found["struck"]) == len(page.data["rows"])
