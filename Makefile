@@ -4,7 +4,7 @@ export PYTHON
 BIN := .venv/bin
 INPUTS := pyproject.toml constraints.txt scripts/setup.sh tests/environment/torchvision_beside_cpu_torch.py
 
-.PHONY: demo test lint test-heavy test-browser setup bench bench-materialize bench-loader bench-storage trainers docs clean
+.PHONY: demo test lint test-heavy test-browser setup bench bench-materialize bench-loader bench-storage bench-workers trainers docs clean
 
 demo: .venv/.set-up-demo
 	$(BIN)/entrodrop demo --out demo-out
@@ -50,6 +50,10 @@ bench-loader: setup
 # Bytes and time of each encoding of what is on disk, and what a second push sends.
 bench-storage: setup
 	$(BIN)/python benchmarks/storage.py
+
+# How much more two workers score on two cores than one.
+bench-workers: setup
+	$(BIN)/python benchmarks/workers.py
 
 # Real training with trainers that need environments of their own, made under .venvs/; `make test` leaves it out.
 # The last results are in docs/trainers/README.md. TRAINERS="litgpt axolotl" runs some of them.

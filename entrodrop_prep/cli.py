@@ -18,6 +18,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
@@ -37,6 +38,7 @@ from entrodrop_prep.config import (
 )
 from entrodrop_prep.errors import EntrodropError
 from entrodrop_prep.sources import given_paths as places
+from entrodrop_prep.terminal.preemption import EXIT_CODE, Preempted, preemptible
 from entrodrop_prep.terminal.text import one_line, printable, without_secrets
 
 if TYPE_CHECKING:
@@ -151,9 +153,10 @@ def score_command(**values: Any) -> None:
     """
     config = build(ScoreConfig, values)
     _check_score(config)
-    from entrodrop_prep.scoring.run import score
+    with preemptible() if config.worker else nullcontext():
+        from entrodrop_prep.scoring.run import score
 
-    summary = score(config)
+        summary = score(config)
     c = summary.counts
     if summary.already_complete:
         _say(f"already complete: {summary.directory}")
@@ -206,11 +209,12 @@ def materialize_command(**values: Any) -> None:
     config = MaterializeConfig.load(**values)
     for text in (*config.sources, *config.plain, *([config.eval] if config.eval else [])):
         places.check_named(text, "scored")
-    from entrodrop_prep.export.card import aligned, epoch_table, left_out, source_table
-    from entrodrop_prep.masking.sources import without_weight
-    from entrodrop_prep.publish.materialize import materialize
+    with preemptible() if config.worker else nullcontext():
+        from entrodrop_prep.export.card import aligned, epoch_table, left_out, source_table
+        from entrodrop_prep.masking.sources import without_weight
+        from entrodrop_prep.publish.materialize import materialize
 
-    summary = materialize(config)
+        summary = materialize(config)
     if summary.already_complete:
         _say(f"already complete: {summary.directory}")
     print("\n".join([*aligned(epoch_table(summary.epochs)), *left_out(summary.epochs)]))
@@ -486,6 +490,9 @@ def main() -> None:
         if e.errno == errno.ENOSPC:
             print("error: no space left for what is printed; free some, or print elsewhere", file=sys.stderr)
             code = 2
+    except Preempted as e:
+        print(e, file=sys.stderr)
+        code = EXIT_CODE
     if code == 130:
         print(INTERRUPTED, file=sys.stderr)
     sys.exit(code)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from entrodrop_prep.config.expansion import bounded
 from entrodrop_prep.config.settings import Setting, build, flag, validate
+from entrodrop_prep.config.workers import CLAIM_TIMEOUT, WORKER, check_worker
 from entrodrop_prep.errors import ConfigError
 
 EXTRA_COLUMNS = ("n_trainable", "position_ids", "seq_lengths")
@@ -326,6 +327,8 @@ class MaterializeConfig(Recipe):
             role="operation",
         ),
     ] = None
+    worker: Annotated[str | None, WORKER] = None
+    claim_timeout: Annotated[float, CLAIM_TIMEOUT] = 600.0
     overwrite: Annotated[
         bool, Setting("Throw away what an earlier run left in --out and start over.", role="operation")
     ] = False
@@ -337,6 +340,11 @@ class MaterializeConfig(Recipe):
             raise ConfigError("SCORED is missing", fix="give a scored directory")
         self.check()
         self.epochs_to_write()
+        check_worker(self)
+        if self.worker and self.push_to_hub:
+            raise ConfigError(
+                "--push-to-hub and --worker exclude each other", fix="push the finished directory with `entrodrop push`"
+            )
         if self.jobs != "auto" and not (self.jobs.isdecimal() and int(self.jobs)):
             raise ConfigError(f"--jobs {self.jobs!r} is not understood", fix="give auto, or a number from 1 on")
 

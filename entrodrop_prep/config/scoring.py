@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from entrodrop_prep.config.settings import Setting, validate
+from entrodrop_prep.config.workers import CLAIM_TIMEOUT, WORKER, check_worker
 from entrodrop_prep.errors import ConfigError
 
 
@@ -248,6 +249,8 @@ class ScoreConfig:
             "Stop at the first bad row, or write it with the reason to rejected.jsonl and continue.", role="operation"
         ),
     ] = "stop"
+    worker: Annotated[str | None, WORKER] = None
+    claim_timeout: Annotated[float, CLAIM_TIMEOUT] = 600.0
     overwrite: Annotated[
         bool,
         Setting("Throw away what an earlier run left in --out and start over.", role="operation"),
@@ -282,6 +285,7 @@ class ScoreConfig:
             )
         if len(set(self.keep_columns)) != len(self.keep_columns):
             raise ConfigError("--keep-columns names a column twice", fix="name each column once")
+        check_worker(self)
         if self.replicas != "auto" and not (self.replicas.isdecimal() and int(self.replicas)):
             raise ConfigError(f"--replicas {self.replicas!r} is not understood", fix="give auto or a number of engines")
         if self.backend == "server" and not self.server:

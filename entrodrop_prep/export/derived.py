@@ -7,7 +7,6 @@ any time, are made again when epochs are added, and are listed apart in the mani
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -25,7 +24,7 @@ from entrodrop_prep.export.card import PICTURE
 from entrodrop_prep.export.epoch import misplaced
 from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.digest import ContentDigest
-from entrodrop_prep.store.disk import TMP, check_held, create, system_error, writing
+from entrodrop_prep.store.disk import NO_LINK, TMP, check_held, create, system_error, writing
 from entrodrop_prep.store.layout import VALIDATION
 from entrodrop_prep.store.manifest_types import DERIVED, is_written
 from entrodrop_prep.store.ownership import Contents, Owned
@@ -47,7 +46,6 @@ CONTENTS = Contents(
     temporary=(f"{TMP}columns", f"{TMP}order", f"{TMP}cache", f"{TMP}link", f"{TMP}linked"),
 )
 """What a masked directory holds beside its shards."""
-_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EACCES)
 
 
 def known(out: Path) -> list[str]:
@@ -127,7 +125,7 @@ def can_link(out: Path) -> bool:
             os.link(one, two)
             two.unlink()
         except OSError as e:
-            if e.errno not in _NO_LINK:
+            if e.errno not in NO_LINK:
                 raise
             return False
         finally:
@@ -160,7 +158,7 @@ def _concatenate(out: Path, described: dict[str, Any], owned: Owned, made: dict[
             try:
                 os.link(out / name, target)
             except OSError as e:
-                if e.errno not in _NO_LINK:
+                if e.errno not in NO_LINK:
                     raise
                 shutil.copyfile(out / name, target)
 

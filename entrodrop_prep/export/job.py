@@ -77,10 +77,14 @@ class Job:
             sources = Sources((Source(VALIDATION, self.validation, plain=True),), named=True)
             self._specs[VALIDATION] = Spec.of(sources, whole, [0])
 
-    def open(self, directory: Path) -> None:
-        """Read the scored rows, once, into temporary files, and compute what depends on more than one row."""
+    def open(self, directory: Path, *, shared: bool = False) -> None:
+        """Read the scored rows, once, into temporary files, and compute what depends on more than one row.
+
+        ``shared``: what another process wrote there, whole, is used.
+        """
         for name, spec in self._specs.items():
-            epoch_rows.write(directory / name, spec, lasting=False, jobs=self.jobs)
+            if not (shared and epoch_rows.is_written(directory / name, spec)):
+                epoch_rows.write(directory / name, spec, lasting=shared, jobs=self.jobs)
         opened = {name: EpochRows(spec, directory / name) for name, spec in self._specs.items()}
         self.rows, self.validation_rows = opened[""], opened.get(VALIDATION)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from entrodrop_prep.config import MaterializeConfig
-from entrodrop_prep.errors import ConfigError, IntegrityError, OutputError, SourceError
+from entrodrop_prep.config.workers import worker_of
+from entrodrop_prep.errors import ConfigError, IntegrityError, MismatchError, OutputError, SourceError
 from entrodrop_prep.export import derived
 from entrodrop_prep.export.card import NAME as CARD
 from entrodrop_prep.export.epoch import Part, ShardCounts, check_content, misplaced
@@ -30,6 +32,8 @@ from entrodrop_prep.store.ownership import Owned, remove_files, remove_leftovers
 from entrodrop_prep.store.parallel import in_order, unless
 from entrodrop_prep.store.schema import MASKED
 from entrodrop_prep.store.shards import local_directory, read_footer, shard_names, write_shard
+from entrodrop_prep.store.workers import Workers, busy, joined
+from entrodrop_prep.terminal.preemption import Preemption, preemptible
 from entrodrop_prep.terminal.progress import Progress
 
 if TYPE_CHECKING:
@@ -38,7 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COLUMNS = f"{TMP}columns"
-"""Folder of the scored rows that masked ones are made from; removed at the end."""
+"""Folder of the scored rows that masked ones are made from, one for all workers; removed at the end."""
 
 
 @dataclass(frozen=True)
@@ -76,59 +80,96 @@ def materialize(config: MaterializeConfig) -> MaterializeSummary:
                 "the masked dataset cannot be inside the scored one", where=str(out), fix="choose another --out"
             )
     manifest.check_usable(out, "masked")
-    with locked(out), reading_lock(*(scored.directory for scored in job.directories)):
-        manifest.check_usable(out, "masked")
-        remove_leftovers(out, derived.CONTENTS)
-        if manifest.being_cleaned(out):
-            config = replace(config, overwrite=True)
-        identity = job.identity
-        finished, begun = (None, set()) if config.overwrite else _earlier(out, identity, config.epochs)
-        wanted = set(config.epochs_to_write()) | begun
-        config = replace(config, horizon=horizon(config), epochs=max(config.epochs, max(wanted) + 1))
-        job.config = config
-        before = derived.known(out)
-        layouts = [n for n in derived.FOLDERS if n in config.layout or (n in before and not config.overwrite)]
-        derived.check(out, layouts, before, wanted, config.epochs)
-        if finished and _holds(out, finished, wanted):
-            return _derive(out, finished, layouts, config)
-        owned = Owned(out, derived.CONTENTS)
-        ours = owned.check(shards=config.overwrite, folders=derived.folders(before))
-        for scored in job.directories:
-            scored.check()
-        job.plan(wanted)
-        check_cache(out, job.cache_bytes)
-        try:
-            job.open(out / COLUMNS)
-            return _make(out, job, sorted(wanted), identity, finished, layouts, owned, ours, before)
-        finally:
-            with writing(out):
-                remove_tree(out / COLUMNS)
+    with reading_lock(*(scored.directory for scored in job.directories)):
+        if config.worker is None:
+            with locked(out):
+                manifest.check_usable(out, "masked")
+                remove_leftovers(out, derived.CONTENTS)
+                try:
+                    return _run(job, out)
+                finally:
+                    with writing(out):
+                        remove_tree(out / COLUMNS)
+        with preemptible() as preemption, joined(out, derived.CONTENTS, config.claim_timeout) as workers:
+            return _run(job, out, workers, preemption)
 
 
-def _make(
-    out: Path,
-    job: Job,
-    wanted: list[int],
-    identity: dict[str, Any],
-    finished: dict[str, Any] | None,
-    layouts: list[str],
-    owned: Owned,
-    ours: list[str],
-    before: list[str],
+def _run(
+    job: Job, out: Path, workers: Workers | None = None, preemption: Preemption | None = None
 ) -> MaterializeSummary:
-    """Write what is missing of the epochs ``wanted``; ``before`` are layouts of an earlier run, ``ours`` its files."""
-    config, parts = job.config, job.parts(wanted)
+    """Set the directory up, make what is missing, publish it; of workers, one at a time does the first and the last."""
+    with workers.setting_up() if workers else nullcontext(True) as alone:
+        task = _set_up(job, out, alone, workers)
+    if isinstance(task, MaterializeSummary):
+        return task
+    with preemption.finishing(workers.stopped) if workers and preemption else nullcontext():
+        made, seconds = _write(out, job, task, workers, preemption)
+    with workers.section() if workers else nullcontext():
+        if workers and (out / manifest.NAME).exists():
+            described = manifest.read(out, MASKED)
+        else:
+            used = (manifest.read_state(out) or {})["environments"]
+            described = finish(out, job, task.parts, job.identity, task.layouts, used, made)
+    tokens = sum(footer.info["counts"]["tokens"] for footer, _ in made.values())
+    return MaterializeSummary(out, described["epochs"], seconds, tokens, already_complete=False)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is to be written: the parts, the files that are missing of each, and the layouts that follow from them."""
+
+    parts: list[Part]
+    missing: dict[Part, list[int]]
+    layouts: list[str]
+
+
+def _set_up(job: Job, out: Path, alone: bool, workers: Workers | None) -> MaterializeSummary | _Task:
+    """Check what is there, and have what every file is made from; the summary of a directory that is finished.
+
+    ``alone``: no worker is at work and nobody reads. The first one of several reads the scored rows for all.
+    """
+    manifest.check_usable(out, "masked")
+    config, identity = job.config, job.identity
+    if manifest.being_cleaned(out):
+        config = replace(config, overwrite=True)
+    finished, begun = (None, set()) if config.overwrite else _earlier(out, identity, config.epochs)
+    wanted = set(config.epochs_to_write()) | begun
+    before = derived.known(out)
+    layouts = [n for n in derived.FOLDERS if n in config.layout or (n in before and not config.overwrite)]
+    if workers and not finished:
+        wanted, layouts = _agreed(out, workers, config, wanted, layouts)
+    config = replace(config, horizon=horizon(config), epochs=max(config.epochs, max(wanted) + 1))
+    job.config = config
+    derived.check(out, layouts, before, wanted, config.epochs)
+    if finished and _holds(out, finished, wanted):
+        if not alone and not (derived.holds(out, finished, layouts) and (out / CARD).exists()):
+            raise busy(out)
+        return _derive(out, finished, layouts, config)
+    if not alone and (finished or config.overwrite):
+        raise busy(out)
+    if workers:
+        _agreed(out, workers, config, wanted, layouts)
+    owned = Owned(out, derived.CONTENTS)
+    ours = owned.check(shards=config.overwrite, folders=derived.folders(before))
+    for scored in job.directories:
+        scored.check()
+    job.plan(wanted)
+    if alone:
+        check_cache(out, job.cache_bytes)
+    job.open(out / COLUMNS, shared=workers is not None)
+    parts = job.parts(sorted(wanted))
     _check_rows(job, parts)
-    warn_if_flat(config, job.rows.size(wanted[0])[0])
+    warn_if_flat(config, job.rows.size(min(wanted))[0])
     _warn_of_left_out(config, parts)
     if config.pack:
         _warn_of_packing(config, parts[0])
-    if config.overwrite:
+    if config.overwrite or not alone:
         missing = {part: list(range(part.layout.shards)) for part in parts}
     else:
         missing = {part: _missing(out, part, job.schema, identity, finished) for part in parts}
-    freed = sum((out / name).stat().st_size for name in ours) if config.overwrite else 0
-    check_space(out, missing, config, sum(p.layout.tokens for p in parts), layouts, freed)
+    if alone:
+        freed = sum((out / name).stat().st_size for name in ours) if config.overwrite else 0
+        check_space(out, missing, config, sum(p.layout.tokens for p in parts), layouts, freed)
     for part in parts:
         check_folder(out / part.folder)
     if config.overwrite:
@@ -138,10 +179,23 @@ def _make(
     manifest.write_state(out, {**state, **_noted(owned)})
     with writing(out):
         remove_files(out, [manifest.NAME])
-    made, seconds = _write(out, job, missing, identity)
-    described = finish(out, job, parts, identity, layouts, used, made)
-    tokens = sum(footer.info["counts"]["tokens"] for footer, _ in made.values())
-    return MaterializeSummary(out, described["epochs"], seconds, tokens, already_complete=False)
+    return _Task(parts, missing, layouts)
+
+
+def _agreed(
+    out: Path, workers: Workers, config: MaterializeConfig, wanted: set[int], layouts: list[str]
+) -> tuple[set[int], list[str]]:
+    """The epochs and layouts that all workers write. Raises MismatchError where the others do not write these."""
+    told = workers.agreed("wanted", {"epochs": sorted(wanted), "layouts": layouts})
+    more = [f"epoch {e}" for e in config.epochs_to_write() if e not in told["epochs"]]
+    more += [f"--layout {name}" for name in config.layout if name in derived.FOLDERS and name not in told["layouts"]]
+    if more:
+        raise MismatchError(
+            f"the other workers do not write {more[0]}",
+            where=str(out),
+            fix="give all workers the same settings, or wait for them and run again",
+        )
+    return set(told["epochs"]), told["layouts"]
 
 
 def _check_rows(job: Job, parts: list[Part]) -> None:
@@ -190,16 +244,17 @@ def _warn_of_packing(config: MaterializeConfig, part: Part) -> None:
 
 
 def _write(
-    out: Path, job: Job, missing: dict[Part, list[int]], identity: dict[str, Any]
+    out: Path, job: Job, task: _Task, workers: Workers | None, preemption: Preemption | None
 ) -> tuple[dict[str, Written], float]:
-    """Write the missing shards, several at a time; returns them by name, and seconds."""
+    """Write the missing shards, several at a time; returns those made here by name, and seconds."""
+    identity = job.identity
     told = {
         "fingerprint": digest.of_json(identity),
         "identity": identity,
         "provenance": stamp(job.sources.all, job.validation),
         "environment": written_with(),
     }
-    stopped, slots = threading.Event(), threading.Semaphore(job.jobs)
+    stopped, slots = preemption.ended if preemption else threading.Event(), threading.Semaphore(job.jobs)
 
     def tables(part: Part, shard: int, counts: ShardCounts) -> Iterator[pa.Table]:
         with slots:  # what flushes a file to the disk waits for it, and lets another thread work
@@ -207,25 +262,40 @@ def _write(
 
     def write(wanted: tuple[Part, int]) -> tuple[str, Written]:
         part, shard = wanted
-        counts, path = job.counts(part), out / part.name(shard)
+        name = part.name(shard)
+        counts, path = job.counts(part), out / name
         info: dict[str, Any] = {"schema": MASKED, **part.label, "shard": shard, **told}
-        footer = write_shard(
-            path,
-            job.schema,
-            tables(part, shard, counts),
-            lambda: info | counts.info(),
-            compression=job.config.compression,
-            flush_name=False,
-        )
-        progress.add(counts.rows, counts.values["tokens"])
-        with writing(path):
-            return part.name(shard), (footer, manifest.file_entry(out, path))
+        with workers.finishing(name) if workers else nullcontext():
+            footer = write_shard(
+                path,
+                job.schema,
+                tables(part, shard, counts),
+                lambda: info | counts.info(),
+                compression=job.config.compression,
+                flush_name=workers is not None,
+                keep=workers is not None,
+            )
+            progress.add(counts.rows, counts.values["tokens"])
+            with writing(path):
+                return name, (footer, manifest.file_entry(out, path))
 
-    every = [(part, shard) for part, shards in missing.items() for shard in shards]
-    rows = sum(stop - first for part, shard in every for first, stop in [part.layout.places(shard)])
-    with Progress("materializing", rows, "rows") as progress:
+    def rows(wanted: tuple[Part, int]) -> int:
+        first, stop = wanted[0].layout.places(wanted[1])
+        return stop - first
+
+    every = {part.name(shard): (part, shard) for part, shards in task.missing.items() for shard in shards}
+    with Progress("materializing", sum(map(rows, every.values())), "rows") as progress:
+        items: Iterable[tuple[Part, int]] = every.values()
+        if workers and job.config.worker:
+            names = workers.claimed(
+                worker_of(job.config.worker),
+                lambda: (list(every), True),
+                progress,
+                lambda name: rows(every[name]) if name in every else 0,
+            )
+            items = (every[name] for name in names)
         try:
-            return dict(in_order(write, every, 2 * job.jobs)), progress.seconds
+            return dict(in_order(write, items, 2 * job.jobs)), progress.seconds
         finally:
             stopped.set()
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
-from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +16,13 @@ from entrodrop_prep.backends import choose, load_backend
 from entrodrop_prep.backends.prefetch import PrefetchQueue
 from entrodrop_prep.config import ScoreConfig
 from entrodrop_prep.config.names import user_path
-from entrodrop_prep.errors import IntegrityError, MismatchError, OutputError
+from entrodrop_prep.config.workers import worker_of
+from entrodrop_prep.errors import MismatchError, OutputError
 from entrodrop_prep.scoring.described import described
-from entrodrop_prep.scoring.finish import CONTENTS, REJECTED, TOKENIZER, finish, shard_name
+from entrodrop_prep.scoring.finish import CONTENTS, REJECTED, TOKENIZER, finish
 from entrodrop_prep.scoring.plan import Plan, make_plan
-from entrodrop_prep.scoring.span import ShardInput, read_span, source_digest, span_table
+from entrodrop_prep.scoring.span import ShardInput, source_digest, span_table
+from entrodrop_prep.scoring.spans import claimed_spans, missing_spans, own_footer, shard_path, shards_of
 from entrodrop_prep.scoring.unique import UniqueIds
 from entrodrop_prep.scoring.writer import Writer
 from entrodrop_prep.sources.files import matches
@@ -31,7 +32,9 @@ from entrodrop_prep.store.environment import host_environment
 from entrodrop_prep.store.locks import locked
 from entrodrop_prep.store.ownership import Owned, remove_files, remove_leftovers
 from entrodrop_prep.store.schema import SCORED
-from entrodrop_prep.store.shards import Footer, local_directory, read_footer, shard_names, write_shard
+from entrodrop_prep.store.shards import local_directory, read_footer, write_shard
+from entrodrop_prep.store.workers import Workers, busy, joined
+from entrodrop_prep.terminal.preemption import Preemption, preemptible
 from entrodrop_prep.terminal.progress import Progress
 
 if TYPE_CHECKING:
@@ -71,49 +74,95 @@ def score(config: ScoreConfig) -> ScoreSummary:
     out = local_directory(config.out)
     _check_place(config.source, out)
     manifest.check_usable(out, "scored")
-    with locked(out):
-        manifest.check_usable(out, "scored")
-        remove_leftovers(out, CONTENTS)
-        state = manifest.read_state(out) or {}
-        over = config.overwrite or manifest.being_cleaned(out)
-        begun = None if over else state.get("identity") or manifest.identity_of_shards(out, "scored")
-        plan = make_plan(config, state.get("model"), begun)
-        owned = Owned(out, CONTENTS)
-        # Only now: settings that do not work must not cost what is there.
-        if over:
-            owned.remove(owned.check(shards=True), {"schema": plan.identity["schema"]})
-            state = {}
-        finished = manifest.read(out, SCORED) if (out / manifest.NAME).exists() else None
-        before = finished["identity"] if finished else manifest.identity_of_shards(out, "scored")
-        if before is not None:
-            manifest.check_identity(out, before, plan.identity)
-            if state.get("source") != plan.source.stat():
-                _check_source_unchanged(plan, out)
-        note = {
-            "schema": plan.identity["schema"],
-            "identity": plan.identity,
-            "source": plan.source.stat(),
-            "model": plan.weights.files,
-        }
-        if not owned.unsure:
-            note["files"] = owned.noted
-        if note != state:
-            manifest.write_state(out, note)
-        if finished and all((out / e["file"]).exists() for e in finished["files"]):
-            manifest.look(out, finished)
-            return ScoreSummary(out, finished["counts"], 0.0, 0, already_complete=True)
-        owned.check(shards=False)
-        for path in _shards(out):
-            check_regular(path)
-            _own_footer(path, plan)
-        with writing(out):
-            remove_files(out, [manifest.NAME])
-        seconds, tokens = _make_missing(plan, out)
-        plan.weights.check_unchanged()
-        if not plan.source.check_unchanged(remote=True):
+    if config.worker is None:
+        with locked(out):
+            manifest.check_usable(out, "scored")
+            remove_leftovers(out, CONTENTS)
+            return _run(_plan(config, out), out)
+    with preemptible() as preemption, joined(out, CONTENTS, config.claim_timeout) as workers:
+        return _run(_plan(config, out), out, workers, preemption)
+
+
+def _plan(config: ScoreConfig, out: Path) -> Plan:
+    state = manifest.read_state(out) or {}
+    over = config.overwrite or manifest.being_cleaned(out)
+    begun = None if over else state.get("identity") or manifest.identity_of_shards(out, "scored")
+    return make_plan(config, state.get("model"), begun)
+
+
+def _run(plan: Plan, out: Path, workers: Workers | None = None, preemption: Preemption | None = None) -> ScoreSummary:
+    """Set the directory up, make what is missing, publish it; of workers, one at a time does the first and the last."""
+    with workers.setting_up() if workers else nullcontext(True) as alone:
+        done = _set_up(plan, out, alone)
+    if done:
+        return ScoreSummary(out, done["counts"], 0.0, 0, already_complete=True)
+    with preemption.finishing(workers.stopped) if workers and preemption else nullcontext():
+        seconds, tokens = _make_missing(plan, out, workers)
+    with workers.section() if workers else nullcontext():
+        return ScoreSummary(out, _published(plan, out, workers)["counts"], seconds, tokens, already_complete=False)
+
+
+def _set_up(plan: Plan, out: Path, alone: bool) -> dict[str, Any] | None:
+    """Check what is there and note what will be; the manifest of a directory that is finished.
+
+    ``alone``: no worker is at work and nobody reads.
+    """
+    manifest.check_usable(out, "scored")
+    state = manifest.read_state(out) or {}
+    owned = Owned(out, CONTENTS)
+    # Only now: settings that do not work must not cost what is there.
+    if plan.config.overwrite or manifest.being_cleaned(out):
+        if not alone:
+            raise busy(out)
+        owned.remove(owned.check(shards=True), {"schema": plan.identity["schema"]})
+        state = {}
+    finished = manifest.read(out, SCORED) if (out / manifest.NAME).exists() else None
+    before = finished["identity"] if finished else manifest.identity_of_shards(out, "scored")
+    if before is None and not alone:
+        before = state.get("identity")
+    if before is not None:
+        manifest.check_identity(out, before, plan.identity)
+        if state.get("source") != plan.source.stat():
             _check_source_unchanged(plan, out)
-        shards = [(path, _own_footer(path, plan)) for path in _shards(out)]
-        return ScoreSummary(out, finish(plan, out, shards)["counts"], seconds, tokens, already_complete=False)
+    note = {
+        "schema": plan.identity["schema"],
+        "identity": plan.identity,
+        "source": plan.source.stat(),
+        "model": plan.weights.files,
+    }
+    if not owned.unsure:
+        note["files"] = owned.noted
+    if note != state:
+        manifest.write_state(out, note)
+    if finished and all((out / e["file"]).exists() for e in finished["files"]):
+        manifest.look(out, finished)
+        return finished
+    if not alone:
+        if finished:
+            raise busy(out)
+        return None
+    owned.check(shards=False)
+    for path in shards_of(out):
+        check_regular(path)
+        own_footer(path, plan)
+    with writing(out):
+        remove_files(out, [manifest.NAME])
+    return None
+
+
+def _published(plan: Plan, out: Path, workers: Workers | None) -> dict[str, Any]:
+    """The manifest, written now unless another worker was faster."""
+    if workers and (out / manifest.NAME).exists():
+        return manifest.read(out, SCORED)
+    plan.weights.check_unchanged()
+    if not plan.source.check_unchanged(remote=True):
+        _check_source_unchanged(plan, out)
+    shards = [(path, own_footer(path, plan)) for path in shards_of(out)]
+    if workers:
+        seen_ids = UniqueIds(plan.config.id_column)
+        for path, _ in shards:
+            seen_ids.add_shard(path)
+    return finish(plan, out, shards)
 
 
 def _check_place(source: str, out: Path) -> None:
@@ -132,12 +181,7 @@ def _check_place(source: str, out: Path) -> None:
         )
 
 
-def shard_path(out: Path, index: int) -> Path:
-    """``shard-00000.parquet`` and so on."""
-    return out / shard_name(index)
-
-
-def _make_missing(plan: Plan, out: Path) -> tuple[float, int]:
+def _make_missing(plan: Plan, out: Path, workers: Workers | None) -> tuple[float, int]:
     """Make every shard that is not there; returns seconds and tokens scored. Loads the model only if one is missing.
 
     A thread reads and tokenizes ahead, another writes behind: the backend waits for neither.
@@ -147,38 +191,26 @@ def _make_missing(plan: Plan, out: Path) -> tuple[float, int]:
     )
     seconds, tokens = 0.0, 0
     with Progress("scoring", total, unit) as progress:
-        feed = PrefetchQueue(_missing_spans(plan, out, progress))
+        if workers and plan.config.worker:
+            spans = claimed_spans(plan, out, progress, worker_of(plan.config.worker), workers)
+            feed = PrefetchQueue(spans, ahead=1)  # what is read ahead, no other worker can take
+        else:
+            feed = PrefetchQueue(missing_spans(plan, out, progress))
         try:
             if feed.any():
-                seconds, tokens = _score(plan, out, feed, progress)
+                seconds, tokens = _score(plan, out, feed, progress, workers)
         finally:
+            if workers:
+                workers.stopped.set()
             feed.close()
         if feed.error is not None:
             raise feed.error
         return seconds, tokens
 
 
-def _missing_spans(plan: Plan, out: Path, progress: Progress) -> Iterator[ShardInput]:
-    """Read and tokenize the rows of every shard that is not there, in order."""
-    position: dict[str, Any] | None = None
-    seen_ids = UniqueIds(plan.config.id_column)
-    for index in itertools.count():
-        path = shard_path(out, index)
-        if path.exists():
-            footer = _own_footer(path, plan)
-            seen_ids.add_shard(path)
-            position = footer.info["source"]["next"]
-            progress.skip(footer.info["source"]["units"])
-        else:
-            span = read_span(plan, index, position)
-            seen_ids.add(span)
-            position = span.next
-            yield span
-        if position is None:
-            return
-
-
-def _score(plan: Plan, out: Path, feed: PrefetchQueue, progress: Progress) -> tuple[float, int]:
+def _score(
+    plan: Plan, out: Path, feed: PrefetchQueue, progress: Progress, workers: Workers | None
+) -> tuple[float, int]:
     """Score what the feed gives and write it; returns seconds and tokens."""
     name, why = choose(plan.config, plan.info)
     if plan.config.backend == "auto":
@@ -190,7 +222,7 @@ def _score(plan: Plan, out: Path, feed: PrefetchQueue, progress: Progress) -> tu
     try:
         checked = {"self_check": "passed" if plan.config.self_check else "off"} if name != "transformers" else {}
         environment = {**host_environment(), **backend.environment(), **checked}
-        _check_environment(plan, out, environment)
+        _check_environment(plan, out, environment, workers)
         made = {"environment": environment, "described": described(plan)}
         log.info("scoring with %s on %s (%s)", environment["backend"], environment["device"], plan.info.dtype)
         progress.begin()
@@ -204,19 +236,24 @@ def _score(plan: Plan, out: Path, feed: PrefetchQueue, progress: Progress) -> tu
                 if not span.tokens:
                     progress.add(span.units, 0)
                 tokens += span.tokens
-                writer.submit(_write_span, plan, span, scores, shard_path(out, span.index), made)
+                writer.submit(_write_span, plan, span, scores, shard_path(out, span.index), made, workers)
         return progress.seconds, tokens
     finally:
         backend.close()
 
 
-def _write_span(plan: Plan, span: ShardInput, scores: list[Scores], path: Path, made: dict[str, Any]) -> None:
+def _write_span(
+    plan: Plan,
+    span: ShardInput,
+    scores: list[Scores],
+    path: Path,
+    made: dict[str, Any],
+    workers: Workers | None = None,
+) -> None:
     """Write one shard, of the model's weights and the source's files as they were when the run began.
 
     ``made`` says with what, and from what, as every footer does.
     """
-    plan.weights.check_unchanged()
-    plan.source.check_unchanged()
     info = {
         "schema": plan.schema.metadata[b"schema"].decode(),
         "shard": span.index,
@@ -228,29 +265,19 @@ def _write_span(plan: Plan, span: ShardInput, scores: list[Scores], path: Path, 
         **({"notes": dict(sorted(span.notes.items()))} if span.notes else {}),
         "source": {"digest": span.source_digest, "next": span.next, "units": span.units if plan.exact_units else 0},
     }
-    write_shard(path, plan.schema, [span_table(plan, span, scores)], info)
+    with workers.finishing(path.name) if workers else nullcontext():
+        plan.weights.check_unchanged()
+        plan.source.check_unchanged()
+        write_shard(path, plan.schema, [span_table(plan, span, scores)], info, keep=workers is not None)
 
 
-def _own_footer(path: Path, plan: Plan) -> Footer:
-    """A finished shard's footer, checked to be of this run. Raises IntegrityError or MismatchError."""
-    footer = read_footer(path)
-    if footer.info.get("fingerprint") != plan.fingerprint:
-        manifest.check_identity(path.parent, footer.info.get("identity", {}), plan.identity)
-        raise IntegrityError(
-            "its fingerprint is not that of its settings", where=str(path), fix="remove it and run again"
-        )
-    return footer
-
-
-def _shards(out: Path) -> list[Path]:
-    """In order; from 100,000 on a number has more digits."""
-    return [out / name for name in shard_names(out, "scored")]
-
-
-def _check_environment(plan: Plan, out: Path, environment: dict[str, str]) -> None:
+def _check_environment(plan: Plan, out: Path, environment: dict[str, str], workers: Workers | None) -> None:
     """Shards that are there were made in this environment, or the change is accepted. Raises MismatchError."""
-    for path in _shards(out):
-        before = read_footer(path).info["environment"]
+    found = [read_footer(path).info["environment"] for path in shards_of(out)]
+    if workers:
+        with workers.section():
+            found.append(workers.agreed("environment", environment))
+    for before in found:
         changed = [d for d in manifest.differences(before, environment) if d.split(" ")[0] in ENVIRONMENT_KEYS]
         if changed and not plan.config.accept_environment_change:
             raise MismatchError(
@@ -263,7 +290,7 @@ def _check_environment(plan: Plan, out: Path, environment: dict[str, str]) -> No
 
 def _check_source_unchanged(plan: Plan, out: Path) -> None:
     """Files whose times changed are read again and compared with what the finished shards were made from."""
-    shards = _shards(out)
+    shards = shards_of(out)
     if shards:
         log.info("the source's times changed: comparing it with what was scored")
     position, following, size = None, 0, plan.config.rows_per_shard

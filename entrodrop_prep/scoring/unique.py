@@ -27,10 +27,10 @@ class UniqueIds:
             self._add(list(span.ids.values()), [span.wheres[r] for r in span.ids], list(span.ids))
 
     def add_shard(self, path: Path) -> None:
-        """Ids of a finished shard; these were checked when it was made."""
+        """Ids of a finished shard. Raises RowError if one was there before."""
         if self._column:
-            for batch in read_batches(path, ["id", "row_id", "window"]):
-                first = batch.filter(pc.equal(batch["window"], 0))
+            batches = read_batches(path, ["id", "row_id", "window"], 1 << 16)
+            for first in (batch.filter(pc.equal(batch["window"], 0)) for batch in batches):
                 self._add(first["id"].to_pylist(), [path.name] * len(first), first["row_id"].to_pylist())
 
     def _add(self, ids: list[str], wheres: list[str], rows: list[int]) -> None:

@@ -87,6 +87,10 @@ class FileSource(Source):
             self.total_rows = min(self.total_rows, limit)
         self.columns = self._find_columns(where)
 
+    @property
+    def direct(self) -> bool:
+        return self.total_rows is not None
+
     def identity(self) -> dict[str, Any]:
         return {
             "kind": "files",
@@ -128,6 +132,9 @@ class FileSource(Source):
         stop = first + count if self._limit is None else min(first + count, self._limit)
         wanted = None if columns is None else tuple(columns)
         cursor, self._cursor = self._cursor, None
+        if cursor is not None and cursor.columns == wanted and self._is_on_the_way(cursor, first, position):
+            while cursor.row < first and cursor.ahead is not None:
+                cursor.advance()
         if cursor is None or cursor.row != first or cursor.columns != wanted:
             if cursor is not None:
                 cursor.close()
@@ -143,8 +150,23 @@ class FileSource(Source):
             cursor.close()
             return Chunk(rows, None, self._done(cursor) - began)
         self._cursor = cursor
-        following = {"row": cursor.row, "file": cursor.file, "at": cursor.ahead.at}
-        return Chunk(rows, following, self._done(cursor) - began)
+        return Chunk(rows, cursor.position, self._done(cursor) - began)
+
+    def positions(self, every: int, position: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+        cursor = self._place(position["row"] if position else 0, position, ())
+        try:
+            while cursor.ahead is not None and cursor.row != self._limit:
+                if cursor.row and cursor.row % every == 0 and cursor.position != position:
+                    yield cursor.position
+                cursor.advance()
+        finally:
+            cursor.close()
+
+    def _is_on_the_way(self, cursor: _Cursor, first: int, position: dict[str, Any] | None) -> bool:
+        """Whether a row is reached sooner from here than from the start of its file, as a place in it is read to."""
+        if position is None or cursor.row >= first or cursor.file != position["file"]:
+            return False
+        return self._files[cursor.file].compression is not None or "item" in position["at"]
 
     def _row(self, number: int, raw: Raw) -> SourceRow:
         values, problem = (None, raw.problem) if raw.problem else self._reader.parse(raw.payload)
@@ -238,6 +260,11 @@ class _Cursor:
         self.row, self.file = row, file
         self._rows: Iterator[Raw] = iter(reader.rows(files[file], at, columns))
         self._fetch()
+
+    @property
+    def position(self) -> dict[str, Any]:
+        """Of the row ahead, for a later process."""
+        return {"row": self.row, "file": self.file, "at": self.ahead.at if self.ahead else None}
 
     def advance(self) -> None:
         self.row += 1

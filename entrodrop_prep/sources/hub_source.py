@@ -47,6 +47,10 @@ class DatasetSource(Source):
         self.size_bytes: int = dataset.data.nbytes
         self._opened = self.stat()
 
+    @property
+    def direct(self) -> bool:
+        return True
+
     def identity(self) -> dict[str, Any]:
         return self._identity
 

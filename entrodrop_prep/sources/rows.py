@@ -7,7 +7,7 @@ that a later process resumes there without reading what is before, where the for
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,11 @@ class Source(ABC):
     size_bytes: int | None
     card: dict[str, Any] | None = None
 
+    @property
+    def direct(self) -> bool:
+        """Whether any row is found by its number, without reading those before it."""
+        return False
+
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """What the rows are, as plain JSON: kind, relative file names and sizes in order, or Hub id and revision.
@@ -105,3 +110,16 @@ class Source(ABC):
 
         Raises SourceError for a file that is damaged or cannot be read; a single bad row comes with ``problem`` set.
         """
+
+    def positions(self, every: int, position: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+        """``Chunk.next`` of each span of ``every`` rows, from the start of the source or behind one of them.
+
+        Rows are found, not parsed, where the format allows that. Raises as ``read`` does.
+        """
+        row = position["row"] if position else 0
+        left = every
+        while (chunk := self.read(row, left, position, self.columns[:1])).next is not None:
+            row, left, position = row + len(chunk.rows), left - len(chunk.rows), chunk.next
+            if not left:
+                yield position
+                left = every

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -21,6 +22,8 @@ from entrodrop_prep.errors import DiskSpaceError, OutputError
 
 TMP = ".tmp-"
 PART = ".part"
+WORKERS = f"{TMP}workers"
+"""Folder in which several processes that write one directory settle who does what."""
 MOVE_IT = "move it out of the directory, and run again"
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -35,8 +38,14 @@ _FAILED = (
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.EOPNOTSUPP)
 """What file systems answer that do not flush folders."""
 
+NO_LINK = (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EACCES)
+"""What file systems answer that give a file no second name."""
+
 _held: dict[Path, int] = {}
 """Directories that runs of this process write to, each with its open descriptor."""
+_tags: dict[Path, str] = {}
+"""What temporary names begin with below those that other processes write to as well."""
+_TAG = re.compile(r"[0-9a-f]{8}-")
 
 
 @contextlib.contextmanager
@@ -66,19 +75,23 @@ def writing(where: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held(directory: Path) -> Iterator[list[Path]]:
+def held(directory: Path, tag: str = "") -> Iterator[list[Path]]:
     """Make a directory if it is not there, and keep it open: what is written below it goes there or nowhere.
 
-    Gives the folders that were made, outermost first. Raises OutputError.
+    ``tag``, eight hexadecimal digits, is part of the temporary names below it, so that several processes may write the
+    same file at once. Gives the folders that were made, outermost first. Raises OutputError.
     """
     with writing(directory):
         made = make_folder(directory)
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     before = _held.get(directory)
     _held[directory] = fd
+    if tag:
+        _tags[directory] = f"{tag}-"
     try:
         yield made
     finally:
+        _tags.pop(directory, None)
         if before is None:
             del _held[directory]
         else:
@@ -124,17 +137,29 @@ def write_bytes(path: Path, data: bytes) -> None:
         f.write(data)
 
 
+def temporary(path: Path) -> Path:
+    """The name that a file or folder has until it is finished, but for its ending."""
+    tag = next((_tags[above] for above in path.parents if above in _tags), "")
+    return path.with_name(f"{TMP}{tag}{path.name}")
+
+
+def without_tag(name: str) -> str:
+    """A temporary name without the tag of the process that gave it."""
+    return TMP + _TAG.sub("", name.removeprefix(TMP), count=1) if name.startswith(TMP) else name
+
+
 @contextlib.contextmanager
-def renamed_file(path: Path, *, flush_name: bool = True) -> Iterator[BinaryIO]:
+def renamed_file(path: Path, *, flush_name: bool = True, keep: bool = False) -> Iterator[BinaryIO]:
     """A file under a temporary name that becomes ``path`` when the block ends well, and vanishes when it does not.
 
-    Without ``flush_name`` the caller flushes the folder once it holds all of its files. Raises OutputError, also where
-    a link or a folder has the name.
+    Without ``flush_name`` the caller flushes the folder once it holds all of its files. ``keep``: where another process
+    finished the file meanwhile, that one stays, and this one vanishes. Raises OutputError, also where a link or a
+    folder has the name.
     """
     with writing(path):
         make_folder(path.parent)
         check_regular(path)
-        tmp = path.with_name(f"{TMP}{path.name}{PART}")
+        tmp = temporary(path).with_name(temporary(path).name + PART)
         tmp.unlink(missing_ok=True)
         try:
             with create(tmp) as f:
@@ -142,13 +167,29 @@ def renamed_file(path: Path, *, flush_name: bool = True) -> Iterator[BinaryIO]:
                 f.flush()
                 os.fsync(f.fileno())
             check_held(path)
-            os.rename(tmp, path)
+            if keep:
+                _name_unless_there(tmp, path)
+            else:
+                os.rename(tmp, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 tmp.unlink()
             raise
         if flush_name:
             flush_folder(path.parent)
+
+
+def _name_unless_there(tmp: Path, path: Path) -> None:
+    """Give a file its final name, or remove it where that name is taken."""
+    try:
+        os.link(tmp, path)
+    except OSError as e:
+        if e.errno in NO_LINK and not os.path.lexists(path):
+            os.rename(tmp, path)
+            return
+        if e.errno not in (errno.EEXIST, *NO_LINK):
+            raise
+    tmp.unlink()
 
 
 def create(path: Path) -> BinaryIO:
@@ -187,7 +228,7 @@ def renamed_folder(path: Path, replace: Callable[[Path], None]) -> Iterator[Path
     """
     with writing(path):
         check_held(path)
-        tmp = path.with_name(f"{TMP}{path.name}")
+        tmp = temporary(path)
         remove_tree(tmp)
         tmp.mkdir()
         try:

@@ -1,7 +1,8 @@
 """Who may write to a directory, and who may read it: locks of the operating system, which a killed process drops.
 
-A writer holds ``.lock`` alone, readers hold it together. Where no lock can be had, as on read-only media, reading goes
-without: every file that is read is compared with the manifest.
+A writer holds ``.lock`` alone, readers hold it together, and so do workers that share the writing (``store.workers``).
+Where no lock can be had, as on read-only media, reading goes without: every file that is read is compared with the
+manifest.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from entrodrop_prep.errors import EntrodropError, OutputError
-from entrodrop_prep.store.disk import check_regular, held, writing
+from entrodrop_prep.store.disk import WORKERS, check_regular, held, writing
 
 LOCK = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -30,18 +31,28 @@ def locked(directory: Path, *, wait: bool = False) -> Iterator[None]:
     with held(directory) as made:
         with writing(directory):
             check_regular(directory / LOCK)
-            handle = _opened(directory, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            handle = lock_alone(directory, wait=wait)
         try:
             yield
         except EntrodropError:
-            if made and _names(directory) == [LOCK]:  # nothing came of it: leave nothing
-                with contextlib.suppress(OSError):
-                    (directory / LOCK).unlink()
-                    for folder in reversed(made):
-                        folder.rmdir()
+            remove_if_empty(directory, made)
             raise
         finally:
             os.close(handle)
+
+
+def lock_alone(directory: Path, *, wait: bool = False) -> int:
+    """The directory's lock file, open and locked for one writer. Raises as ``locked`` does, and OSError."""
+    return open_locked(directory / LOCK, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
+def remove_if_empty(directory: Path, made: list[Path]) -> None:
+    """Leave nothing of folders that were ``made`` for a run of which nothing came."""
+    if made and _names(directory) == [LOCK]:
+        with contextlib.suppress(OSError):
+            (directory / LOCK).unlink()
+            for folder in reversed(made):
+                folder.rmdir()
 
 
 @contextlib.contextmanager
@@ -71,44 +82,54 @@ def in_hub_cache(path: Path) -> bool:
 def _shared(directory: Path) -> int | None:
     """The lock for reading; None where there is none and none can be made."""
     try:
-        return _opened(directory, os.O_RDONLY, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return open_locked(directory / LOCK, os.O_RDONLY, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         pass
     except OSError:
         return None
     try:
-        return _opened(directory, os.O_RDONLY | os.O_CREAT, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return open_locked(directory / LOCK, os.O_RDONLY | os.O_CREAT, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
         return None
 
 
-def _opened(directory: Path, flags: int, lock: int) -> int:
-    """The lock file, open and locked. Raises OutputError where another run holds it, and OSError."""
+def open_locked(path: Path, flags: int, lock: int) -> int:
+    """A lock file, open and locked. Raises OutputError where another run holds it, and OSError."""
     while True:
-        handle = os.open(directory / LOCK, flags | os.O_NOFOLLOW, 0o644)
+        handle = os.open(path, flags | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(handle, lock)
-            if os.path.samestat(os.fstat(handle), os.stat(directory / LOCK)):
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
                 return handle
         except FileNotFoundError:  # it was removed while this one waited: try again
             pass
         except BlockingIOError:
-            doing = "writing" if lock & fcntl.LOCK_SH or not _only_read(handle) else "reading"
+            doing, them = _doing(path.parent, handle, lock)
             os.close(handle)
-            fix = "wait for it" if lock & fcntl.LOCK_SH else "wait for it, or choose another --out"
-            raise OutputError(f"another run is {doing} here", where=str(directory), fix=fix) from None
+            fix = f"wait for {them}" + ("" if lock & fcntl.LOCK_SH else ", or choose another --out")
+            raise OutputError(f"{doing} here", where=str(path.parent), fix=fix) from None
         except OSError as e:
             os.close(handle)
             if e.errno in _NO_LOCKS and lock & fcntl.LOCK_EX:
                 raise OutputError(
-                    f"the file system has no locks ({e.strerror})", where=str(directory), fix="choose another --out"
+                    f"the file system has no locks ({e.strerror})", where=str(path.parent), fix="choose another --out"
                 ) from e
+            raise
+        except BaseException:  # a signal while it waited
+            os.close(handle)
             raise
         os.close(handle)
 
 
+def _doing(directory: Path, handle: int, lock: int) -> tuple[str, str]:
+    """What those do who hold the lock, and their pronoun."""
+    if lock & fcntl.LOCK_SH or not _only_read(handle):
+        return "another run is writing", "it"
+    return ("workers are writing", "them") if (directory / WORKERS).is_dir() else ("another run is reading", "it")
+
+
 def _only_read(handle: int) -> bool:
-    """Whether those who hold the lock are readers."""
+    """Whether those who hold the lock share it."""
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

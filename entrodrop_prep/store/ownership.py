@@ -23,11 +23,13 @@ from entrodrop_prep.store.disk import (
     MOVE_IT,
     PART,
     TMP,
+    WORKERS,
     check_folder,
     check_regular,
     flush_folder,
     remove_tree,
     renamed_folder,
+    without_tag,
     write_bytes,
     writing,
 )
@@ -58,13 +60,16 @@ class Contents:
         return family(self.schema)
 
 
-def remove_leftovers(directory: Path, contents: Contents) -> None:
-    """Remove what a killed run left under temporary names that this program gives; other names stay, ``.tmp-x`` too."""
+def remove_leftovers(directory: Path, contents: Contents, *, workers: bool = True) -> None:
+    """Remove what a killed run left under temporary names that this program gives; other names stay, ``.tmp-x`` too.
+
+    ``workers``: also what workers settled among each other.
+    """
     names = [*contents.files, *contents.edited, manifest.NAME, manifest.STATE]
-    folders = [f"{TMP}{name}" for name in contents.folders]
+    folders = [*([WORKERS] if workers else []), *(f"{TMP}{name}" for name in contents.folders)]
     with writing(directory):
         for entry in _entries(directory):
-            name = entry.name
+            name = without_tag(entry.name)
             if _is_folder(entry) and SHARD_FOLDER.fullmatch(name):
                 _remove_parts(Path(entry.path), f"{name}/", contents)
             elif name in folders or name in contents.temporary:
@@ -77,7 +82,7 @@ def remove_leftovers(directory: Path, contents: Contents) -> None:
 def _remove_parts(folder: Path, prefix: str, contents: Contents) -> None:
     """The unfinished shards of a folder."""
     for entry in _entries(folder):
-        named = prefix + entry.name.removeprefix(TMP).removesuffix(PART)
+        named = prefix + without_tag(entry.name).removeprefix(TMP).removesuffix(PART)
         whole = entry.name.startswith(TMP) and entry.name.endswith(PART)
         if whole and SHARD_NAMES[contents.kind].fullmatch(named):
             _remove_temporary(Path(entry.path), folder=False)

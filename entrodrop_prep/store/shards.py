@@ -109,15 +109,16 @@ def write_shard(
     *,
     compression: str = "zstd",
     flush_name: bool = True,
+    keep: bool = False,
 ) -> Footer:
     """Write tables as one Parquet file, one row group each, atomically.
 
     ``info``, or what it gives once the tables are used up, goes into the footer as JSON, with the row count and the
-    content digest added. ``flush_name`` is that of ``disk.renamed_file``.
+    content digest added. ``flush_name`` and ``keep`` are those of ``disk.renamed_file``.
     """
     digest, rows = ContentDigest(schema), 0
     with (
-        renamed_file(path, flush_name=flush_name) as file,
+        renamed_file(path, flush_name=flush_name, keep=keep) as file,
         pq.ParquetWriter(
             file,
             schema,

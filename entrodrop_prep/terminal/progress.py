@@ -65,6 +65,16 @@ class Progress:
             done = f"{self._share()}{self._tokens:,} {self._per}, {speed:,.0f} {self._per}/s"
             print(f"{self._what}: {done}{self._eta(now)}", file=sys.stderr, flush=True)
 
+    def wait(self, what: str) -> None:
+        """Nothing is done here but to wait for what others do."""
+        with self._lock:
+            now = time.monotonic()
+            if not self._bar.disable:
+                self._bar.set_postfix_str(f"waiting: {what}")
+            elif now - self._said > LOG_EVERY:
+                self._said = now
+                print(f"{self._what}: {self._share()}waiting: {what}", file=sys.stderr, flush=True)
+
     @property
     def seconds(self) -> float:
         """Seconds since the start, or since ``begin``."""

@@ -29,6 +29,7 @@ from entrodrop_prep.errors import ConfigError, EntrodropError, ScoreError
 from entrodrop_prep.verification.run import verify
 from helpers.closed_form import check as check_rows
 from helpers.models import Markov, random_rows, rows_of, run_score, settings_for, shards, write_rows
+from helpers.runs import finish, starter
 from helpers.servers import Proxy, VllmServer, free_port, seeded_faults
 from helpers.vllm import until
 
@@ -690,3 +691,26 @@ def test_errors_are_one_line(servers: Servers, connect: Connect) -> None:
     with pytest.raises(EntrodropError) as caught:
         connect(servers.stock)
     assert "\n" not in str(caught.value)
+
+
+def test_workers_share_servers_and_a_directory(vllm_server: VllmServer, closed_form: Markov, tmp_path: Path) -> None:
+    """One is killed, another comes: the rows are those of one run, their scores those of the model."""
+    rows = [{"input_ids": ids} for ids in random_rows(160, V, longest=60)]
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    settings: dict[str, Any] = {"backend": "server", "server": (vllm_server.url,), "rows_per_shard": 8}
+    run_score(source, closed_form.directory, tmp_path / "one", **settings)
+    start, out = starter(), tmp_path / "many"
+    settings |= {"source": str(source), "model": str(closed_form.directory), "out": str(out), "dtype": "float32"}
+    killed, other = (start("score", {**settings, "worker": f"{i}/2"}) for i in range(2))
+    until(lambda: len(shards(out)) > 1 if out.exists() else False)
+    killed.kill()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    assert not (out / "manifest.json").exists()
+    finish(other, start("score", {**settings, "worker": "0/1"}))
+    for one, many in zip(rows_of(tmp_path / "one"), rows_of(out), strict=True):
+        for name in ("row_id", "window", "input_ids", "loss_mask"):
+            assert one[name] == many[name]
+        for name in ("entropy", "logprob"):
+            np.testing.assert_allclose(one[name][1:], many[name][1:], atol=1e-4)
+    assert not verify(str(out)).findings

@@ -6,12 +6,10 @@ The runs are forked from a server process that has imported everything, so that 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import signal
 import time
-from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -20,70 +18,19 @@ import pyarrow.parquet as pq
 import pytest
 
 import entrodrop_prep
-from entrodrop_prep.config import MaterializeConfig, ScoreConfig
 from entrodrop_prep.store.digest import ContentDigest
 from entrodrop_prep.store.shards import read_footer
 from entrodrop_prep.verification.run import verify
+from helpers.runs import Start, being_written, finish, names, starter, tables
 from helpers.scored import some_rows, write_scored
 
 MODEL = Path(entrodrop_prep.__file__).parent / "demo" / "model"
 KILLS, STORIES = 10, 60
-PRELOAD = [
-    "torch",
-    "transformers",
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.llama.modeling_llama",
-    "entrodrop_prep.backends.transformers",
-    "entrodrop_prep.scoring.run",
-    "entrodrop_prep.export.materialize",
-    "helpers.scored",
-]
-
-
-def run(kind: str, settings: dict[str, Any]) -> None:
-    """What a forked process does."""
-    import torch
-
-    torch.set_num_threads(1)
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    if kind == "score":
-        from entrodrop_prep.scoring.run import score
-
-        score(ScoreConfig(backend="transformers", **settings))
-    else:
-        from entrodrop_prep.export.materialize import materialize
-
-        materialize(MaterializeConfig(**settings))
 
 
 @pytest.fixture(scope="module")
-def start() -> Callable[[str, dict[str, Any]], ForkServerProcess]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-
-    def begin(kind: str, settings: dict[str, Any]) -> ForkServerProcess:
-        process = context.Process(target=run, args=(kind, settings))
-        process.start()
-        return process
-
-    warm = context.Process(target=time.sleep, args=(0,))  # the server has imported everything once this one ends
-    warm.start()
-    warm.join()
-    return begin
-
-
-def finish(process: ForkServerProcess) -> None:
-    process.join()
-    assert process.exitcode == 0
-
-
-def names(out: Path) -> list[str]:
-    """Names of all that lies below ``out``, which a living run may change: glob raises there, walk does not."""
-    return [name for _, folders, files in os.walk(out) for name in folders + files]
-
-
-def being_written(out: Path) -> bool:
-    return any(name.startswith(".tmp-") for name in names(out))
+def start() -> Start:
+    return starter()
 
 
 def kill_after(process: ForkServerProcess, delay: float) -> None:
@@ -116,13 +63,7 @@ def check_final_names(out: Path) -> int:
     return len(shards)
 
 
-def tables(directory: Path) -> dict[str, Any]:
-    return {p.relative_to(directory).as_posix(): pq.read_table(p) for p in sorted(directory.rglob("*.parquet"))}
-
-
-def check_kills(
-    start: Callable[[str, dict[str, Any]], ForkServerProcess], kind: str, settings: dict[str, Any], folder: Path
-) -> None:
+def check_kills(start: Start, kind: str, settings: dict[str, Any], folder: Path) -> None:
     """Stories of a run that is killed, continued and killed again, until it finishes, against one that never was."""
     rng = random.Random(kind)
     begun = time.monotonic()

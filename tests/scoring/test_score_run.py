@@ -807,7 +807,7 @@ def test_a_row_group_is_a_shard_and_metadata_say_what_is_in_it(tmp_path: Path, s
 def test_shards_beyond_99999_stay_in_order(tmp_path: Path) -> None:
     for i in (100_000, 5, 99_999, 100_001):
         run_module.shard_path(tmp_path, i).touch()
-    names = [p.name for p in run_module._shards(tmp_path)]
+    names = [p.name for p in run_module.shards_of(tmp_path)]
     assert names == [f"shard-{i:05d}.parquet" for i in (5, 99_999, 100_000, 100_001)]
 
 
