@@ -47,13 +47,14 @@ NOT_ALLOWED = {
 }
 """Rooms between which only files on disk pass, beyond what ``ROOMS`` says."""
 
-HEAVY = ("torch", "transformers", "datasets", "huggingface_hub", "vllm")
+HEAVY = ("torch", "triton", "transformers", "datasets", "huggingface_hub", "vllm")
 MAY_LOAD_HEAVY = (
     "backends.transformers",
     "training.stream",
+    "vllm_plugin.fused",
+    "vllm_plugin.head",
     "vllm_plugin.models",
     "vllm_plugin.pooler",
-    "vllm_plugin.reduce",
 )
 LIGHT = {"": (), "errors": (), "terminal": (), "config": (), "cli": ("typer",)}
 """What may be loaded beside the standard library and these rooms, so that ``--help`` answers at once."""
@@ -175,7 +176,7 @@ def masking_is_pure(program: Program) -> list[str]:
 
 def the_plugin_knows_nothing_else_of_ours(program: Program) -> list[str]:
     """vLLM loads it in every process of every run."""
-    allowed = (f"{PACKAGE}.vllm_plugin", "torch", "vllm", "numpy", "transformers")
+    allowed = (f"{PACKAGE}.vllm_plugin", "torch", "triton", "vllm", "numpy", "transformers")
     wrong = []
     for i in program.imports:
         if room_of(i.module) == "vllm_plugin":

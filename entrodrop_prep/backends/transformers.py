@@ -5,6 +5,8 @@ a time (``logits_to_keep``). The chunked-head way runs the model's body once and
 whatever scale, bias or soft cap the architecture has) on slices of the hidden states. The second is used once a probe
 has shown that it gives the same scores as the first. The probe also shows that the model looks only back, and whether
 the scores of a row change where others are padded beside it: then each row is scored by itself.
+
+On a GPU nothing waits: one batch computes while the next is prepared, and scores leave the device once a batch.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import itertools
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -23,12 +27,16 @@ import torch
 from entrodrop_prep.backends.loading import load_model
 from entrodrop_prep.backends.model import ModelInfo
 from entrodrop_prep.errors import ModelError, ScoreError
-from entrodrop_prep.vllm_plugin.reduce import entropy_and_logprob
+from entrodrop_prep.vllm_plugin.head import HALF, give_float32
+from entrodrop_prep.vllm_plugin.reduce import choose_reduction
 
 if TYPE_CHECKING:
     from entrodrop_prep.backends import Scores
     from entrodrop_prep.backends.prefetch import PrefetchQueue, ShardTokens
     from entrodrop_prep.config import ScoreConfig
+
+    Logits = tuple[torch.Tensor | slice, torch.Tensor]
+    """Which of a batch's N scored positions, counted row by row, and their logits [n, V]."""
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +62,31 @@ FAILURES = (
 """What a model raises that cannot run on token ids."""
 
 
+class Computing:
+    """Scores of a batch that a device may still be computing.
+
+    Args:
+        scores: [2, N] float32, entropy and log-probability of the rows one after the other.
+        lengths: [B], tokens of the rows: N is their sum less B.
+    """
+
+    def __init__(self, scores: torch.Tensor, lengths: np.ndarray[Any, Any]) -> None:
+        self._ends = np.cumsum(lengths - 1)[:-1]
+        self._copied: Any = None
+        if scores.is_cuda:
+            scores = torch.empty_like(scores, device="cpu", pin_memory=True).copy_(scores, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+        self._host = scores
+
+    def scores(self) -> list[Scores]:
+        """Wait for them; those of each row."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        entropy, logprob = self._host.numpy().copy()
+        return list(zip(np.split(entropy, self._ends), np.split(logprob, self._ends), strict=True))
+
+
 class TransformersBackend:
     """A frozen model in eval and inference mode."""
 
@@ -63,9 +96,16 @@ class TransformersBackend:
         self.batch_tokens = config.batch_tokens
         try:
             self.model: Any = load_model(config, info).to(self.device).eval()
+            head = self.model.get_output_embeddings()
+            self.head = ""
+            if type(head) is torch.nn.Linear and head.weight.dtype in HALF:
+                give_float32(head)
+                self.head = ", float32"
+            self.reduce, self.reduction = choose_reduction(self.device, info.vocab_size, getattr(torch, info.dtype))
             self.rows = max(1, LOGITS_BYTES[self.device.type] // (4 * info.vocab_size))
             self.keeps_logits = "logits_to_keep" in inspect.signature(self.model.forward).parameters
             self.body: Any = None
+            self.masked = True
             self.alone = False
             self.chunked_head = self._probe()
         except RuntimeError as e:
@@ -89,7 +129,8 @@ class TransformersBackend:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "tokenizers": tokenizers.__version__,
-            "head": "chunked" if self.chunked_head else "general",
+            "head": ("chunked" if self.chunked_head else "general") + self.head,
+            "reduction": self.reduction,
         }
 
     def score(
@@ -106,21 +147,26 @@ class TransformersBackend:
         """Sequences of like length share a batch, at most ``batch_tokens`` padded tokens; or none does."""
         order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
         results: list[Any] = [None] * len(sequences)
+        waiting: deque[tuple[list[int], list[Computing]]] = deque()
         start = 0
-        while start < len(order):
-            width = len(sequences[order[start]])
-            stop = start + (1 if self.alone else max(1, self.batch_tokens // width))
-            batch = order[start:stop]
-            for i, scores in zip(batch, self._batch([sequences[i] for i in batch]), strict=True):
-                results[i] = scores
-            done(sum(len(sequences[i]) for i in batch))
-            start = stop
+        while start < len(order) or waiting:
+            if start < len(order):
+                width = len(sequences[order[start]])
+                stop = start + (1 if self.alone else max(1, self.batch_tokens // width))
+                batch = order[start:stop]
+                waiting.append((batch, self._batch([sequences[i] for i in batch])))
+                start = stop
+            if len(waiting) > 1 or start >= len(order):
+                batch, computing = waiting.popleft()
+                for i, scores in zip(batch, (s for c in computing for s in c.scores()), strict=True):
+                    results[i] = scores
+                done(sum(len(sequences[i]) for i in batch))
         return results
 
-    def _batch(self, sequences: list[np.ndarray[Any, Any]]) -> list[Scores]:
+    def _batch(self, sequences: list[np.ndarray[Any, Any]]) -> list[Computing]:
         """One forward pass; when memory runs out, two of half the rows."""
         try:
-            return self._forward(sequences, self.chunked_head)
+            return [self._forward(sequences, self.chunked_head)]
         except RuntimeError as e:  # torch.OutOfMemoryError is one; the CPU allocator raises the plain kind
             if not is_out_of_memory(e):
                 raise
@@ -142,59 +188,63 @@ class TransformersBackend:
         )
 
     @torch.inference_mode()
-    def _forward(self, sequences: list[np.ndarray[Any, Any]], chunked_head: bool) -> list[Scores]:
+    def _forward(self, sequences: list[np.ndarray[Any, Any]], chunked_head: bool) -> Computing:
         """Scores of sequences padded on the right into one batch of B rows and T columns."""
-        lengths = [len(s) for s in sequences]
-        ids = torch.zeros((len(sequences), max(lengths)), dtype=torch.int64)
-        for row, s in zip(ids, sequences, strict=True):
-            row[: len(s)] = torch.from_numpy(s.astype(np.int64))
-        ids = ids.to(self.device)
-        there = (
-            torch.arange(ids.shape[1], device=self.device)[None] < torch.tensor(lengths, device=self.device)[:, None]
-        )
-        chunks = self._chunked(ids, there) if chunked_head else self._general(ids, there)
-        entropy = torch.zeros(ids.shape, dtype=torch.float32)
-        logprob = torch.zeros(ids.shape, dtype=torch.float32)
-        for rows, columns, logits in chunks:
+        lengths = np.array([len(s) for s in sequences])
+        there = np.arange(lengths.max()) < lengths[:, None]
+        padded = np.zeros(there.shape, np.int64)
+        padded[there] = np.concatenate(sequences)
+        positions = np.flatnonzero(np.arange(there.shape[1]) < lengths[:, None] - 1)
+        targets = self._on_device(padded.ravel()[positions + 1])
+        ids, mask = self._on_device(padded), self._on_device(there)
+        chunks = self._chunked(ids, mask, self._on_device(positions)) if chunked_head else self._general(ids, mask)
+        scores = torch.empty((2, len(targets)), dtype=torch.float32, device=self.device)
+        for places, logits in chunks:
             if logits.shape[-1] < self.info.vocab_size:
                 raise ModelError(
                     f"its logits have {logits.shape[-1]} columns, its configuration says {self.info.vocab_size}",
                     where=self.info.name,
                     fix="correct the model's config.json",
                 )
-            h, lp = entropy_and_logprob(logits[:, : self.info.vocab_size], ids[rows, columns + 1])
-            rows, columns = rows.cpu(), columns.cpu()
-            entropy[rows, columns], logprob[rows, columns] = h.cpu(), lp.cpu()
-        return [(entropy[i, : n - 1].numpy(), logprob[i, : n - 1].numpy()) for i, n in enumerate(lengths)]
+            scores[:, places] = torch.stack(self.reduce(logits[:, : self.info.vocab_size], targets[places]))
+        return Computing(scores, lengths)
 
-    def _chunked(self, ids: torch.Tensor, there: torch.Tensor) -> Iterator[tuple[Any, Any, torch.Tensor]]:
-        """(row index [n], column index [n], logits [n, V]) from hidden states and the model's tail."""
-        output = self.body(input_ids=ids, attention_mask=there.long(), use_cache=False)
-        hidden = output.last_hidden_state
-        rows, columns = there[:, 1:].nonzero(as_tuple=True)
-        for i in range(0, len(rows), self.rows):
-            r, c = rows[i : i + self.rows], columns[i : i + self.rows]
-            with self._body_returns(dataclasses.replace(output, last_hidden_state=hidden[r, c][None])):
-                logits = self.model(input_ids=ids[r, c][None], use_cache=False).logits[0]
-            yield r, c, logits
+    def _on_device(self, values: np.ndarray[Any, Any]) -> torch.Tensor:
+        """A copy on the device, for which nothing waits."""
+        tensor = torch.from_numpy(values)
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
-    def _general(self, ids: torch.Tensor, there: torch.Tensor) -> Iterator[tuple[Any, Any, torch.Tensor]]:
-        """The same from plain calls of the model, each making the logits of at most ``self.rows`` positions."""
+    def _chunked(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> Iterator[Logits]:
+        """From the hidden states at ``positions`` [N], which count the places of the batch, and the model's tail."""
+        output = self.body(input_ids=ids, attention_mask=mask.long() if self.masked else None, use_cache=False)
+        hidden, ids = output.last_hidden_state.flatten(0, 1), ids.flatten()
+        for i in range(0, len(positions), self.rows):
+            some = positions[i : i + self.rows]
+            with self._body_returns(dataclasses.replace(output, last_hidden_state=hidden[some][None])):
+                logits = self.model(input_ids=ids[some][None], use_cache=False).logits[0]
+            yield slice(i, i + self.rows), logits
+
+    def _general(self, ids: torch.Tensor, mask: torch.Tensor) -> Iterator[Logits]:
+        """From plain calls of the model, each making the logits of at most ``self.rows`` positions."""
         together = self.keeps_logits and self.rows >= ids.shape[0]
         rows_at_once = ids.shape[0] if together else 1
         width = self.rows // rows_at_once if self.keeps_logits else ids.shape[1]
+        counts = mask.sum(1) - 1
+        before = counts.cumsum(0) - counts
         for first in range(0, ids.shape[0], rows_at_once):
-            some, mask = ids[first : first + rows_at_once], there[first : first + rows_at_once]
-            last = int(mask.sum(1).max()) - 1
+            some, there = ids[first : first + rows_at_once], mask[first : first + rows_at_once]
+            last = int(there.sum(1).max()) - 1
             for start in range(0, last, width):
                 stop = min(start + width, last)
                 keep = {"logits_to_keep": torch.arange(start, stop, device=self.device)} if self.keeps_logits else {}
-                out = self.model(input_ids=some, attention_mask=mask.long(), use_cache=False, **keep).logits
+                out = self.model(input_ids=some, attention_mask=there.long(), use_cache=False, **keep).logits
                 out = out if self.keeps_logits else out[:, start:stop]
-                rows, columns = mask[:, start + 1 : stop + 1].nonzero(as_tuple=True)
+                rows, columns = there[:, start + 1 : stop + 1].nonzero(as_tuple=True)
                 for i in range(0, len(rows), self.rows):
                     r, c = rows[i : i + self.rows], columns[i : i + self.rows]
-                    yield r + first, c + start, out[r, c]
+                    yield before[r + first] + c + start, out[r, c]
 
     @contextmanager
     def _body_returns(self, output: Any) -> Iterator[None]:
@@ -216,9 +266,9 @@ class TransformersBackend:
         longest = min(self.info.context or max(PROBE_LENGTHS), max(PROBE_LENGTHS))
         probe = [generator.integers(0, self.info.vocab_size, min(n, longest), np.int32) for n in PROBE_LENGTHS]
         try:
-            general = [self._forward([p], chunked_head=False)[0] for p in probe]
+            general = [self._scores([p], chunked_head=False)[0] for p in probe]
             other_ends = [np.append(p[:-1], (p[-1:] + 1) % self.info.vocab_size) for p in probe]
-            after = [self._forward([p], chunked_head=False)[0] for p in other_ends]
+            after = [self._scores([p], chunked_head=False)[0] for p in other_ends]
             self.alone = self._depends_on_padding(probe, general)
         except FAILURES as e:
             if is_out_of_memory(e):
@@ -236,12 +286,10 @@ class TransformersBackend:
                 fix="the reference model must look only back, as decoders do",
             )
         # The body, as its class says; or what the model calls instead.
-        for body in dict.fromkeys((self.model.base_model, self.model.get_decoder())):
-            if body is self.model:
-                continue
-            self.body = body
+        bodies = dict.fromkeys((self.model.base_model, self.model.get_decoder()))
+        for self.body, self.masked in itertools.product([b for b in bodies if b is not self.model], (False, True)):
             try:
-                worst = _worst(general, [s for b in self._together(probe) for s in self._forward(b, chunked_head=True)])
+                worst = _worst(general, [s for b in self._together(probe) for s in self._scores(b, chunked_head=True)])
             except FAILURES as e:
                 if is_out_of_memory(e):
                     raise
@@ -253,6 +301,9 @@ class TransformersBackend:
         log.info("the head of %s cannot run on its own: using the general, slower way", self.info.name)
         return False
 
+    def _scores(self, sequences: list[np.ndarray[Any, Any]], chunked_head: bool) -> list[Scores]:
+        return self._forward(sequences, chunked_head).scores()
+
     def _together(self, sequences: list[np.ndarray[Any, Any]]) -> list[list[np.ndarray[Any, Any]]]:
         """The batches that sequences may form."""
         return [[s] for s in sequences] if self.alone else [sequences]
@@ -263,8 +314,8 @@ class TransformersBackend:
         In half precision any other batch changes single tokens by tenths: there the mean must be over that of a batch
         without padding too.
         """
-        padded = _mean(alone, self._forward(probe, chunked_head=False))
-        full = _mean(alone[-1:] * 3, self._forward(probe[-1:] * 3, chunked_head=False))
+        padded = _mean(alone, self._scores(probe, chunked_head=False))
+        full = _mean(alone[-1:] * 3, self._scores(probe[-1:] * 3, chunked_head=False))
         if padded <= max(PADDING_TOLERANCE[self.info.dtype], 3 * full):
             return False
         log.warning(

@@ -102,6 +102,8 @@ class VllmBackend:
             self.close()
             raise
         self._environments = [engine.environment for engine in self._engines]
+        if not vllm.cpu and any("torch" in e["reduction"] for e in self._environments):
+            log.warning("the engine reduces logits by torch, which is slower: --verbose shows why")
 
     def environment(self) -> dict[str, str]:
         """See ``Backend.environment``. Where engines run on different devices, all are named."""

@@ -38,7 +38,7 @@ def _variant(name: str, architecture: str) -> Any:
         _check_rope(config.hf_text_config, config.max_model_len)
         if vllm_config.parallel_config.pipeline_parallel_size == 1:
             _check_head(self, config.hf_config, architecture)
-        self.pooler = EntropyPooler(self, config.get_vocab_size())
+        self.pooler = EntropyPooler(self, config.get_vocab_size(), config.dtype)
 
     body = {"is_pooling_model": True, "__init__": __init__, "__module__": __name__, "__qualname__": name}
     return type(name, (base, VllmModelForPooling), body)

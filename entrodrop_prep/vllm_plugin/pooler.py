@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from vllm.model_executor.layers.pooler import Pooler
 from vllm.model_executor.layers.pooler.common import PoolingParamsUpdate
+from vllm.platforms import current_platform
 
-from entrodrop_prep.vllm_plugin.reduce import entropy_and_logprob
+from entrodrop_prep.vllm_plugin.head import HALF, tf32
+from entrodrop_prep.vllm_plugin.reduce import choose_reduction
 
 BUDGET_VARIABLE = "ENTRODROP_LOGITS_MIB"
 DEFAULT_BUDGET_MIB = {"cpu": 16}
@@ -39,10 +42,12 @@ class EntropyPooler(Pooler):
 
     _model: Any
 
-    def __init__(self, model: Any, vocab_size: int) -> None:
+    def __init__(self, model: Any, vocab_size: int, dtype: torch.dtype) -> None:
         super().__init__()
         object.__setattr__(self, "_model", model)  # no child module: that would be a cycle, and new weight names
         self.vocab_size = vocab_size
+        self._products = tf32 if dtype in HALF else nullcontext
+        self._reduce, self.reduction = choose_reduction(torch.device(current_platform.device_type), vocab_size, dtype)
 
     def get_supported_tasks(self) -> set[Any]:
         """Per-token outputs."""
@@ -90,17 +95,23 @@ class EntropyPooler(Pooler):
         rows = rows_per_chunk(self.vocab_size, hidden.device.type)
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
-            logits = self._model.compute_logits(hidden[part])
+            with self._products():  # where vLLM's head is not bfloat16 or float16 with float32 sums anyway
+                logits = self._model.compute_logits(hidden[part])
             if logits is None:  # a tensor-parallel rank to which nothing is gathered
                 result[part] = MISSING
                 continue
             if logits.shape[-1] < self.vocab_size:
                 raise RuntimeError(f"the head gives {logits.shape[-1]} logits for a vocabulary of {self.vocab_size}")
-            entropy, logprob = entropy_and_logprob(logits[:, : self.vocab_size], targets[part].clamp_min(0))
+            entropy, logprob = self._reduce(logits[:, : self.vocab_size], targets[part])
             result[part, 0] = entropy
             result[part, 1] = logprob.masked_fill_(targets[part] < 0, float(self.vocab_size))
         # JSON responses cannot carry what is not finite; the client refuses these values as it would NaN.
         return result.nan_to_num_(nan=MISSING, posinf=MISSING, neginf=-torch.finfo(torch.float32).max)
+
+
+def reduction_of(model: Any) -> str:
+    """What a variant reduces logits with; see ``choose_reduction``."""
+    return str(model.pooler.reduction)
 
 
 def _realigned(earlier: list[torch.Tensor], start: int, like: torch.Tensor) -> list[torch.Tensor]:

@@ -98,6 +98,8 @@ def _environment(engine: Any) -> dict[str, str]:
     import vllm
     from vllm.platforms import current_platform
 
+    from entrodrop_prep.vllm_plugin.pooler import reduction_of
+
     config = engine.vllm_config
     name = current_platform.device_type
     return {
@@ -106,6 +108,7 @@ def _environment(engine: Any) -> dict[str, str]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "head": str(config.model_config.head_dtype).removeprefix("torch."),
+        "reduction": ", ".join(sorted(set(engine.apply_model(reduction_of)))),
         "tensor_parallel": str(config.parallel_config.tensor_parallel_size),
     }
 

@@ -631,14 +631,16 @@ def shift_scores(monkeypatch: pytest.MonkeyPatch, shift: tuple[float, float]) ->
     """Add to every entropy and log-probability that transformers gives, once its probe is over."""
     from entrodrop_prep.backends import transformers as backend
 
-    real, scored = backend.entropy_and_logprob, backend.TransformersBackend._job
-
-    def shifted(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        entropy, logprob = real(logits, targets)
-        return entropy + shift[0], logprob + shift[1]
+    scored = backend.TransformersBackend._job
 
     def job(self: Any, *arguments: Any) -> Any:
-        monkeypatch.setattr(backend, "entropy_and_logprob", shifted)
+        real = self.reduce
+
+        def shifted(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            entropy, logprob = real(logits, targets)
+            return entropy + shift[0], logprob + shift[1]
+
+        monkeypatch.setattr(self, "reduce", shifted)
         return scored(self, *arguments)
 
     monkeypatch.setattr(backend.TransformersBackend, "_job", job)
