@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Bytes of float32 logits alive at once. Small on a CPU, where a chunk that stays in the cache is faster.
-LOGITS_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20, "mps": 128 << 20}
+LOGITS_BYTES = {"cpu": 16 << 20, "cuda": 1 << 30, "mps": 128 << 20}
 PROBE_LENGTHS = (2, 17, 33)
 PROBE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 
@@ -199,7 +199,7 @@ class TransformersBackend:
         ids, mask = self._on_device(padded), self._on_device(there)
         chunks = self._chunked(ids, mask, self._on_device(positions)) if chunked_head else self._general(ids, mask)
         scores = torch.empty((2, len(targets)), dtype=torch.float32, device=self.device)
-        for places, logits in chunks:
+        for places, logits in _without_cudnn_attention(chunks):
             if logits.shape[-1] < self.info.vocab_size:
                 raise ModelError(
                     f"its logits have {logits.shape[-1]} columns, its configuration says {self.info.vocab_size}",
@@ -324,6 +324,16 @@ class TransformersBackend:
             padded,
         )
         return True
+
+
+def _without_cudnn_attention(chunks: Iterator[Logits]) -> Iterator[Logits]:
+    """The chunks, made without cuDNN's attention: it plans anew for each shape of a batch, longer than it computes."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield from chunks
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def _mean(some: Sequence[Scores], others: Sequence[Scores]) -> float:

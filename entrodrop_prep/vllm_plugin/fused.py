@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 
 COLUMNS = 4096
 """Of a row, read at once. Each of them keeps sums of its own, so that no sum has more terms than V / COLUMNS."""
-WARPS = 8
+WARPS = 32 if torch.version.hip is None else 16
+"""A block of threads has at most 1,024 of them, and a warp of AMD's has 64."""
 LOWEST = tl.constexpr(-3.4028234663852886e38)
 """Of the finite float32 numbers."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _kernel(
-    logits: Any,
-    targets: Any,
-    entropy: Any,
-    logprob: Any,
-    V: Any,
-    row_stride: Any,
-    column_stride: Any,
-    COLUMNS: tl.constexpr,
-) -> None:
+def _kernel(logits, targets, entropy, logprob, V, row_stride, column_stride, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
     """One row a program. With m the largest logit so far, s = sum exp(x - m) and t = sum exp(x - m) (x - m).
 
     Differences are cut at -1e4, whose exponential is 0: 0 * -inf would be NaN. m begins at a finite number.
+    The arguments have no types: Triton would look their names up.
     """
     row = tl.program_id(0).to(tl.int64)
     logits += row * row_stride

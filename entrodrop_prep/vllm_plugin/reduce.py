@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 AGREEMENT = 1e-4
 """Nats by which the kernel and torch may differ on the probe: sums of 150,000 float32 terms in another order."""
 PROBE_ROWS = 8
+FAILURES = (AssertionError, AttributeError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError)
+"""What importing Triton raises, or compiling, beside its own errors: no C compiler, no driver, another version."""
 
 
 def entropy_and_logprob(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,8 +67,8 @@ def choose_reduction(device: torch.device, vocab_size: int, dtype: torch.dtype) 
 
         from entrodrop_prep.vllm_plugin import fused
 
-        failures = (triton.errors.TritonError, ImportError, RuntimeError, OSError, TypeError, ValueError, KeyError)
-    except (ImportError, AttributeError, RuntimeError, OSError) as e:
+        failures = (triton.errors.TritonError, *FAILURES)
+    except FAILURES as e:
         log.warning("the Triton kernel cannot be used (%s): logits are reduced by torch, which is slower", _line(e))
         return entropy_and_logprob, "torch"
     try:
@@ -101,5 +103,6 @@ def _disagreement(reduction: Reduction, device: torch.device, vocab_size: int, d
 
 
 def _line(error: BaseException) -> str:
-    """The first line of what an exception says, cut short."""
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    """The last line of what an exception says, cut short: a compiler quotes the source before it."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[-1][:200]}"

@@ -35,7 +35,6 @@ from transformers import (
 )
 
 from entrodrop_prep.backends import load_backend
-from entrodrop_prep.backends import transformers as backend_module
 from entrodrop_prep.backends.model import inspect_model
 from entrodrop_prep.backends.prefetch import score_all
 from entrodrop_prep.backends.transformers import FAILURES, TransformersBackend, pick_device

@@ -75,6 +75,7 @@ def test_each_score_is_that_of_the_closed_form(closed_form: Markov, rows: list[l
     environment = read_footer(shards(scored)[0]).info["environment"]
     assert environment["backend"] == "vllm"
     assert environment["device"] == "cpu"
+    assert environment["reduction"] == "torch"
 
 
 @pytest.mark.parametrize("name", ["entropy", "logprob"])

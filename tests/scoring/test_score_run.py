@@ -376,11 +376,15 @@ def test_another_environment_must_be_accepted(
     first = shards(tmp_path / "out")[0]
     footer = read_footer(first)
     table = pq.read_table(first)
-    info = {**footer.info, "environment": {**footer.info["environment"], "torch": "1.0", "python": "2.7"}}
+    info = {
+        **footer.info,
+        "environment": {**footer.info["environment"], "torch": "1.0", "python": "2.7", "reduction": "triton 3.6"},
+    }
     write_shard(first, table.schema, [table], info)
     message = mismatch(source, model, tmp_path / "out", rows_per_shard=10)
     assert 'it was begun in another environment: torch was "1.0", now "' in message
     assert "python was" not in message  # recorded, but no score depends on it
+    assert "reduction was" not in message
     assert "--accept-environment-change" in message
     run_score(source, model, tmp_path / "out", rows_per_shard=10, accept_environment_change=True)
     listed = read_manifest(tmp_path / "out")["environments"]
@@ -396,7 +400,7 @@ def test_the_environment_of_every_shard_is_recorded(tmp_path: Path, source: Path
     (entry,) = read_manifest(tmp_path / "out")["environments"]
     assert entry["shards"] == [0, 1, 2]
     wanted = {"backend", "device", "head", "torch", "transformers", "tokenizers", "entrodrop_prep", "python"}
-    assert wanted <= set(entry["environment"])
+    assert wanted | {"reduction"} <= set(entry["environment"])
     assert entry["environment"]["head"] == "chunked"
 
 
