@@ -4,7 +4,7 @@ export PYTHON
 BIN := .venv/bin
 INPUTS := pyproject.toml constraints.txt scripts/setup.sh tests/environment/torchvision_beside_cpu_torch.py
 
-.PHONY: demo test lint test-heavy test-browser setup bench bench-materialize bench-loader bench-storage bench-workers trainers docs clean
+.PHONY: demo test lint test-heavy test-browser setup bench gpu bench-materialize bench-loader bench-storage bench-workers trainers docs clean
 
 demo: .venv/.set-up-demo
 	$(BIN)/entrodrop demo --out demo-out
@@ -38,6 +38,11 @@ bench: setup
 	$(BIN)/python benchmarks/scoring.py vllm
 	$(BIN)/python benchmarks/scoring.py transformers --vocabulary 32768
 	$(BIN)/python benchmarks/feeding.py
+
+# What a GPU does, and how much of it scoring with transformers uses; needs no network, and of this package's requirements
+# only torch, transformers, pydantic and what they need. Without .venv it takes the environment of PYTHON.
+gpu:
+	PYTHONPATH=. $(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py
 
 # How fast materialize and verify are, beside pyarrow reading and writing the same columns; takes some minutes and GB of disk.
 bench-materialize: setup

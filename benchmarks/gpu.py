@@ -29,7 +29,7 @@ try:
 
     from entrodrop_prep.backends.model import inspect_model
     from entrodrop_prep.backends.prefetch import score_all
-    from entrodrop_prep.backends.transformers import TransformersBackend
+    from entrodrop_prep.backends.transformers import TransformersBackend, compile_layers
     from entrodrop_prep.config import ScoreConfig
     from entrodrop_prep.vllm_plugin import head as heads
     from entrodrop_prep.vllm_plugin.reduce import choose_reduction, entropy_and_logprob
@@ -37,6 +37,7 @@ except ImportError as e:
     raise SystemExit(f"error: {e}; install it, then run this again (pip install {e.name or 'entrodrop-prep'})") from e
 
 Figures = dict[str, Any]
+COMPILED = "layers compiled"
 
 
 @dataclass(frozen=True)
@@ -237,14 +238,22 @@ def scoring(size: Size, device: torch.device, rate: float, tokens: int, batches:
         *((f"batches of {b:,} tokens", None, ours, b, False) for b in batches[1:]),
     ]
     found: Figures = {"model": parameters, "tokens": count, "chunked": backend.chunked_head, "steps": []}
+    if device.type == "cuda":
+        steps += [(f"{COMPILED}, {b:,} tokens", None, ours, b, False) for b in batches]
     for name, way, reduce, batch, masked in steps:
         backend.reduce, backend.batch_tokens, backend.masked = reduce, batch, masked
+        if name.startswith(COMPILED) and not backend.compiled:
+            backend.compiled = True
+            compile_layers(backend.model, model)
         with head_of(backend, way):
+            begun = time.perf_counter()
             score_all(backend, rows[:200])
+            start = time.perf_counter() - begun
             begun = time.perf_counter()
             score_all(backend, rows)
             speed = count / (time.perf_counter() - begun)
-        found["steps"].append({"step": name, "tokens_per_second": speed, "share": 2 * parameters * speed / rate})
+        share = 2 * parameters * speed / rate
+        found["steps"].append({"step": name, "tokens_per_second": speed, "share": share, "first_seconds": start})
     if profile:
         show_profile(backend, rows, device)
     return found

@@ -75,8 +75,9 @@ def choose(config: ScoreConfig, info: ModelInfo) -> tuple[str, str]:
         return config.backend, ""
     if config.server:
         return "server", "--server names one"
-    why = why_not(info.architecture, info.dtype, config.device)
-    reason = "it is code of the model's own" if config.trust_remote_code else why
+    reason = why_not(info.architecture, info.dtype, config.device)
+    if config.trust_remote_code or config.compile:
+        reason = "it is code of the model's own" if config.trust_remote_code else "--compile is for it"
     if reason is None:
         return "vllm", f"vLLM is installed and proven for {info.architecture}"
     for name in config.of_engines:

@@ -94,6 +94,9 @@ class TransformersBackend:
         self.info = info
         self.device = pick_device(config.device)
         self.batch_tokens = config.batch_tokens
+        self.compiled = config.compile
+        if self.compiled and self.device.type != "cuda":
+            raise ModelError(f"--compile is for CUDA GPUs, the device is {self.device.type}", fix="leave it out")
         try:
             self.model: Any = load_model(config, info).to(self.device).eval()
             head = self.model.get_output_embeddings()
@@ -131,6 +134,7 @@ class TransformersBackend:
             "tokenizers": tokenizers.__version__,
             "head": ("chunked" if self.chunked_head else "general") + self.head,
             "reduction": self.reduction,
+            **({"layers": "compiled"} if self.compiled else {}),
         }
 
     def score(
@@ -285,6 +289,8 @@ class TransformersBackend:
                 where=self.info.name,
                 fix="the reference model must look only back, as decoders do",
             )
+        if self.compiled:
+            compile_layers(self.model, self.info.name)
         # The body, as its class says; or what the model calls instead.
         bodies = dict.fromkeys((self.model.base_model, self.model.get_decoder()))
         for self.body, self.masked in itertools.product([b for b in bodies if b is not self.model], (False, True)):
@@ -324,6 +330,23 @@ class TransformersBackend:
             padded,
         )
         return True
+
+
+def compile_layers(model: Any, name: str, backend: str = "inductor") -> None:
+    """Have torch compile the layers of a model when they are first called, once for all that are alike.
+
+    For any number of rows and columns, and without choices by timing, so that a run that is resumed computes the same.
+    Raises ModelError for a model whose class does not say what its layers are.
+    """
+    names = getattr(model, "_no_split_modules", None) or ()
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    if not layers:
+        raise ModelError("--compile: its class does not say what its layers are", where=name, fix="leave it out")
+    from torch._inductor import config as inductor
+
+    options = {"deterministic": True} if backend == "inductor" and hasattr(inductor, "deterministic") else None
+    for layer in layers:
+        layer.compile(dynamic=True, backend=backend, options=options)
 
 
 def _without_cudnn_attention(chunks: Iterator[Logits]) -> Iterator[Logits]:

@@ -188,6 +188,14 @@ class ScoreConfig:
             role="operation",
         ),
     ] = 8192
+    compile: Annotated[
+        bool,
+        Setting(
+            "Compile the model's layers, for --backend transformers on a CUDA GPU: twice as fast on an H100, after "
+            "some 15 seconds.",
+            role="operation",
+        ),
+    ] = False
     engine_arg: Annotated[
         tuple[str, ...],
         Setting(
@@ -294,6 +302,10 @@ class ScoreConfig:
             )
         if self.server and self.backend not in ("auto", "server"):
             raise ConfigError(f"--server and --backend {self.backend} exclude each other", fix="leave out one of them")
+        if self.compile and (self.server or self.backend not in ("auto", "transformers")):
+            raise ConfigError(
+                "--compile applies to --backend transformers; vLLM compiles by itself", fix="leave it out"
+            )
         for name in self.of_engines:
             if self.server:
                 raise ConfigError(

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ENVIRONMENT_KEYS = (
-    *("device", "backend", "torch", "transformers", "tokenizers", "head", "entrodrop_prep"),
+    *("device", "backend", "torch", "transformers", "tokenizers", "head", "layers", "entrodrop_prep"),
     *("vllm", "tensor_parallel", "engine_args"),
 )
 
