@@ -51,6 +51,7 @@ HEAVY = ("torch", "triton", "transformers", "datasets", "huggingface_hub", "vllm
 MAY_LOAD_HEAVY = (
     "backends.transformers",
     "training.stream",
+    "backends.devices",
     "vllm_plugin.fused",
     "vllm_plugin.head",
     "vllm_plugin.models",

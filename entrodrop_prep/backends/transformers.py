@@ -24,6 +24,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from entrodrop_prep.backends.devices import (
+    Computing,
+    check_compiles,
+    compile_layers,
+    is_out_of_memory,
+    pick_device,
+    without_cudnn_attention,
+)
 from entrodrop_prep.backends.loading import load_model
 from entrodrop_prep.backends.model import ModelInfo
 from entrodrop_prep.errors import ModelError, ScoreError
@@ -35,7 +43,7 @@ if TYPE_CHECKING:
     from entrodrop_prep.backends.prefetch import PrefetchQueue, ShardTokens
     from entrodrop_prep.config import ScoreConfig
 
-    Logits = tuple[torch.Tensor | slice, torch.Tensor]
+    Chunks = Iterator[tuple[torch.Tensor | slice, torch.Tensor]]
     """Which of a batch's N scored positions, counted row by row, and their logits [n, V]."""
 
 log = logging.getLogger(__name__)
@@ -44,8 +52,6 @@ log = logging.getLogger(__name__)
 LOGITS_BYTES = {"cpu": 16 << 20, "cuda": 1 << 30, "mps": 128 << 20}
 PROBE_LENGTHS = (2, 17, 33)
 PROBE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
-
-
 PADDING_TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-2, "float16": 5e-3}
 """Mean difference in nats, of any row of the probe, between a batch with padding and the row by itself."""
 FAILURES = (
@@ -62,31 +68,6 @@ FAILURES = (
 """What a model raises that cannot run on token ids."""
 
 
-class Computing:
-    """Scores of a batch that a device may still be computing.
-
-    Args:
-        scores: [2, N] float32, entropy and log-probability of the rows one after the other.
-        lengths: [B], tokens of the rows: N is their sum less B.
-    """
-
-    def __init__(self, scores: torch.Tensor, lengths: np.ndarray[Any, Any]) -> None:
-        self._ends = np.cumsum(lengths - 1)[:-1]
-        self._copied: Any = None
-        if scores.is_cuda:
-            scores = torch.empty_like(scores, device="cpu", pin_memory=True).copy_(scores, non_blocking=True)
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._copied.record()
-        self._host = scores
-
-    def scores(self) -> list[Scores]:
-        """Wait for them; those of each row."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        entropy, logprob = self._host.numpy().copy()
-        return list(zip(np.split(entropy, self._ends), np.split(logprob, self._ends), strict=True))
-
-
 class TransformersBackend:
     """A frozen model in eval and inference mode."""
 
@@ -95,8 +76,8 @@ class TransformersBackend:
         self.device = pick_device(config.device)
         self.batch_tokens = config.batch_tokens
         self.compiled = config.compile
-        if self.compiled and self.device.type != "cuda":
-            raise ModelError(f"--compile is for CUDA GPUs, the device is {self.device.type}", fix="leave it out")
+        if self.compiled:
+            check_compiles(self.device)
         try:
             self.model: Any = load_model(config, info).to(self.device).eval()
             head = self.model.get_output_embeddings()
@@ -203,7 +184,7 @@ class TransformersBackend:
         ids, mask = self._on_device(padded), self._on_device(there)
         chunks = self._chunked(ids, mask, self._on_device(positions)) if chunked_head else self._general(ids, mask)
         scores = torch.empty((2, len(targets)), dtype=torch.float32, device=self.device)
-        for places, logits in _without_cudnn_attention(chunks):
+        for places, logits in without_cudnn_attention(chunks):
             if logits.shape[-1] < self.info.vocab_size:
                 raise ModelError(
                     f"its logits have {logits.shape[-1]} columns, its configuration says {self.info.vocab_size}",
@@ -220,7 +201,7 @@ class TransformersBackend:
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
 
-    def _chunked(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> Iterator[Logits]:
+    def _chunked(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> Chunks:
         """From the hidden states at ``positions`` [N], which count the places of the batch, and the model's tail."""
         output = self.body(input_ids=ids, attention_mask=mask.long() if self.masked else None, use_cache=False)
         hidden, ids = output.last_hidden_state.flatten(0, 1), ids.flatten()
@@ -230,7 +211,7 @@ class TransformersBackend:
                 logits = self.model(input_ids=ids[some][None], use_cache=False).logits[0]
             yield slice(i, i + self.rows), logits
 
-    def _general(self, ids: torch.Tensor, mask: torch.Tensor) -> Iterator[Logits]:
+    def _general(self, ids: torch.Tensor, mask: torch.Tensor) -> Chunks:
         """From plain calls of the model, each making the logits of at most ``self.rows`` positions."""
         together = self.keeps_logits and self.rows >= ids.shape[0]
         rows_at_once = ids.shape[0] if together else 1
@@ -290,7 +271,7 @@ class TransformersBackend:
                 fix="the reference model must look only back, as decoders do",
             )
         if self.compiled:
-            compile_layers(self.model, self.info.name)
+            general = self._compile(probe, general)
         # The body, as its class says; or what the model calls instead.
         bodies = dict.fromkeys((self.model.base_model, self.model.get_decoder()))
         for self.body, self.masked in itertools.product([b for b in bodies if b is not self.model], (False, True)):
@@ -306,6 +287,25 @@ class TransformersBackend:
             log.debug("the head on its own differs by %.1e", worst)
         log.info("the head of %s cannot run on its own: using the general, slower way", self.info.name)
         return False
+
+    def _compile(self, probe: list[np.ndarray[Any, Any]], general: list[Scores]) -> list[Scores]:
+        """Compile the model's layers; its scores of the probe afterwards. Raises ModelError where they are others."""
+        compile_layers(self.model, self.info.name)
+        try:
+            compiled = [self._scores([p], chunked_head=False)[0] for p in probe]
+        except FAILURES as e:
+            if is_out_of_memory(e):
+                raise
+            why = f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"
+            raise ModelError(f"--compile: it does not compile, {why}", where=self.info.name, fix="leave it out") from e
+        changed = _mean(general, compiled)
+        if not changed <= PROBE_TOLERANCE[self.info.dtype]:
+            raise ModelError(
+                f"--compile changes its scores, by {changed:.1e} nats on average",
+                where=self.info.name,
+                fix="leave it out",
+            )
+        return compiled
 
     def _scores(self, sequences: list[np.ndarray[Any, Any]], chunked_head: bool) -> list[Scores]:
         return self._forward(sequences, chunked_head).scores()
@@ -332,33 +332,6 @@ class TransformersBackend:
         return True
 
 
-def compile_layers(model: Any, name: str, backend: str = "inductor") -> None:
-    """Have torch compile the layers of a model when they are first called, once for all that are alike.
-
-    For any number of rows and columns, and without choices by timing, so that a run that is resumed computes the same.
-    Raises ModelError for a model whose class does not say what its layers are.
-    """
-    names = getattr(model, "_no_split_modules", None) or ()
-    layers = [module for module in model.modules() if type(module).__name__ in names]
-    if not layers:
-        raise ModelError("--compile: its class does not say what its layers are", where=name, fix="leave it out")
-    from torch._inductor import config as inductor
-
-    options = {"deterministic": True} if backend == "inductor" and hasattr(inductor, "deterministic") else None
-    for layer in layers:
-        layer.compile(dynamic=True, backend=backend, options=options)
-
-
-def _without_cudnn_attention(chunks: Iterator[Logits]) -> Iterator[Logits]:
-    """The chunks, made without cuDNN's attention: it plans anew for each shape of a batch, longer than it computes."""
-    before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    try:
-        yield from chunks
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
-
-
 def _mean(some: Sequence[Scores], others: Sequence[Scores]) -> float:
     """The largest mean difference between two lists of scores, of the entropies or the log-probabilities."""
     differences = [
@@ -371,23 +344,3 @@ def _worst(some: Sequence[Sequence[np.ndarray[Any, Any]]], others: Sequence[Sequ
     """The largest difference between two lists of scores; NaN where there is one."""
     pairs = ((a, b) for x, y in zip(some, others, strict=True) for a, b in zip(x, y, strict=True))
     return max(float(np.max(np.abs(a - b), initial=0)) for a, b in pairs)
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that ``--device`` means. Raises ModelError where it is not there."""
-    have = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        name = next(d for d in ("cuda", "mps", "cpu") if have[d])
-    if not have[name]:
-        raise ModelError(
-            f"--device {name}: torch {torch.__version__} sees none here",
-            fix=f"use one of: {', '.join(d for d, there in have.items() if there)}",
-        )
-    return torch.device(name)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on any device."""
-    text = str(error).lower()
-    signs = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed")
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in signs)

@@ -34,11 +34,12 @@ from transformers import (
     WhisperConfig,
 )
 
-from entrodrop_prep.backends import load_backend
+from entrodrop_prep.backends import devices, load_backend
+from entrodrop_prep.backends import transformers as backend_module
 from entrodrop_prep.backends.model import inspect_model
 from entrodrop_prep.backends.prefetch import score_all
 from entrodrop_prep.backends.transformers import FAILURES, TransformersBackend, pick_device
-from entrodrop_prep.errors import ModelError, ScoreError
+from entrodrop_prep.errors import ConfigError, ModelError, ScoreError
 from entrodrop_prep.vllm_plugin.reduce import entropy_and_logprob
 from helpers.architectures import CONFIGS, VOCABULARY
 from helpers.models import random_rows, run_score, save_model, settings_for, shards, tiny_llama, write_rows
@@ -315,6 +316,58 @@ def test_another_runtime_error_is_a_bug(directories: Callable[[str], Path]) -> N
     limited(backend, 30, lambda: RuntimeError("the shapes are wrong"))
     with pytest.raises(RuntimeError, match="the shapes are wrong"):
         score_all(backend, ragged())
+
+
+def compiled(directory: Path, monkeypatch: pytest.MonkeyPatch, compiler: Any) -> TransformersBackend:
+    """A backend as with ``--compile``, on the CPU and with a compiler of our own after torch's tracing."""
+    torch.compiler.reset()
+    real = devices.compile_layers
+    with monkeypatch.context() as patch:
+        patch.setattr(backend_module, "compile_layers", lambda model, name: real(model, name, compiler))
+        patch.setattr(backend_module, "check_compiles", lambda device: None)
+        return started(directory, compile=True, batch_tokens=150)
+
+
+def test_compiled_layers(directories: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    traced: list[int] = []
+
+    def compiler(graph: Any, inputs: Any) -> Any:
+        traced.append(len(inputs))
+        return graph.forward
+
+    backend = compiled(directories("qwen3"), monkeypatch, compiler)
+    assert backend.chunked_head
+    assert backend.environment()["layers"] == "compiled"
+    before = len(traced)
+    assert 0 < before < 8  # layers that are alike share what is compiled
+    assert_close(scored(backend, ragged()), plain(directories("qwen3"), ragged()))
+    assert len(traced) <= before + 1  # for batches of any shape
+
+
+def test_compiled_layers_that_differ_are_an_error(
+    directories: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(graph: Any, inputs: Any) -> Any:
+        return lambda *args: tuple(x * 1.5 for x in graph.forward(*args))
+
+    with pytest.raises(ModelError, match=r"--compile changes its scores, by \d\.\de.\d\d nats on average; leave"):
+        compiled(directories("llama"), monkeypatch, wrong)
+
+    def fails(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("Failed to find C compiler")
+
+    with pytest.raises(ModelError, match=r"--compile: it does not compile, .*Failed to find C compiler.*; leave"):
+        compiled(directories("llama"), monkeypatch, fails)
+
+
+def test_layers_that_are_not_known_are_not_compiled(directories: Callable[[str], Path]) -> None:
+    with pytest.raises(ModelError, match=r"--compile: its class does not say what its layers are; leave it out"):
+        devices.compile_layers(torch.nn.Linear(2, 2), "linear")
+    with pytest.raises(ModelError, match=r"--compile is for CUDA GPUs, the device is cpu; leave it out"):
+        started(directories("llama"), compile=True)
+    for other in ({"backend": "vllm"}, {"backend": "server", "server": ("http://127.0.0.1:1",)}):
+        with pytest.raises(ConfigError, match="--compile applies to --backend transformers"):
+            settings_for("unused.jsonl", "model", "out", compile=True, **other)
 
 
 def test_a_model_whose_scores_change_with_padding(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
