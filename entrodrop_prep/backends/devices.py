@@ -60,7 +60,7 @@ class Computing:
 
 
 def without_cudnn_attention(chunks: Iterator[Any]) -> Iterator[Any]:
-    """What ``chunks`` gives, made without cuDNN's attention: it plans for each shape of a batch, longer than it runs."""
+    """What ``chunks`` gives, made without cuDNN's attention: it plans longer for each shape than it runs."""
     before = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
