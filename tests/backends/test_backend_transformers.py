@@ -216,6 +216,29 @@ def test_without_logits_to_keep_the_reduction_is_bounded(
     assert max(seen) == 5
 
 
+@pytest.mark.parametrize("without", ["fails", "differs"])
+def test_a_body_that_needs_the_mask_gets_it(
+    directories: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, without: str
+) -> None:
+    assert not started(directories("llama")).masked
+    exact = plain(directories("llama"), ragged())
+    real = LlamaModel.forward
+
+    def needs_it(self: Any, input_ids: Any = None, attention_mask: Any = None, **more: Any) -> Any:
+        if attention_mask is None and without == "fails":
+            raise TypeError("attention_mask is None")
+        output = real(self, input_ids=input_ids, attention_mask=attention_mask, **more)
+        if attention_mask is None:
+            output.last_hidden_state = output.last_hidden_state * 1.01
+        return output
+
+    monkeypatch.setattr(LlamaModel, "forward", needs_it)
+    backend = started(directories("llama"), batch_tokens=150)
+    assert backend.masked
+    assert backend.chunked_head
+    assert_close(scored(backend, ragged()), exact)
+
+
 class MixesPositions(torch.nn.Module):
     """A head whose output at a position depends on the one before too."""
 
