@@ -1,13 +1,15 @@
 """How fast ``materialize`` and ``verify`` are, beside pyarrow reading and writing the same columns.
 
-    python benchmarks/materialize.py [--tokens 10000000] [--mean 400] [--rounds 3] [--jobs 2] [--times 10] [--tmp DIR]
+    python benchmarks/materialize.py [--tokens 10000000] [--mean 400] [--rounds 3] [--jobs 2] [--times 10]
+        [--rows 1000000 10000000] [--tmp DIR]
 
 The floor: pyarrow reads the scored columns that masks are made from, and writes four epochs' tables of the same
 content, with the same codec, level, encodings, page checksums and row groups, by as many threads; its tables lie
 ready in an uncompressed Arrow file, so that it makes nothing. Each way is a process of its own, which does all of it
 with a few rows first, so that starting is not counted, and tells seconds, processor seconds and its peak memory (VmHWM,
-Linux). The ways take turns, and a ratio is of one round. Then ``materialize`` at ``--times`` as many rows, once. Prints
-a table, and a JSON line; ratios of processor seconds tell more where other programs run beside.
+Linux). The ways take turns, and a ratio is of one round. Then, once each, ``materialize`` at ``--times`` as many rows,
+and two epochs of ``--rows`` rows of 12 tokens, which show how many bytes of memory a row takes. Prints a table, and a
+JSON line; ratios of processor seconds tell more where other programs run beside.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ WANTED = 0.8
 VOCABULARY = 50_000
 ROWS_PER_SCORED = 2000
 SHARDS = (500, 10_000)
+SHORT, ROWS_PER_SHORT = 12, 100_000
+"""Mean tokens of the rows that show memory, and rows of their shards."""
 
 
 def main() -> None:
@@ -46,15 +50,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--times", type=int, default=10, help="of the rows, in the last run; 0 for none")
+    parser.add_argument("--rows", type=int, nargs="*", default=[1_000_000, 10_000_000], help="of 12 tokens each")
     parser.add_argument("--tmp", type=Path, default=None)
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--shard", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.way:
-        WAYS[given.way](given.folder / "few", given.shard, given.jobs)
+        way = (WAYS | ONCE)[given.way]
+        way(given.folder / "few", given.shard, given.jobs)
         begun, used = time.monotonic(), time.process_time()
-        found = WAYS[given.way](given.folder, given.shard, given.jobs)
+        found = way(given.folder, given.shard, given.jobs)
         found |= {"seconds": time.monotonic() - begun, "cpu_seconds": time.process_time() - used}
         print(json.dumps(found | {"peak_bytes": peak()}))
         return
@@ -79,6 +85,11 @@ def measured(given: argparse.Namespace, tmp: Path) -> dict[str, Any]:
             shutil.rmtree(path)
         write_scored(tmp / "scored", given.times * given.tokens, given.mean)
         made["many"] = {"materialize": [run("materialize", tmp, SHARDS[-1], given.jobs)]}
+    for rows in given.rows:
+        for path in (p for p in tmp.iterdir() if p.name != "few"):
+            shutil.rmtree(path)
+        write_scored(tmp / "scored", SHORT * rows, SHORT, ROWS_PER_SHORT)
+        made.setdefault("short", {})[rows] = run("short rows", tmp, ROWS_PER_SHORT, given.jobs)
     return made
 
 
@@ -100,7 +111,7 @@ def peak() -> int:
     return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 
-def write_scored(directory: Path, tokens: int, mean: int) -> None:
+def write_scored(directory: Path, tokens: int, mean: int, rows_per_shard: int = ROWS_PER_SCORED) -> None:
     """A scored directory of rows with ids as frequent as words are, and entropies without ties."""
     from entrodrop_prep.store.rows import Rows
     from helpers import scored
@@ -109,8 +120,8 @@ def write_scored(directory: Path, tokens: int, mean: int) -> None:
 
     def shards() -> Any:
         rng, rows = np.random.default_rng(0), tokens // mean
-        for first in range(0, rows, ROWS_PER_SCORED):
-            count = min(ROWS_PER_SCORED, rows - first)
+        for first in range(0, rows, rows_per_shard):
+            count = min(rows_per_shard, rows - first)
             lengths = rng.integers(mean // 4, 2 * mean - mean // 4, count)
             offsets = np.concatenate([[0], np.cumsum(lengths)])
             n = int(offsets[-1])
@@ -127,23 +138,27 @@ def write_scored(directory: Path, tokens: int, mean: int) -> None:
                 loss_mask=~begins,
             )
 
-    scored.write_shards(directory, shards(), ROWS_PER_SCORED)
+    scored.write_shards(directory, shards(), rows_per_shard)
 
 
 def masked(folder: Path, shard: int) -> Path:
     return folder / f"masked-{shard}"
 
 
-def materialize_it(folder: Path, shard: int, jobs: int) -> dict[str, Any]:
+def materialize_it(folder: Path, shard: int, jobs: int, epochs: int = EPOCHS) -> dict[str, Any]:
     from entrodrop_prep.config import MaterializeConfig
     from entrodrop_prep.export.materialize import materialize
 
     out = masked(folder, shard)
     shutil.rmtree(out, ignore_errors=True)
     config = MaterializeConfig(
-        scored=str(folder / "scored"), out=str(out), epochs=EPOCHS, rows_per_shard=shard, jobs=str(jobs)
+        scored=str(folder / "scored"), out=str(out), epochs=epochs, rows_per_shard=shard, jobs=str(jobs)
     )
     return {"tokens": materialize(config).written_tokens}
+
+
+def short_rows(folder: Path, shard: int, jobs: int) -> dict[str, Any]:
+    return materialize_it(folder, shard, jobs, epochs=2)
 
 
 def verify_it(folder: Path, shard: int, jobs: int) -> dict[str, Any]:
@@ -208,6 +223,7 @@ def floor(folder: Path, shard: int, jobs: int) -> dict[str, Any]:
 
 
 WAYS = {"floor": floor, "materialize": materialize_it, "verify": verify_it, "verify --against": verify_against}
+ONCE = {"short rows": short_rows}
 
 
 def report(given: argparse.Namespace, made: dict[str, Any]) -> None:
@@ -240,6 +256,16 @@ def report(given: argparse.Namespace, made: dict[str, Any]) -> None:
         )
         line["many"] = {"tokens_per_second": round(speed), "of_few": round(speed / few, 3)}
         line["many"]["peak_mib"] = round(one["peak_bytes"] / 2**20)
+    for rows, one in made.get("short", {}).items():
+        speed, peaked = one["tokens"] / one["seconds"], one["peak_bytes"] / 2**20
+        print(f"{f'{rows:,} short rows':20}{ROWS_PER_SHORT:>10}{speed:14,.0f}{'':28}{peaked:10.0f}")
+        line[f"short, {rows}"] = {"tokens_per_second": round(speed), "peak_mib": round(peaked)}
+    if len(given.rows) > 1:
+        few, *_, most = sorted(given.rows)
+        line["bytes_a_row"] = round(
+            (made["short"][most]["peak_bytes"] - made["short"][few]["peak_bytes"]) / (most - few)
+        )
+        print(f"{line['bytes_a_row']} bytes of memory a row")
     print(json.dumps(line))
 
 

@@ -23,11 +23,13 @@ from entrodrop_prep.store.rows import Rows, to_rows
 
 MAX_VALUES = 1000
 """Values of a column that may have thresholds of their own."""
-MAPPED_BYTES = 1 << 28
+MAPPED_BYTES = 1 << 27
 """About how much of the files is mapped into memory at most."""
 CHUNK_TOKENS = 1 << 18
 _WINDOW = 1 << 16
 """Bytes around a position that the operating system maps at the first look at it."""
+_ROWS = MAPPED_BYTES // _WINDOW // 4
+"""Rows that are looked at before pages are given back, by two threads and in two arrays."""
 TOKEN_BYTES = 10
 """Bytes of a token in all its arrays, about."""
 _PER_ROW = ("source", "row_id", "window", "length", "group")
@@ -38,7 +40,7 @@ class Columns:
 
     ``source``, ``row_id``, ``window``, ``length`` and, with thresholds by column, ``group`` are [R]; ``input_ids``,
     ``entropy`` (NaN for null), ``loss_mask`` and, where it is looked at, ``logprob`` are [N], as in ``Rows``. In memory
-    are 16 bytes a row, where each begins; of the files, pages that the operating system may take back. What is [R] is
+    are 8 bytes a row, where each begins; of the files, pages that the operating system may take back. What is [R] is
     checked on opening, what is [N] when it is read. Raises IntegrityError for files that are not those written.
     """
 
@@ -50,7 +52,6 @@ class Columns:
         self.starts = np.zeros(len(self) + 1, np.int64)
         """[R + 1] where each row begins."""
         np.cumsum(self.lengths, out=self.starts[1:])
-        self._byte_starts = 4 * self.starts
         self._looked, self._lock = 0, threading.Lock()
 
     def __len__(self) -> int:
@@ -105,23 +106,36 @@ class Columns:
 
         Raises IntegrityError where what is read is damaged.
         """
-        first, stop = self.starts[index], self.starts[index + 1]
+        first = self.starts[index]
         offsets = np.zeros(len(index) + 1, np.int64)
-        np.cumsum(stop - first, out=offsets[1:])
-        self._look(2 * len(index) * _WINDOW, flags)
-        self.arrays.check("input_ids", first, stop)
-        flags.check("flags", first, stop)
-        marks = taken(flags["flags"], self.starts, index)
+        np.cumsum(self.starts[index + 1] - first, out=offsets[1:])
+        rows, back = np.unique(index, return_inverse=True)
+        marks = self._gathered(flags, "flags", rows, back)
         return Rows(
             row_id=self.arrays["row_id"][index],
             window=self.arrays["window"][index],
             offsets=offsets,
-            input_ids=taken(self.arrays["input_ids"], self._byte_starts, index),
+            input_ids=self._gathered(self.arrays, "input_ids", rows, back),
             entropy=Scattered(self, first, offsets),
             logprob=None,
             loss_mask=marks > 0,
             eligible=marks > 1,
         )
+
+    def _gathered(self, arrays: Arrays, name: str, rows: NDArray[np.integer], back: NDArray[np.int64]) -> NDArray[Any]:
+        """The values of ``rows``, read in ascending order, some at a time, in the order ``back``."""
+        values, parts = arrays[name], []
+        for at in range(0, len(rows), _ROWS):
+            some = rows[at : at + _ROWS]
+            first, stop = self.starts[some], self.starts[some + 1]
+            self._look(len(some) * _WINDOW, arrays)
+            arrays.check(name, first, stop)
+            edges = np.column_stack([first, stop]).ravel()  # what lies between two rows is a row for Arrow, too
+            parts.append(taken(values, edges, 2 * (back if len(some) == len(rows) else np.arange(len(some)))))
+        if len(parts) == 1:
+            return parts[0]
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.starts[rows + 1] - self.starts[rows])])
+        return taken(np.concatenate([values[:0], *parts]), starts, back)
 
     def at(self, name: str, tokens: NDArray[np.int64]) -> NDArray[Any]:
         """The values of an array at some tokens."""
@@ -158,12 +172,12 @@ class Scattered:
         return self.columns.at("entropy", self.first[row] + tokens - self.offsets[row])
 
 
-def taken(array: NDArray[Any], byte_starts: NDArray[np.int64], index: NDArray[np.integer]) -> NDArray[Any]:
-    """The values of the rows at ``index``, which begin at bytes ``byte_starts`` [R + 1]; to Arrow a row is a string."""
+def taken(array: NDArray[Any], starts: NDArray[np.int64], index: NDArray[np.integer]) -> NDArray[Any]:
+    """The values of the rows at ``index``, where row r begins at ``starts[r]`` [R + 1]; to Arrow a row is a string."""
     if not len(array):
         return array[:0]
-    buffers = [None, pa.py_buffer(byte_starts), pa.py_buffer(array)]
-    rows = pa.Array.from_buffers(pa.large_binary(), len(byte_starts) - 1, buffers).take(pa.array(index))
+    buffers = [None, pa.py_buffer(starts * array.itemsize), pa.py_buffer(array)]
+    rows = pa.Array.from_buffers(pa.large_binary(), len(starts) - 1, buffers).take(pa.array(index))
     return np.frombuffer(rows.buffers()[2] or b"", array.dtype)
 
 

@@ -188,7 +188,7 @@ class Epoch:
         trainable = _joined([m.trainable for _, _, m, _, _ in parts] if wants else [], np.int64)
         if len(parts) > 1:
             back = np.argsort(np.concatenate([some for some, *_ in parts]))
-            starts = 4 * np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+            starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
             ids, labels = taken(ids, starts, back), taken(labels, starts, back)
             lengths, trainable = lengths[back], trainable[back] if wants else trainable
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])

@@ -14,7 +14,7 @@ from entrodrop_prep.masking.counter import CHOOSE, order_keys, rate_limit, strea
 from entrodrop_prep.masking.packing import Bins, block_rows, cut, pack
 from entrodrop_prep.masking.sources import Source, Sources
 
-_STEP = 1 << 20
+_STEP = 1 << 17
 
 Ints = NDArray[np.int64]
 
@@ -55,13 +55,13 @@ def order_of(sources: Sources, recipe: Recipe, columns: Columns, epoch: int) -> 
             repeat[some] = again
         if recipe.shuffle != "none":
             keys[some] = _keys(source, recipe, columns, picked, again, epoch if recipe.shuffle == "epoch" else 0)
+        columns.arrays.release()
     if recipe.shuffle != "none":
         order = np.argsort(keys)
         if _any_equal(keys, order):
             order = np.argsort(keys, kind="stable")
         del keys
         index, repeat = index[order], None if repeat is None else repeat[order]
-    columns.arrays.release()
     return Order(index, repeat)
 
 
@@ -119,7 +119,7 @@ def cut_rows(columns: Columns, limit: int, order: Order) -> tuple[int, int]:
 
 
 def _steps(sources: Sources, columns: Columns) -> list[tuple[Source, int, int]]:
-    """Rows of one source at a time, a million or fewer."""
+    """Rows of one source at a time, ``_STEP`` or fewer."""
     edges = np.searchsorted(columns.arrays["source"], np.arange(len(sources.all) + 1)).tolist()
     found = []
     for source, first, stop in zip(sources.all, edges[:-1], edges[1:], strict=True):
