@@ -20,7 +20,7 @@ from entrodrop_prep.errors import DiskSpaceError
 from entrodrop_prep.export import materialize as writer
 from entrodrop_prep.export.job import Job, open_job
 from entrodrop_prep.export.materialize import materialize
-from entrodrop_prep.masking import order
+from entrodrop_prep.masking import columns, order
 from entrodrop_prep.masking.columns import has_label
 from entrodrop_prep.masking.counter import order_keys
 from entrodrop_prep.masking.epoch_rows import EpochRows
@@ -96,6 +96,19 @@ def test_rows_do_not_depend_on_their_company(settings: dict[str, Any], scored_at
         one, at = slice(*made.offsets[i : i + 2]), slice(*whole.offsets[place : place + 2])
         assert made.input_ids[one].tolist() == whole.input_ids[at].tolist()
         assert made.labels[one].tolist() == whole.labels[at].tolist()
+
+
+def test_rows_that_are_read_some_at_a_time_are_the_same(
+    scored_at: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epoch = opened(scored_at, tmp_path, seed=5).rows.epoch(3)
+    some = np.random.default_rng(1).integers(0, len(epoch), 200)
+    whole = epoch[some].stored
+    monkeypatch.setattr(columns, "_ROWS", 7)
+    parts = epoch[some].stored
+    for name in ("offsets", "input_ids", "labels"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+    assert len(epoch[np.empty(0, np.int64)].stored.input_ids) == 0
 
 
 def test_nothing_else_makes_masks() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from entrodrop_prep import config
+from entrodrop_prep.masking.histogram import BINS, PER_NAT, EntropyHistogram
 from entrodrop_prep.masking.quantile import (
     DEFAULT_QUANTILE,
     Histogram,
@@ -174,3 +175,18 @@ def test_row_thresholds_are_those_of_each_row_by_itself(data: Any, q: float, hig
 def test_row_thresholds_refuse_a_null_score() -> None:
     with pytest.raises(ValueError, match="null score"):
         row_thresholds(np.array([np.nan], np.float32), np.array([True]), np.array([0, 1]), 0.5, False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_entropies_are_counted_by_bins_of_an_eighth(dtype: Any) -> None:
+    edges = np.arange(0, 17, 1 / PER_NAT, dtype=dtype)
+    below, some = np.nextafter(edges, dtype(0)), np.random.default_rng(0).gamma(1.2, 1.5, 5_000)
+    others = np.array([-1e-3, -0.0, 6e-8, 1e4, np.inf])
+    entropy = np.concatenate([edges, below, some, others]).astype(dtype)
+    histogram = EntropyHistogram()
+    histogram.add(entropy[:3_000])
+    histogram.add(entropy[3_000:])
+    bins = np.clip(np.floor(entropy.astype(np.float64) * PER_NAT), 0, BINS - 1).astype(np.int64)
+    assert histogram.told()["counts"] == np.bincount(bins, minlength=BINS).tolist()
+    with pytest.raises(ValueError, match="null"):
+        histogram.add(np.array([1, np.nan], dtype))
