@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from entrodrop_prep.config.workers import Worker
-from entrodrop_prep.errors import OutputError
+from entrodrop_prep.errors import EntrodropError, OutputError
 from entrodrop_prep.store.disk import WORKERS, check_held, check_regular, held, remove_tree, write_bytes, writing
 from entrodrop_prep.store.locks import LOCK, lock_alone, open_locked, remove_if_empty
 from entrodrop_prep.store.ownership import Contents, remove_leftovers
@@ -61,9 +61,12 @@ def joined(directory: Path, contents: Contents, claim_timeout: float) -> Iterato
         workers = Workers(directory, contents, token, claim_timeout)
         try:
             yield workers
-        finally:
+        except EntrodropError:
             workers._leave()
             remove_if_empty(directory, made)
+            raise
+        finally:
+            workers._leave()
 
 
 class Workers:
@@ -183,7 +186,9 @@ class Workers:
                     seen.add(name)
                     yield name
             if not taken:
-                progress.wait(f"{len(missing) - len(self._claims):,} files are with other workers")
+                others = len(missing) - len(self._claims)
+                if others > 0 or not whole:
+                    progress.wait(f"files with other workers: {others:,}" if others > 0 else "others find more to do")
                 self.stopped.wait(min(LOOK_EVERY, self._timeout / 4))
 
     def take(self, name: str, made: Path | None = None) -> bool:
@@ -286,6 +291,8 @@ class Workers:
 
     def _leave(self) -> None:
         """Give back what is in hand; the last one removes what only workers needed."""
+        if self._ended.is_set():
+            return
         self._ended.set()
         for name in list(self._claims):
             self.give_back(name)

@@ -12,19 +12,22 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from entrodrop_prep.config.workers import Worker
-from entrodrop_prep.errors import OutputError
+from entrodrop_prep.errors import ConfigError, OutputError
 from entrodrop_prep.scoring.finish import CONTENTS
 from entrodrop_prep.store import disk
 from entrodrop_prep.store.disk import WORKERS, held, renamed_file, write_bytes
 from entrodrop_prep.store.locks import reading_lock
 from entrodrop_prep.store.shards import write_shard
 from entrodrop_prep.store.workers import Workers, in_turn, joined
+from entrodrop_prep.terminal.preemption import Preempted
+from entrodrop_prep.terminal.progress import Progress
 
 ELSEWHERE = json.dumps([["another boot", 1], 1]).encode()
 
@@ -110,6 +113,20 @@ def test_what_is_made_is_not_claimed(tmp_path: Path) -> None:
         assert one.take("y", tmp_path / "out" / "y")
 
 
+def test_what_others_have_is_waited_for_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And made here when they are gone."""
+    monkeypatch.setattr("entrodrop_prep.terminal.progress.LOG_EVERY", 0)
+    out, name = tmp_path / "out", "shard-00000.parquet"
+    with worker(out, 4.0) as one, Progress("scoring", 10, "rows") as progress:
+        begun = time.monotonic()
+        claim_of(out, name, ELSEWHERE, 2)
+        assert list(islice(one.claimed(Worker(0, 2), lambda: ([name], True), progress, lambda _: 1), 1)) == [name]
+        assert 1 < time.monotonic() - begun < 60
+    assert capfd.readouterr().err.startswith("scoring: 0% of the rows, waiting: files with other workers: 1\n")
+
+
 def test_only_the_last_one_cleans_up(tmp_path: Path) -> None:
     """And leaves what is not this program's."""
     out = tmp_path / "out"
@@ -124,6 +141,17 @@ def test_only_the_last_one_cleans_up(tmp_path: Path) -> None:
         assert not list((out / WORKERS).glob("claim-*"))
         assert (out / ".tmp-0123abcd-shard-00001.parquet.part").exists()
     assert sorted(p.name for p in out.iterdir()) == [".lock", ".tmp-mine"]
+
+
+def test_a_directory_of_which_nothing_came_is_removed_only_after_a_mistake(tmp_path: Path) -> None:
+    """One that was asked to end is continued, and others may just have come."""
+    out = tmp_path / "new" / "out"
+    with pytest.raises(ConfigError), worker(out):
+        raise ConfigError("a mistake")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(Preempted), worker(out):
+        raise Preempted("SIGTERM")
+    assert [p.name for p in out.iterdir()] == [".lock"]
 
 
 def test_a_worker_that_is_alone_begins_with_a_clean_folder(tmp_path: Path) -> None:
