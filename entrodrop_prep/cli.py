@@ -153,6 +153,12 @@ def score_command(**values: Any) -> None:
     """
     config = build(ScoreConfig, values)
     _check_score(config)
+    if config.dry_run:
+        from entrodrop_prep.scoring.estimate import estimate
+
+        for line in estimate(config).lines:
+            _say(line)
+        return
     with preemptible() if config.worker else nullcontext():
         from entrodrop_prep.scoring.run import score
 
@@ -209,6 +215,12 @@ def materialize_command(**values: Any) -> None:
     config = MaterializeConfig.load(**values)
     for text in (*config.sources, *config.plain, *([config.eval] if config.eval else [])):
         places.check_named(text, "scored")
+    if config.dry_run:
+        from entrodrop_prep.export.estimate import estimate
+
+        for line in estimate(config).lines:
+            _say(line)
+        return
     with preemptible() if config.worker else nullcontext():
         from entrodrop_prep.export.card import aligned, epoch_table, left_out, source_table
         from entrodrop_prep.masking.sources import without_weight

@@ -329,6 +329,14 @@ class MaterializeConfig(Recipe):
     ] = None
     worker: Annotated[str | None, WORKER] = None
     claim_timeout: Annotated[float, CLAIM_TIMEOUT] = 600.0
+    dry_run: Annotated[
+        bool,
+        Setting(
+            "Say how many rows, tokens and dropped labels each epoch has, and what disk, memory and time writing them "
+            "takes, and stop. Nothing is written but temporary files in TMPDIR: some files are made there.",
+            role="operation",
+        ),
+    ] = False
     overwrite: Annotated[
         bool, Setting("Throw away what an earlier run left in --out and start over.", role="operation")
     ] = False

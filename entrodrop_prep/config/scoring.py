@@ -259,6 +259,14 @@ class ScoreConfig:
     ] = "stop"
     worker: Annotated[str | None, WORKER] = None
     claim_timeout: Annotated[float, CLAIM_TIMEOUT] = 600.0
+    dry_run: Annotated[
+        bool,
+        Setting(
+            "Say how many rows and tokens there are, and what disk, memory and time scoring them takes, and stop. "
+            "Nothing is written. Rows are sampled from all over the source, and some are scored.",
+            role="operation",
+        ),
+    ] = False
     overwrite: Annotated[
         bool,
         Setting("Throw away what an earlier run left in --out and start over.", role="operation"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,11 +103,11 @@ class Job:
         """How an epoch's rows fall into files."""
         return layout_of(self.rows, epoch)
 
-    def tables(self, part: Part, shard: int, counts: ShardCounts) -> Iterator[pa.Table]:
-        """The row groups of a file; ``counts`` is filled on the way."""
+    def tables(self, part: Part, shard: int, counts: ShardCounts, every: int = 1) -> Iterator[pa.Table]:
+        """The row groups of a file, or one of ``every`` so many; ``counts`` is filled on the way."""
         rows = self.rows if part.folder != VALIDATION or not self.validation_rows else self.validation_rows
         epoch, names = rows.epoch(part.epoch), [s.name for s in rows.sources.all]
-        for places in part.layout.groups(shard):
+        for places in itertools.islice(part.layout.groups(shard), every // 2, None, every):
             made = epoch[places]
             counts.add(made, names, packed=part.packed is not None)
             yield table_of(made.stored, self.schema)

@@ -68,17 +68,15 @@ def materialize(config: MaterializeConfig) -> MaterializeSummary:
 
     Raises:
         EntrodropError: see ``entrodrop_prep.errors``; finished files stay.
-        ValueError: for ``push_to_hub``.
+        ValueError: for ``push_to_hub`` and ``dry_run``.
     """
     if config.push_to_hub is not None:
         raise ValueError("push_to_hub is for entrodrop_prep.publish.materialize")
+    if config.dry_run:
+        raise ValueError("dry_run is for entrodrop_prep.export.estimate")
     out = local_directory(config.out)
     job = open_job(config)
-    for scored in job.directories:
-        if out.resolve() == scored.directory.resolve() or scored.directory.resolve() in out.resolve().parents:
-            raise OutputError(
-                "the masked dataset cannot be inside the scored one", where=str(out), fix="choose another --out"
-            )
+    check_place(out, job)
     manifest.check_usable(out, "masked")
     with reading_lock(*(scored.directory for scored in job.directories)):
         if config.worker is None:
@@ -132,7 +130,7 @@ def _set_up(job: Job, out: Path, alone: bool, workers: Workers | None) -> Materi
     config, identity = job.config, job.identity
     if manifest.being_cleaned(out):
         config = replace(config, overwrite=True)
-    finished, begun = (None, set()) if config.overwrite else _earlier(out, identity, config.epochs)
+    finished, begun = (None, set()) if config.overwrite else earlier(out, identity, config.epochs)
     wanted = set(config.epochs_to_write()) | begun
     before = derived.known(out)
     layouts = [n for n in derived.FOLDERS if n in config.layout or (n in before and not config.overwrite)]
@@ -158,7 +156,7 @@ def _set_up(job: Job, out: Path, alone: bool, workers: Workers | None) -> Materi
         check_cache(out, job.cache_bytes)
     job.open(out / COLUMNS, shared=workers is not None)
     parts = job.parts(sorted(wanted))
-    _check_rows(job, parts)
+    check_rows(job, parts)
     warn_if_flat(config, job.rows.size(min(wanted))[0])
     _warn_of_left_out(config, parts)
     if config.pack:
@@ -198,7 +196,17 @@ def _agreed(
     return set(told["epochs"]), told["layouts"]
 
 
-def _check_rows(job: Job, parts: list[Part]) -> None:
+def check_place(out: Path, job: Job) -> None:
+    """Raises OutputError where the directory would be one of its sources, or inside one."""
+    for scored in job.directories:
+        if out.resolve() == scored.directory.resolve() or scored.directory.resolve() in out.resolve().parents:
+            raise OutputError(
+                "the masked dataset cannot be inside the scored one", where=str(out), fix="choose another --out"
+            )
+
+
+def check_rows(job: Job, parts: list[Part]) -> None:
+    """Raises ConfigError, SourceError for a part that has no rows."""
     for part in parts:
         if part.layout.left_out and not part.layout.rows:
             raise ConfigError(
@@ -243,17 +251,22 @@ def _warn_of_packing(config: MaterializeConfig, part: Part) -> None:
         log.info("validation rows are not packed")
 
 
-def _write(
-    out: Path, job: Job, task: _Task, workers: Workers | None, preemption: Preemption | None
-) -> tuple[dict[str, Written], float]:
-    """Write the missing shards, several at a time; returns those made here by name, and seconds."""
+def footer_of(job: Job) -> dict[str, Any]:
+    """What the footers of all files of a run say."""
     identity = job.identity
-    told = {
+    return {
         "fingerprint": digest.of_json(identity),
         "identity": identity,
         "provenance": stamp(job.sources.all, job.validation),
         "environment": written_with(),
     }
+
+
+def _write(
+    out: Path, job: Job, task: _Task, workers: Workers | None, preemption: Preemption | None
+) -> tuple[dict[str, Written], float]:
+    """Write the missing shards, several at a time; returns those made here by name, and seconds."""
+    told = footer_of(job)
     stopped, slots = preemption.ended if preemption else threading.Event(), threading.Semaphore(job.jobs)
 
     def tables(part: Part, shard: int, counts: ShardCounts) -> Iterator[pa.Table]:
@@ -311,7 +324,7 @@ def _of_this_run(out: Path, path: Path, identity: dict[str, Any], epochs: int) -
     return bool(shards)
 
 
-def _earlier(out: Path, identity: dict[str, Any], epochs: int) -> tuple[dict[str, Any] | None, set[int]]:
+def earlier(out: Path, identity: dict[str, Any], epochs: int) -> tuple[dict[str, Any] | None, set[int]]:
     """What an earlier run left: its manifest if it finished, and the epochs it began, which are to be finished.
 
     Raises MismatchError if it was a run of other settings.

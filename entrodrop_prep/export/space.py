@@ -10,6 +10,7 @@ from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.errors import DiskSpaceError
 from entrodrop_prep.export import derived
 from entrodrop_prep.export.epoch import Part
+from entrodrop_prep.terminal.amounts import size_text
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +26,10 @@ LINE_BYTES = 16
 def check_cache(out: Path, need: int) -> None:
     """Say how much the scored rows take while masked ones are made of them; raises DiskSpaceError without room."""
     free = shutil.disk_usage(out).free
-    log.info("about %s for the scored rows while it runs", _size(need))
+    log.info("about %s for the scored rows while it runs", size_text(need))
     if need > free:
         raise DiskSpaceError(
-            f"about {_size(need)} for the scored rows while it runs, but only {_size(free)} are free",
+            f"about {size_text(need)} for the scored rows while it runs, but only {size_text(free)} are free",
             where=str(out),
             fix="make room there",
         )
@@ -51,31 +52,26 @@ def check_space(
     for part, shards in missing.items():
         rows = sum(stop - first for first, stop in map(part.layout.places, shards))
         tokens += rows / max(1, part.layout.rows) * part.layout.tokens
-    plain = PLAIN_BYTES + 4 * ("position_ids" in config.add_columns)
+    plain = plain_bytes(config)
     need = int(tokens * plain * STORED_SHARE[config.compression])
     need += FILE_BYTES * sum(map(len, missing.values())) + DIRECTORY_BYTES
-    need += int(all_tokens * _derived_bytes(out, layouts, plain * STORED_SHARE[config.compression], plain))
+    need += int(all_tokens * derived_bytes(out, layouts, plain * STORED_SHARE[config.compression], plain))
     free = shutil.disk_usage(out).free + freed
-    log.info("about %s to write", _size(need))
+    log.info("about %s to write", size_text(need))
     if need > free:
         raise DiskSpaceError(
-            f"about {_size(need)} to write, but only {_size(free)} are free",
+            f"about {size_text(need)} to write, but only {size_text(free)} are free",
             where=str(out),
             fix="make room, or write fewer epochs (--only-epochs)",
         )
 
 
-def _size(n: int) -> str:
-    """Bytes for people."""
-    value = float(n)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
+def plain_bytes(config: MaterializeConfig) -> int:
+    """Of a token, not compressed."""
+    return PLAIN_BYTES + 4 * ("position_ids" in config.add_columns)
 
 
-def _derived_bytes(out: Path, layouts: list[str], stored: float, plain: int) -> float:
+def derived_bytes(out: Path, layouts: list[str], stored: float, plain: int) -> float:
     """Of a token. What ``datasets`` saves is on the disk twice while it is made."""
     need = 0.0
     if derived.CONCATENATED in layouts:

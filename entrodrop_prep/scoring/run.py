@@ -70,9 +70,12 @@ def score(config: ScoreConfig) -> ScoreSummary:
 
     Raises:
         EntrodropError: see ``entrodrop_prep.errors``; finished shards stay.
+        ValueError: for ``dry_run``.
     """
+    if config.dry_run:
+        raise ValueError("dry_run is for entrodrop_prep.scoring.estimate")
     out = local_directory(config.out)
-    _check_place(config.source, out)
+    check_place(config.source, out)
     manifest.check_usable(out, "scored")
     if config.worker is None:
         with locked(out):
@@ -165,7 +168,7 @@ def _published(plan: Plan, out: Path, workers: Workers | None) -> dict[str, Any]
     return finish(plan, out, shards)
 
 
-def _check_place(source: str, out: Path) -> None:
+def check_place(source: str, out: Path) -> None:
     """Raises OutputError where what is written would be read as part of the source: a folder, or a glob."""
     path = user_path(source)
     if os.path.isdir(path):

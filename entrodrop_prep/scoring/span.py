@@ -45,7 +45,7 @@ COUNTS = (
 
 @dataclass
 class ShardInput:
-    """A shard's rows, read and tokenized, waiting for scores."""
+    """A shard's rows, read and tokenized, waiting for scores; of index -1 a sample, whose rows have other numbers."""
 
     index: int
     windows: list[Window] = field(default_factory=list)
@@ -81,7 +81,7 @@ def read_span(plan: Plan, index: int, position: dict[str, Any] | None) -> ShardI
         _add_rows(h, chunk.rows)
         span.next = chunk.next
         span.units += float(chunk.bytes_read if plan.source.total_rows is None else len(chunk.rows))
-        _take_chunk(plan, span, chunk.rows)
+        take_rows(plan, span, chunk.rows)
     span.source_digest = h.hexdigest()
     return span
 
@@ -105,7 +105,8 @@ def _chunks(plan: Plan, first: int, count: int, position: dict[str, Any] | None)
             return
 
 
-def _take_chunk(plan: Plan, span: ShardInput, rows: Sequence[SourceRow]) -> None:
+def take_rows(plan: Plan, span: ShardInput, rows: Sequence[SourceRow]) -> None:
+    """Add rows to a shard: as windows, or counted as what they are."""
     span.counts["rows_read"] += len(rows)
     span.wheres |= {row.row_id: row.where for row in rows}
     readable = {row.row_id: row.values for row in rows if row.values is not None}
@@ -187,7 +188,7 @@ def _reject(plan: Plan, span: ShardInput, row: SourceRow, reason: str) -> None:
             where=row.where,
             fix="correct it, or skip such rows with --on-bad-row skip",
         )
-    if not span.counts["bad_rows"]:
+    if not span.counts["bad_rows"] and span.index >= 0:
         log.warning(
             "%s: row %d: %s; skipped (further ones of this shard are only listed)", row.where, row.row_id, reason
         )

@@ -45,6 +45,19 @@ class Chunk:
     bytes_read: int
 
 
+@dataclass(frozen=True)
+class Block:
+    """Some rows of a sample: ``count`` of them are in ``size`` bytes or rows of the source.
+
+    ``rows``, which may be fewer, take ``taken`` of the source themselves: more than ``size``, where they reach beyond.
+    """
+
+    rows: list[SourceRow]
+    count: int
+    size: float
+    taken: float
+
+
 class Source(ABC):
     """Rows that can be read in spans. Made by ``open_source``.
 

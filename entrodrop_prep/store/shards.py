@@ -7,6 +7,7 @@ under its final name is whole, whatever kills the process; leftovers are removed
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -119,14 +120,7 @@ def write_shard(
     digest, rows = ContentDigest(schema), 0
     with (
         renamed_file(path, flush_name=flush_name, keep=keep) as file,
-        pq.ParquetWriter(
-            file,
-            schema,
-            compression=compression,
-            write_page_checksum=True,
-            write_page_index=True,
-            **encodings(schema, compression),
-        ) as writer,
+        _writer(file, schema, compression) as writer,
     ):
         for table in tables:
             digest.update(table)
@@ -136,6 +130,25 @@ def write_shard(
         footer = json.loads(_json({**told, "rows": rows, "content_digest": digest.hexdigest()}))
         writer.add_key_value_metadata({META_KEY.decode(): _json({**footer, FOOTER_DIGEST: of_json(footer)})})
     return Footer(rows, footer["content_digest"], footer)
+
+
+def column_bytes(found: pq.FileMetaData) -> int:
+    """Stored bytes of the rows of a Parquet file, without what is said of them."""
+    groups = map(found.row_group, range(found.num_row_groups))
+    return sum(g.column(c).total_compressed_size for g in groups for c in range(g.num_columns))
+
+
+def encoded_bytes(table: pa.Table, compression: str = "zstd") -> int:
+    """Size of a table as a file of one row group, but for what its footer says of the run."""
+    data = io.BytesIO()
+    with _writer(data, table.schema, compression) as writer:
+        writer.write_table(table, row_group_size=max(1, table.num_rows))
+    return data.getbuffer().nbytes
+
+
+def _writer(file: Any, schema: pa.Schema, compression: str) -> pq.ParquetWriter:
+    options = {"write_page_checksum": True, "write_page_index": True, **encodings(schema, compression)}
+    return pq.ParquetWriter(file, schema, compression=compression, **options)
 
 
 def encodings(schema: pa.Schema, compression: str) -> dict[str, Any]:

@@ -1,0 +1,70 @@
+"""A sample of rows from all over a source, and what it says of the whole: for estimates before a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from entrodrop_prep.errors import ConfigError
+from entrodrop_prep.sources.file_source import FileSource
+from entrodrop_prep.sources.rows import Block, Source
+
+BLOCKS = 192
+BLOCK_ROWS, BLOCK_BYTES = 8, 1 << 14
+FIRST_ROWS = 2000
+"""Looked at where only the beginning can be."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Blocks of rows, and ``total``: what their ``size`` adds up to over the whole source.
+
+    ``whole``: every row of the source is in it. ``beginning``: it is of the source's first rows alone.
+    """
+
+    blocks: list[Block]
+    total: float
+    whole: bool = False
+    beginning: bool = False
+
+
+def sample(source: Source, columns: Sequence[str], limit: int | None, seed: int = 0) -> Sample:
+    """Rows from places all over a source, the same ones each time; all rows of a small source.
+
+    Args:
+        source: what is scored.
+        columns: columns to read.
+        limit: rows that are read at most, as the source was opened with.
+        seed: of the places.
+
+    Raises:
+        ConfigError: of a stream without ``limit``, whose rows nobody can count.
+        SourceError: as ``Source.read``.
+    """
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    rows, few = source.total_rows, BLOCKS * BLOCK_ROWS
+    if rows is not None and rows > few:
+        places = ((np.arange(BLOCKS) + rng.random(BLOCKS)) * ((rows - BLOCK_ROWS) / BLOCKS)).astype(int).tolist()
+        chunks = [source.read(place, BLOCK_ROWS, None, columns, BLOCK_BYTES).rows for place in places]
+        return Sample([Block(chunk, len(chunk), len(chunk), len(chunk)) for chunk in chunks], rows)
+    if rows is None and limit is None and isinstance(source, FileSource):
+        size = int(source.size_bytes or 0)
+        if size > BLOCKS * BLOCK_BYTES:
+            return Sample(list(source.blocks(rng, BLOCKS, BLOCK_BYTES)), size)
+    if rows is None and limit is None and not isinstance(source, FileSource):
+        raise ConfigError(
+            "nobody knows how many rows a stream has", where=source.name, fix="give --limit, or leave out --stream"
+        )
+    wanted = rows if rows is not None else min(limit, FIRST_ROWS) if limit is not None else None
+    blocks, position, done = [], None, 0
+    while wanted is None or done < wanted:
+        chunk = source.read(done, BLOCK_ROWS if wanted is None else min(BLOCK_ROWS, wanted - done), position, columns)
+        count = len(chunk.rows)
+        blocks.append(Block(chunk.rows, count, count, count))
+        done, position = done + count, chunk.next
+        if position is None:
+            return Sample(blocks, done, whole=True)
+    cut = rows is None and limit is not None and limit > done
+    return Sample(blocks, limit if cut and limit else done, whole=not cut, beginning=cut)
