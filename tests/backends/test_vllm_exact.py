@@ -16,7 +16,7 @@ import pytest
 from entrodrop_prep.store.shards import read_footer
 from helpers.closed_form import check, shifted
 from helpers.models import Markov, random_rows, rows_of, run_score, shards, write_rows
-from helpers.vllm import all_gone, descendants, engines, environment, quick_engines, until
+from helpers.vllm import VLLM, all_gone, descendants, engines, environment, quick_engines, until
 
 pytestmark = pytest.mark.vllm
 
@@ -109,7 +109,7 @@ def command(source: Path, model: Path, out: Path, *more: str) -> list[str]:
 
 def test_a_prefix_cache_is_refused(closed_form: Markov, source: Path, tmp_path: Path) -> None:
     refused = command(source, closed_form.directory, tmp_path / "out", "--engine-arg", "enable_prefix_caching=true")
-    done = subprocess.run(refused, env=environment(), capture_output=True, text=True, check=False)
+    done = VLLM.run(refused, env=environment(), capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: --engine-arg enable_prefix_caching")

@@ -110,7 +110,7 @@ def check_kills(start: Start, kind: str, settings: dict[str, Any], folder: Path)
 
 def test_killed_scoring_goes_on(start: Any, tmp_path: Path) -> None:
     text = Path(json.__file__).read_text()
-    rows = [{"text": text[97 * i : 97 * i + 150 + 40 * (i % 7)], "name": f"row {i}"} for i in range(90)]
+    rows = [{"text": text[97 * i : 97 * i + 150 + 40 * (i % 7)], "name": f"row {i}"} for i in range(45)]
     rows[17]["text"] = ""
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {"source": str(tmp_path / "rows.jsonl"), "model": str(MODEL), "rows_per_shard": 3, "id_column": "name"}

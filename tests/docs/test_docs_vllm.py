@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -26,6 +27,7 @@ from entrodrop_prep.verification.run import verify
 from helpers.architectures import CONFIGS, HALF
 from helpers.models import save_model
 from helpers.servers import free_port
+from helpers.vllm import VLLM
 
 pytestmark = pytest.mark.vllm
 
@@ -128,7 +130,7 @@ def test_score_against_a_server_that_serve_starts(tmp_path: Path) -> None:
             lines = (tmp_path / "said").read_text().splitlines()
             assert lines[0].startswith("python -m vllm.entrypoints.openai.api_server --host=127.0.0.1")
             assert lines[1] == f"ready: http://127.0.0.1:{port}"
-            assert "scoring with server" in run(score, tmp_path, port, model)
+            assert "scoring with server" in warm(arguments(score, port, model)[1:], tmp_path).stdout
             assert verify(str(tmp_path / "scored")).findings == []
             check_scores(tmp_path / "scored", model)
             check_other_weights_are_refused(tmp_path, score, port, model)
@@ -140,21 +142,25 @@ def test_score_against_a_server_that_serve_starts(tmp_path: Path) -> None:
                 os.killpg(server.pid, signal.SIGKILL)
 
 
+def warm(words: list[str], folder: Path) -> Any:
+    command = [sys.executable, "-m", "entrodrop_prep", *words]
+    return VLLM.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
+
+
 def check_other_weights_are_refused(folder: Path, score: str, port: int, model: str) -> None:
     """A model of the same name and shape is another one."""
     other = shutil.copytree(model, folder / "other" / "model")
     weights = load_file(other / "model.safetensors")
     name = next(iter(weights))
     save_file({**weights, name: weights[name] * 1.01}, other / "model.safetensors", metadata={"format": "pt"})
-    words = [str(other) if word == model else word for word in arguments(score, port, model)]
-    done = subprocess.run(words, cwd=folder / "other", env=environment(), capture_output=True, text=True, check=False)
+    words = [str(other) if word == model else word for word in arguments(score, port, model)[1:]]
+    done = warm(words, folder / "other")
     assert done.returncode == 2
     assert "it serves other weights than those of model" in done.stderr
 
 
 def check_another_number_format_is_refused(folder: Path, score: str, port: int, model: str) -> None:
-    words = [*arguments(score, port, model), "--dtype", "float32", "--overwrite"]
-    done = subprocess.run(words, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+    done = warm([*arguments(score, port, model)[1:], "--dtype", "float32", "--overwrite"], folder)
     assert done.returncode == 2
     assert "it runs in bfloat16, this run is to be in float32; give --dtype bfloat16, or serve it with" in done.stderr
 
@@ -167,7 +173,7 @@ def test_serve_says_what_it_cannot_do(tmp_path: Path) -> None:
         (["--max-length", "100000"], "--max-length 100000"),
     ):
         command = [sys.executable, "-m", "entrodrop_prep", "serve", MODEL, *flags, "--print-command"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = VLLM.run(command, capture_output=True, text=True)
         assert done.returncode == 2, flags
         assert said in done.stderr
         assert len(done.stderr.splitlines()) == 1
@@ -178,6 +184,6 @@ def test_a_port_that_is_taken_is_an_error() -> None:
         s.bind(("127.0.0.1", 0))
         s.listen()
         command = [sys.executable, "-m", "entrodrop_prep", "serve", MODEL, "--port", str(s.getsockname()[1])]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = VLLM.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "choose another --port" in done.stderr

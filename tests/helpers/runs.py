@@ -15,10 +15,15 @@ import pyarrow.parquet as pq
 from entrodrop_prep.config import MaterializeConfig, ScoreConfig
 
 PRELOAD = [
+    "pandas",
+    "pyarrow.pandas_compat",
+    "sentencepiece",
     "torch",
     "transformers",
     "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
     "transformers.models.llama.modeling_llama",
+    "transformers.tokenization_utils_sentencepiece",
     "entrodrop_prep.backends.transformers",
     "entrodrop_prep.scoring.run",
     "entrodrop_prep.export.materialize",

@@ -1,9 +1,9 @@
-"""One rank of a training run on masked rows made on the fly; notes every batch that reaches the model.
+"""One rank of training runs on masked rows made on the fly; notes every batch that reaches the model.
 
-    torchrun --nproc-per-node 2 programs/train.py trainer|lightning FOLDER [SETTINGS]
+    torchrun --nproc-per-node 2 programs/train.py JOBS
 
-SETTINGS are those of the rows, as JSON. FOLDER holds ``scored``, or what they name instead, and gets ``NAME-RANK.json``
-for each run: the ids and labels of each batch, padding left out.
+JOBS are [trainer|lightning, FOLDER, SETTINGS] each, as JSON, done one after the other. SETTINGS are those of the rows.
+FOLDER gets ``NAME-RANK.json`` for each run: the ids and labels of each batch, padding left out.
 """
 
 from __future__ import annotations
@@ -134,16 +134,15 @@ def main() -> None:
     # A fork beside the threads of gloo now and then waits for ever: CPython may copy a lock that one of them holds.
     torch.multiprocessing.set_start_method("forkserver")
     torch.multiprocessing.set_forkserver_preload(["train"])
-    kind, folder = sys.argv[1], Path(sys.argv[2])
-    settings: dict[str, Any] = {"scored": str(folder / "scored"), **RECIPE}
-    settings |= json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
-    rows = MaskedRows.open(**settings, cache_dir=folder / "cache")
-    run: Any = {"trainer": run_trainer, "lightning": run_lightning}[kind]
-    options: dict[str, Any] = {} if kind == "trainer" else {"strategy": "ddp", "devices": 2}
-    for name, workers, step in (("whole", 2, None), ("resumed", 1, STOP)):
-        came = run(rows, folder, workers, step, **options)
-        rank = torch.distributed.get_rank()
-        (folder / f"{name}-{rank}.json").write_text(json.dumps(came))
+    for kind, name, settings in json.loads(sys.argv[1]):
+        folder = Path(name)
+        rows = MaskedRows.open(**{**RECIPE, **settings}, cache_dir=folder / "cache")
+        run: Any = {"trainer": run_trainer, "lightning": run_lightning}[kind]
+        options: dict[str, Any] = {} if kind == "trainer" else {"strategy": "ddp", "devices": 2}
+        for name, workers, step in (("whole", 2, None), ("resumed", 1, STOP)):
+            came = run(rows, folder, workers, step, **options)
+            rank = torch.distributed.get_rank()
+            (folder / f"{name}-{rank}.json").write_text(json.dumps(came))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()  # threads of gloo that still run at the end abort a process now and then
 

@@ -147,35 +147,49 @@ def test_trl(as_current: Path) -> None:
 # Two processes.
 
 
-def two_ranks(kind: str, here: Path, settings: dict[str, Any] | None = None) -> dict[str, list[list[Rows]]]:
-    """A whole run and a continued one on two processes that talk over gloo; for each the batches of either rank."""
+PACKED = "packed "
+
+
+@pytest.fixture(scope="module")
+def ranks(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Whole runs and continued ones on two processes that talk over gloo, of each kind, in a folder named as it is."""
+    home = tmp_path_factory.mktemp("ranks")
+    write_scored(home / "other", some_rows(23, seed=1, lengths=(3, 20)))
+    alone = {"scored": str(folder / "scored")}
+    mixed = {"scored": [f"a={folder / 'scored'}:1.5", f"b={home / 'other'}:0.7"], "pack": 24}
+    materialize(MaterializeConfig(out=str(home / "masked"), **{**RECIPE, **mixed}))
+    jobs = [(kind, home / kind, alone) for kind in KINDS] + [(kind, home / f"{PACKED}{kind}", mixed) for kind in KINDS]
+    for _, place, _ in jobs:
+        place.mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*command, str(TESTS / "programs/train.py"), kind, str(here), json.dumps(settings or {})],
+        [*command, str(TESTS / "programs/train.py"), json.dumps(jobs, default=str)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    read: Any = {n: [json.loads((here / f"{n}-{r}.json").read_bytes()) for r in (0, 1)] for n in ("whole", "resumed")}
-    return {n: [[[tuple(row) for row in b] for b in rank] for rank in ranks] for n, ranks in read.items()}
+    return home
 
 
-def test_transformers_trainer_on_two_processes(here: Path, epochs: list[Rows]) -> None:
-    """accelerate fills the last step up with the first rows, so that both ranks have a whole batch."""
-    every = epochs[0] + epochs[1]
+def came(place: Path, name: str) -> list[list[Rows]]:
+    """The batches of either rank in one run."""
+    read = [json.loads((place / f"{name}-{rank}.json").read_bytes()) for rank in (0, 1)]
+    return [[[tuple(row) for row in batch] for batch in rank] for rank in read]
+
+
+def filled_up(every: Rows) -> list[list[Rows]]:
+    """The batches of two ranks; accelerate fills the last step up with the first rows."""
     over = -len(every) % (2 * BATCH)
     assert over
     batches = cut(every + every[:over], BATCH)
-    came = two_ranks("trainer", here)
-    assert came["whole"] == [batches[0::2], batches[1::2]]
-    assert came["resumed"] == [batches[2 * STOP :: 2], batches[2 * STOP + 1 :: 2]]
+    return [batches[0::2], batches[1::2]]
 
 
 def shared_out(every: Rows) -> list[list[Rows]]:
-    """The batches of two ranks; the last rows are shared out."""
+    """The batches of two ranks; the stream shares the last rows out, and none comes twice."""
     steps = cut(every, 2 * BATCH)
     rest = len(steps[-1])
     assert 1 < rest < 2 * BATCH
@@ -183,25 +197,15 @@ def shared_out(every: Rows) -> list[list[Rows]]:
     return [[s[:BATCH] for s in steps[:-1]] + [steps[-1][:half]], [s[BATCH:] for s in steps[:-1]] + [steps[-1][half:]]]
 
 
-def test_lightning_on_two_processes(here: Path, epochs: list[Rows]) -> None:
-    """The stream shares the last rows out: none comes twice."""
-    ranks = shared_out(epochs[0] + epochs[1])
-    came = two_ranks("lightning", here)
-    assert came["whole"] == ranks
-    assert came["resumed"] == [rank[STOP:] for rank in ranks]
+KINDS = {"trainer": filled_up, "lightning": shared_out}
 
 
-@pytest.mark.parametrize("kind", ["trainer", "lightning"])
-def test_packed_rows_of_a_mixture_on_two_processes(kind: str, here: Path) -> None:
-    write_scored(here / "other", some_rows(23, seed=1, lengths=(3, 20)))
-    settings = {"scored": [f"a={here / 'scored'}:1.5", f"b={here / 'other'}:0.7"], "pack": 24}
-    materialize(MaterializeConfig(out=str(here / "masked"), **{**RECIPE, **settings}))
-    every = [(r[0], r[2]) for e in range(RECIPE["epochs"]) for r in rows_in(here / "masked" / f"epoch_{e:03d}")]
-    if kind == "lightning":
-        ranks = shared_out(every)
-    else:
-        batches = cut(every + every[: -len(every) % (2 * BATCH)], BATCH)
-        ranks = [batches[0::2], batches[1::2]]
-    came = two_ranks(kind, here, settings)
-    assert came["whole"] == ranks
-    assert came["resumed"] == [rank[STOP:] for rank in ranks]
+@pytest.mark.parametrize("packed", ["", PACKED])
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_share_the_rows(kind: str, packed: str, ranks: Path, folder: Path) -> None:
+    """Of one source, and packed ones of a mixture."""
+    masked = ranks / "masked" if packed else folder / "masked"
+    every = [(r[0], r[2]) for e in range(RECIPE["epochs"]) for r in rows_in(masked / f"epoch_{e:03d}")]
+    expected = KINDS[kind](every)
+    assert came(ranks / f"{packed}{kind}", "whole") == expected
+    assert came(ranks / f"{packed}{kind}", "resumed") == [rank[STOP:] for rank in expected]
