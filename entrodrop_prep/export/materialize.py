@@ -308,7 +308,7 @@ def _write(
             )
             items = (every[name] for name in names)
         try:
-            return dict(in_order(write, items, 2 * job.jobs)), progress.seconds
+            return dict(in_order(write, items, 2 * job.jobs if job.jobs > 1 else 1)), progress.seconds
         finally:
             stopped.set()
 

@@ -32,7 +32,7 @@ def in_order(work: Callable[[T], R], items: Iterable[T], jobs: int | None = None
     try:
         for item in items:
             waiting.append(pool.submit(work, item))
-            if len(waiting) >= 2 * jobs:
+            if len(waiting) > jobs:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
