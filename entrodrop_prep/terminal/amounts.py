@@ -13,9 +13,6 @@ class Amount:
     value: float
     error: float = 0.0
 
-    def __mul__(self, factor: float) -> Amount:
-        return Amount(self.value * factor, self.error)
-
     @property
     def ends(self) -> tuple[float, float]:
         """The least and the most that is to be expected."""
@@ -40,9 +37,9 @@ def size_text(n: float) -> str:
 
 def time_text(seconds: float) -> str:
     """``12 s``, ``3 min 20 s``, ``5 h 10 min``, ``3 d 4 h``."""
-    whole = round(seconds) if seconds >= 10 else round(seconds, 1)
     for unit, size, below, less in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if whole >= size:
-            rest = round(whole % size / less)
-            return f"{whole // size:.0f} {unit}" + (f" {rest} {below}" if rest else "")
-    return f"{whole:g} s"
+        pieces = round(seconds / less)
+        if pieces * less >= size:
+            whole, rest = divmod(pieces, size // less)
+            return f"{whole} {unit}" + (f" {rest} {below}" if rest else "")
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"

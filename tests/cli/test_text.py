@@ -7,6 +7,7 @@ import logging
 import pytest
 
 from entrodrop_prep.errors import SourceError
+from entrodrop_prep.terminal.amounts import Amount, size_text, time_text
 from entrodrop_prep.terminal.text import one_line, printable, shown_url, without_secrets
 
 
@@ -71,3 +72,28 @@ def test_the_log_is_covered(capsys: pytest.CaptureFixture[str]) -> None:
     assert told.err.splitlines()[1] == "warning: https://h/?... \\x1b[2J\\nx"
     assert "S3cr3t" not in told.err
     assert "\x1b" not in told.err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min"),
+        (61, "1 min 1 s"),
+        (3599.6, "1 h"),
+        (7190, "2 h"),
+        (86399, "1 d"),
+        (95_000, "1 d 2 h"),
+    ],
+)
+def test_times_of_people(seconds: float, text: str) -> None:
+    assert time_text(seconds) == text
+
+
+def test_amounts_of_people() -> None:
+    assert [size_text(n) for n in (0, 999, 1000, 2_427_513, 3e12)] == ["0 B", "999 B", "1.0 kB", "2.4 MB", "3.0 TB"]
+    assert Amount(1200.0).text() == "1,200"
+    assert Amount(1200.0, 0.5).text() == "about 1,200 (600 to 1,800)"
+    assert Amount(10.0, 2.0).ends == (0, 30)
