@@ -35,11 +35,13 @@ def test_files_that_others_read_fit_their_schemas(schema: str, file: str) -> Non
 
 
 def test_hooks_are_the_linters_of_make() -> None:
-    rule = re.search(r"^lint: setup\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)
-    assert rule is not None
-    wanted = [line.strip().replace("$(BIN)", ".venv/bin") for line in rule[1].splitlines()]
+    makefile = (ROOT / "Makefile").read_text()
+    linters = re.search(r"^LINT := (.*)$", makefile, re.M)
+    assert linters is not None
     hooks = read(".pre-commit-config.yaml")["repos"][0]["hooks"]
-    assert [hook["entry"] for hook in hooks] == wanted
+    assert [hook["entry"] for hook in hooks] == linters[1].replace("$(BIN)", ".venv/bin").split(" && ")
+    for target in ("lint", "test"):
+        assert re.search(rf"^{target}: setup\n(?:\t.*\n)*?\t.*\$\(LINT\)", makefile, re.M)
 
 
 def test_every_declared_python_is_tested() -> None:
