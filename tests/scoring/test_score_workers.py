@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -241,9 +242,18 @@ def test_a_shard_that_cannot_be_written_ends_the_worker(
     def full(*given: Any, **named: Any) -> None:
         raise DiskSpaceError("no space left", where="here")
 
+    def late(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError
+
     monkeypatch.setattr(run_module, "write_shard", full)
-    with pytest.raises(DiskSpaceError):
-        run_score(source, model, tmp_path / "out", rows_per_shard=5, worker="0/1")
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(100)
+    try:
+        with pytest.raises(DiskSpaceError):  # of two shards: the third would raise what the first did
+            run_score(source, model, tmp_path / "out", rows_per_shard=20, worker="0/1")
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
     assert not being_written(tmp_path / "out")
 
 
