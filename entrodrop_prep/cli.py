@@ -459,15 +459,15 @@ def _set_up_output() -> None:
     """What a run says goes to stdout, its warnings to stderr; libraries are heard only where they fail."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that cannot be printed is no reason to stop
         sys.stdout.reconfigure(errors="backslashreplace")
-    told, warned = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
-    told.addFilter(lambda record: record.levelno < logging.WARNING)
+    to_stdout, warned = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
+    to_stdout.addFilter(lambda record: record.levelno < logging.WARNING)
     warned.setLevel(logging.WARNING)
-    told.setFormatter(_Printable("%(message)s"))
+    to_stdout.setFormatter(_Printable("%(message)s"))
     warned.setFormatter(_Printable("warning: %(message)s"))
     if logging.lastResort is not None:  # what libraries say that set up nothing of their own
         logging.lastResort.setFormatter(_Printable("%(message)s"))
     ours = logging.getLogger("entrodrop_prep")
-    ours.handlers[:], ours.propagate = [told, warned], False
+    ours.handlers[:], ours.propagate = [to_stdout, warned], False
     ours.setLevel(logging.INFO)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")

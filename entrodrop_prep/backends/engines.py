@@ -41,8 +41,8 @@ class Engine:
         heard: when it last finished a step, or was given work while it had none; seconds of the monotonic clock.
     """
 
-    def __init__(self, number: int, place: str | None, options: dict[str, Any], env: dict[str, str], verbose: bool):
-        self.name = f"engine {number}" + (f" on GPU {place}" if place is not None else "")
+    def __init__(self, number: int, device: str | None, options: dict[str, Any], env: dict[str, str], verbose: bool):
+        self.name = f"engine {number}" + (f" on GPU {device}" if device is not None else "")
         ours, theirs = socket.socketpair()
         self._log: IO[bytes] | None = None if verbose else scratch_file()
         with theirs:
@@ -183,7 +183,7 @@ def _start_error(reason: str, info: ModelInfo) -> ModelError:
     return ModelError(f"vLLM's engine does not start: {text[:400]}", where=info.name, fix=fix)
 
 
-def places(replicas: str, group: int, cpu: bool) -> Sequence[str | None]:
+def device_sets(replicas: str, group: int, cpu: bool) -> Sequence[str | None]:
     """The devices of each engine, as CUDA_VISIBLE_DEVICES names them; None on a CPU. Raises ConfigError.
 
     Args:
@@ -231,12 +231,12 @@ tokens, a tenth of the time. Other allocators pass over them.
 """
 
 
-def engine_environment(logits_mib: int | None, place: str | None, cpu: bool, engines: int = 1) -> dict[str, str]:
+def engine_environment(logits_mib: int | None, device: str | None, cpu: bool, engines: int = 1) -> dict[str, str]:
     """Environment variables of a process with an engine. What the user has set stays.
 
     Args:
         logits_mib: ``--logits-mib``.
-        place: the GPUs it may use, as ``CUDA_VISIBLE_DEVICES`` names them; None: as they are.
+        device: the GPUs it may use, as ``CUDA_VISIBLE_DEVICES`` names them; None: as they are.
         cpu: whether this vLLM is built for CPUs.
         engines: how many share this machine's cores.
     """
@@ -256,6 +256,6 @@ def engine_environment(logits_mib: int | None, place: str | None, cpu: bool, eng
         environment["VLLM_PLUGINS"] += ",entrodrop"
     if logits_mib is not None:
         environment["ENTRODROP_LOGITS_MIB"] = str(logits_mib)
-    if place is not None:
-        environment[_visible()] = place
+    if device is not None:
+        environment[_visible()] = device
     return environment

@@ -102,16 +102,16 @@ def serve(config: ServeConfig, say: Callable[[str], None]) -> None:
         environment.setdefault("PYTHONWARNINGS", "ignore")
     if key := api_key():
         environment["VLLM_API_KEY"] = key
-    told, tells = os.pipe()  # its other end closes when this process is gone, however it ends
-    with os.fdopen(tells, "wb"):
+    reads, writes = os.pipe()  # its other end closes when this process is gone, however it ends
+    with os.fdopen(writes, "wb"):
         process = subprocess.Popen(
-            [sys.executable, "-m", "entrodrop_prep.vllm_plugin.server", str(told), *arguments],
-            pass_fds=[told],
+            [sys.executable, "-m", "entrodrop_prep.vllm_plugin.server", str(reads), *arguments],
+            pass_fds=[reads],
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr.fileno(),
             env=environment,
         )
-        os.close(told)
+        os.close(reads)
         _stay(process, config, say)
 
 

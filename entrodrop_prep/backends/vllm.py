@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from entrodrop_prep.backends.architectures import SUPPORTED, installed_vllm, is_proven, plugin_is_installed
 from entrodrop_prep.backends.batch import AtWork, Batch, batches
 from entrodrop_prep.backends.engine_args import engine_options, scores_depend_on
-from entrodrop_prep.backends.engines import Engine, close_all, engine_environment, places, those_ready
+from entrodrop_prep.backends.engines import Engine, close_all, device_sets, engine_environment, those_ready
 from entrodrop_prep.backends.plugin_response import split_scores
 from entrodrop_prep.backends.weights import check_for_engine
 from entrodrop_prep.errors import ConfigError, ScoreError
@@ -84,17 +84,17 @@ class VllmBackend:
         self._depends = scores_depend_on(config.engine_arg)
         self._patience = config.engine_timeout
         self.step_tokens = int(options["max_num_batched_tokens"])
-        where = places(config.replicas, int(options.get("tensor_parallel_size") or 1), vllm.cpu)
+        where = device_sets(config.replicas, int(options.get("tensor_parallel_size") or 1), vllm.cpu)
         log.info("starting %d vLLM engine%s", len(where), "s" if len(where) > 1 else "")
         self._engines = [
             Engine(
                 number,
-                place,
+                device,
                 options,
-                engine_environment(config.logits_mib, place, vllm.cpu, len(where)),
+                engine_environment(config.logits_mib, device, vllm.cpu, len(where)),
                 config.verbose,
             )
-            for number, place in enumerate(where)
+            for number, device in enumerate(where)
         ]
         try:
             self._engines = those_ready(self._engines, info)

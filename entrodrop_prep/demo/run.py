@@ -189,16 +189,16 @@ def _train(directory: Path, epoch: int, tokenizer: PreTrainedTokenizerBase) -> N
 
 def _compare(rows: Any, seen: list[tuple[Any, Any]]) -> int:
     """Number of labels the model saw. Raises IntegrityError if any row came otherwise than the files have it."""
-    place = labels_left = 0
+    position = labels_left = 0
     for ids, labels in seen:
         for row_ids, row_labels in zip(ids.tolist(), labels.tolist(), strict=True):
-            want = rows[place]
+            want = rows[position]
             length = len(want["input_ids"])
             same = row_ids[:length] == want["input_ids"] and row_labels[:length] == want["labels"]
             if not same or any(label != -100 for label in row_labels[length:]):
                 raise IntegrityError(
-                    f"row {place} did not reach the model as written", fix="please report this as a bug"
+                    f"row {position} did not reach the model as written", fix="please report this as a bug"
                 )
             labels_left += sum(label != -100 for label in row_labels)
-            place += 1
+            position += 1
     return labels_left

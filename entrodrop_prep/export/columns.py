@@ -70,10 +70,12 @@ def first_tokens(batch: pa.RecordBatch) -> tuple[str, NDArray[np.int64] | None]:
     found: NDArray[np.int64] | None = None
     sizes = pc.list_value_length(batch.column("input_ids")).to_numpy().astype(np.int64)
     if "position_ids" in batch.schema.names:
-        place = batch.column("position_ids").flatten().to_numpy()
-        found = np.flatnonzero(place == 0)
+        position_ids = batch.column("position_ids").flatten().to_numpy()
+        found = np.flatnonzero(position_ids == 0)
         rows = np.cumsum(sizes) - sizes
-        if not np.isin(rows, found).all() or not np.array_equal(place, positions(np.diff([*found, len(place)]))):
+        if not np.isin(rows, found).all() or not np.array_equal(
+            position_ids, positions(np.diff([*found, len(position_ids)]))
+        ):
             return "its position_ids do not count from 0 in each document", None
     if "seq_lengths" in batch.schema.names:
         lengths = batch.column("seq_lengths").flatten().to_numpy().astype(np.int64)

@@ -181,10 +181,10 @@ def _save(out: Path, described: dict[str, Any], owned: Owned, made: dict[str, st
                 read = datasets.Dataset.from_parquet(
                     [str(out / name) for name in files], cache_dir=str(cache), features=features, columns=schema.names
                 )
-                told = digest.of_json([described["content_digest"], split])
+                fingerprint = digest.of_json([described["content_digest"], split])
                 info = datasets.DatasetInfo(features=features)
                 named = datasets.NamedSplit(split)
-                found[split] = datasets.Dataset(read.data, info=info, split=named, fingerprint=told[:16])
+                found[split] = datasets.Dataset(read.data, info=info, split=named, fingerprint=fingerprint[:16])
             check_held(out)
             found.save_to_disk(str(tmp))
     finally:

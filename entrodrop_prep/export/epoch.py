@@ -89,13 +89,13 @@ class Layout:
         """Number of files."""
         return -(-self.rows // self.rows_per_shard)
 
-    def places(self, shard: int) -> tuple[int, int]:
+    def positions(self, shard: int) -> tuple[int, int]:
         """First position of a shard, and the one after its last."""
         return shard * self.rows_per_shard, min((shard + 1) * self.rows_per_shard, self.rows)
 
     def groups(self, shard: int) -> Iterator[slice]:
         """The positions of each row group of a shard."""
-        first, stop = self.places(shard)
+        first, stop = self.positions(shard)
         for begin in range(first, stop, self.rows_per_group):
             yield slice(begin, min(begin + self.rows_per_group, stop))
 

@@ -12,8 +12,8 @@ from entrodrop_prep.export.card import PICTURE, write_card
 from entrodrop_prep.export.epoch import Part, add_counts
 from entrodrop_prep.export.identity import recipe_values
 from entrodrop_prep.export.job import Job
-from entrodrop_prep.export.provenance import told_of, told_of_source
-from entrodrop_prep.masking.histogram import told_bins
+from entrodrop_prep.export.provenance import source_summary, summary_of
+from entrodrop_prep.masking.histogram import histogram_summary
 from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.disk import flush_folder, writing
 from entrodrop_prep.store.layout import VALIDATION
@@ -42,25 +42,25 @@ def finish(
         for part in parts:
             flush_folder(out / part.folder)
     files: list[dict[str, Any]] = []
-    told = {part: _gathered(out, part, files, job, made) for part in parts}
-    table = [figures for part, figures in told.items() if part.epoch is not None]
-    others = {part.folder: figures for part, figures in told.items() if part.epoch is None}
+    gathered = {part: _gathered(out, part, files, job, made) for part in parts}
+    table = [figures for part, figures in gathered.items() if part.epoch is not None]
+    others = {part.folder: figures for part, figures in gathered.items() if part.epoch is None}
     if job.validation and job.validation_rows:
         others[VALIDATION] |= {
             "rows_without_loss": job.validation_rows.rows_without_loss,
             "scored": job.validation.content_digest,
-            **{k: v for k, v in told_of(job.validation).items() if k != "content_digest"},
+            **{k: v for k, v in summary_of(job.validation).items() if k != "content_digest"},
         }
     described = {
         "schema": MASKED,
         "generator": f"entrodrop-prep {__version__}",
         "identity": identity,
         "recipe": recipe_values(job.config) | {"epochs": max(e["epoch"] for e in table) + 1},
-        "scored": [told_of_source(s, named=True) for s in job.sources.all]
+        "scored": [source_summary(s, named=True) for s in job.sources.all]
         if job.sources.named
-        else told_of_source(job.sources.all[0], named=False),
-        "tau_nats": job.rows.told_tau,
-        "entropy_histogram": told_bins(job.rows.columns.facts["spread"]),
+        else source_summary(job.sources.all[0], named=False),
+        "tau_nats": job.rows.threshold_summary,
+        "entropy_histogram": histogram_summary(job.rows.columns.facts["spread"]),
         "environments": used,
         "rows_without_loss": job.rows.rows_without_loss,
         "epochs": table,

@@ -45,11 +45,11 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """What the masked files depend on."""
         if self.sources.named:
-            told = {
+            described = {
                 s.name: {"scored": s.scored.content_digest, "weight": s.weight, **({"plain": True} if s.plain else {})}
                 for s in self.sources.all
             }
-            content: dict[str, Any] = {"sources": told}
+            content: dict[str, Any] = {"sources": described}
         else:
             content = {"scored": self.sources.all[0].scored.content_digest, "source": SOURCE}
         if self.validation:
@@ -107,8 +107,8 @@ class Job:
         """The row groups of a file, or one of ``every`` so many; ``counts`` is filled on the way."""
         rows = self.rows if part.folder != VALIDATION or not self.validation_rows else self.validation_rows
         epoch, names = rows.epoch(part.epoch), [s.name for s in rows.sources.all]
-        for places in itertools.islice(part.layout.groups(shard), every // 2, None, every):
-            made = epoch[places]
+        for positions in itertools.islice(part.layout.groups(shard), every // 2, None, every):
+            made = epoch[positions]
             counts.add(made, names, packed=part.packed is not None)
             yield table_of(made.stored, self.schema)
 
@@ -118,13 +118,13 @@ class Job:
 
     def beside(self, part: Part, rows: int, tokens: int) -> dict[str, Any]:
         """What the manifest says of a part that is packed, or cut to a multiple, and holds so many rows and tokens."""
-        told: dict[str, Any] = {}
+        described: dict[str, Any] = {}
         if self.config.rows_multiple and part.epoch is not None:
-            told["rows_left_out"] = part.layout.left_out
+            described["rows_left_out"] = part.layout.left_out
         if part.packed:
-            told["utilisation"] = tokens / max(1, rows * part.packed.limit)
-            told |= {"rows_cut": part.packed.rows_cut, "pieces_left_out": part.packed.pieces_left_out}
-        return told
+            described["utilisation"] = tokens / max(1, rows * part.packed.limit)
+            described |= {"rows_cut": part.packed.rows_cut, "pieces_left_out": part.packed.pieces_left_out}
+        return described
 
 
 def layout_of(rows: EpochRows, epoch: int) -> Layout:

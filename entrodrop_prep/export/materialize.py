@@ -184,16 +184,16 @@ def _agreed(
     out: Path, workers: Workers, config: MaterializeConfig, wanted: set[int], layouts: list[str]
 ) -> tuple[set[int], list[str]]:
     """The epochs and layouts that all workers write. Raises MismatchError where the others do not write these."""
-    told = workers.agreed("wanted", {"epochs": sorted(wanted), "layouts": layouts})
-    more = [f"epoch {e}" for e in config.epochs_to_write() if e not in told["epochs"]]
-    more += [f"--layout {name}" for name in config.layout if name in derived.FOLDERS and name not in told["layouts"]]
+    common = workers.agreed("wanted", {"epochs": sorted(wanted), "layouts": layouts})
+    more = [f"epoch {e}" for e in config.epochs_to_write() if e not in common["epochs"]]
+    more += [f"--layout {name}" for name in config.layout if name in derived.FOLDERS and name not in common["layouts"]]
     if more:
         raise MismatchError(
             f"the other workers do not write {more[0]}",
             where=str(out),
             fix="give all workers the same settings, or wait for them and run again",
         )
-    return set(told["epochs"]), told["layouts"]
+    return set(common["epochs"]), common["layouts"]
 
 
 def check_place(out: Path, job: Job) -> None:
@@ -266,7 +266,7 @@ def _write(
     out: Path, job: Job, task: _Task, workers: Workers | None, preemption: Preemption | None
 ) -> tuple[dict[str, Written], float]:
     """Write the missing shards, several at a time; returns those made here by name, and seconds."""
-    told = footer_of(job)
+    common = footer_of(job)
     stopped, slots = preemption.ended if preemption else threading.Event(), threading.Semaphore(job.jobs)
 
     def tables(part: Part, shard: int, counts: ShardCounts) -> Iterator[pa.Table]:
@@ -277,7 +277,7 @@ def _write(
         part, shard = wanted
         name = part.name(shard)
         counts, path = job.counts(part), out / name
-        info: dict[str, Any] = {"schema": MASKED, **part.label, "shard": shard, **told}
+        info: dict[str, Any] = {"schema": MASKED, **part.label, "shard": shard, **common}
         with workers.finishing(name) if workers else nullcontext():
             footer = write_shard(
                 path,
@@ -293,7 +293,7 @@ def _write(
                 return name, (footer, manifest.file_entry(out, path))
 
     def rows(wanted: tuple[Part, int]) -> int:
-        first, stop = wanted[0].layout.places(wanted[1])
+        first, stop = wanted[0].layout.positions(wanted[1])
         return stop - first
 
     every = {part.name(shard): (part, shard) for part, shards in task.missing.items() for shard in shards}

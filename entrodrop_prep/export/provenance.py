@@ -14,7 +14,7 @@ _FILES = 8
 """Names of files that a footer gives; of more it gives number and digest."""
 
 
-def told_of(scored: ScoredDataset) -> dict[str, Any]:
+def summary_of(scored: ScoredDataset) -> dict[str, Any]:
     """What the manifest says of a scored directory: what was settled before it was scored, and what scored it."""
     found = scored.manifest
     environments = [e["environment"] for e in found.get("environments", [])]
@@ -30,30 +30,30 @@ def told_of(scored: ScoredDataset) -> dict[str, Any]:
     }
 
 
-def told_of_source(source: Source, *, named: bool) -> dict[str, Any]:
-    """As ``told_of``, with the source's weight in a mixture."""
-    place = {"name": source.name, "weight": source.weight, "plain": source.plain} if named else {}
-    return {**place, **told_of(source.scored)}
+def source_summary(source: Source, *, named: bool) -> dict[str, Any]:
+    """As ``summary_of``, with the source's weight in a mixture."""
+    role = {"name": source.name, "weight": source.weight, "plain": source.plain} if named else {}
+    return {**role, **summary_of(source.scored)}
 
 
 def stamp(sources: Iterable[Source], validation: ScoredDataset | None) -> list[dict[str, Any]]:
     """What each Parquet footer says of the scores. Nothing in it depends on names of directories."""
-    told = [stamped(s.name, told_of(s.scored)) for s in sources]
-    return [*told, *([stamped("validation", told_of(validation))] if validation else [])]
+    summary = [stamped(s.name, summary_of(s.scored)) for s in sources]
+    return [*summary, *([stamped("validation", summary_of(validation))] if validation else [])]
 
 
-def stamped(name: str, told: dict[str, Any]) -> dict[str, Any]:
-    """What a footer says of one scored directory, from what the manifest says of it (``told_of``), and its digest."""
-    identity = told["identity"]
+def stamped(name: str, summary: dict[str, Any]) -> dict[str, Any]:
+    """What a footer says of one scored directory, from its ``summary_of``, and the digest of that."""
+    identity = summary["identity"]
     return {
         "name": name,
-        "scores": told["content_digest"],
+        "scores": summary["content_digest"],
         "source": short_source(identity.get("source", {})),
-        "source_digest": told["source"]["digest"],
+        "source_digest": summary["source"]["digest"],
         **{name: identity[name] for name in ("model", "tokenizer", "dtype", "row_format") if name in identity},
-        "generator": told["generator"],
-        "environments": told.get("environments", []),
-        "described": digest.of_json(told),
+        "generator": summary["generator"],
+        "environments": summary.get("environments", []),
+        "described": digest.of_json(summary),
     }
 
 

@@ -50,7 +50,7 @@ def check_space(
     """
     tokens = 0.0
     for part, shards in missing.items():
-        rows = sum(stop - first for first, stop in map(part.layout.places, shards))
+        rows = sum(stop - first for first, stop in map(part.layout.positions, shards))
         tokens += rows / max(1, part.layout.rows) * part.layout.tokens
     plain = plain_bytes(config)
     need = int(tokens * plain * STORED_SHARE[config.compression])

@@ -31,9 +31,9 @@ def loading(name: str, what: str) -> Iterator[None]:
             fix="fetch it again, or repair its JSON files",
         ) from e
     except (OSError, ValueError, ImportError, SafetensorError) as e:
-        told = None if isinstance(e, RemoteEntryNotFoundError) else refusal(e, "model", name)
-        if told is not None:
-            raise ModelError(f"cannot load the {what}: {told[0]}", where=name, fix=told[1]) from e
+        known = None if isinstance(e, RemoteEntryNotFoundError) else refusal(e, "model", name)
+        if known is not None:
+            raise ModelError(f"cannot load the {what}: {known[0]}", where=name, fix=known[1]) from e
         text = " ".join(str(e).split())
         lower = text.lower()
         if "trust_remote_code" in lower:

@@ -45,16 +45,16 @@ def asking(kind: str, name: str) -> Iterator[None]:
         yield
         return
     log.warning("%s does not answer: looking for the %s in the cache", constants.ENDPOINT, kind)
-    places: list[Any] = [constants, *(sys.modules[m] for m in ("datasets.config",) if m in sys.modules)]
-    before = [module.HF_HUB_OFFLINE for module in places]
+    modules: list[Any] = [constants, *(sys.modules[m] for m in ("datasets.config",) if m in sys.modules)]
+    before = [module.HF_HUB_OFFLINE for module in modules]
     was = os.environ.get("HF_HUB_OFFLINE")
     os.environ["HF_HUB_OFFLINE"] = "1"
-    for module in places:
+    for module in modules:
         module.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        for module, value in zip(places, before, strict=True):
+        for module, value in zip(modules, before, strict=True):
             module.HF_HUB_OFFLINE = value
         os.environ.pop("HF_HUB_OFFLINE") if was is None else os.environ.update(HF_HUB_OFFLINE=was)
 

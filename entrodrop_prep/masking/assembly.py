@@ -132,11 +132,11 @@ def hold(
     spare = np.full(len(lengths), -1)
     entropy, ids = np.full(len(lengths), -np.inf), np.zeros(len(lengths), np.int32)
     for s in np.flatnonzero((figures[:, _LEFT] == 0) & (figures[:, _DROPPED] > 0)).tolist():
-        places = np.flatnonzero(flags[2][first[s] : ends[s]])
-        tokens = where[first[s] + places]
+        marked = np.flatnonzero(flags[2][first[s] : ends[s]])
+        tokens = where[first[s] + marked]
         scores = np.nan_to_num(rows.entropy[tokens].astype(np.float64), nan=-np.inf)
         best = int(np.argmax(scores))
-        spare[s], entropy[s], ids[s] = places[best], scores[best], rows.input_ids[tokens[best]]
+        spare[s], entropy[s], ids[s] = marked[best], scores[best], rows.input_ids[tokens[best]]
     sources = np.full(len(lengths), source)
     inputs = masked.input_ids[where]
     return SegmentBatch(segments.keys, lengths, inputs, labels, figures, sources, rates[row], spare, entropy, ids)

@@ -218,7 +218,7 @@ def write_columns(
     OutputError.
     """
     values = _Values(column)
-    facts: dict[str, Any] = {"rows_without_loss": 0, "values": values.places, "spread": []}
+    facts: dict[str, Any] = {"rows_without_loss": 0, "values": values.codes, "spread": []}
     spread = EntropyHistogram()
     dtype = np.result_type(*(s.scored.score_dtype for s in sources.masked)) if sources.masked else np.dtype(np.float16)
 
@@ -229,7 +229,7 @@ def write_columns(
             spread.merge(found.spread)
             groups = values.groups(sources.all[found.source], found) if column else None
             yield _arrays(found, groups)
-        facts["values"], facts["spread"] = list(values.places), spread.told()["counts"]
+        facts["values"], facts["spread"] = list(values.codes), spread.summary()["counts"]
 
     write_arrays(directory, parts(), facts, lasting=lasting)
 
@@ -284,22 +284,22 @@ class _Values:
     """The values of the scope's column in the order in which they come."""
 
     def __init__(self, column: str | None) -> None:
-        self.places: dict[Any, int] = {}
+        self.codes: dict[Any, int] = {}
         self._column = column
 
     def groups(self, source: Source, found: _Read) -> NDArray[np.int32]:
-        """[R] the place of each row's value; 0 for rows that are never masked. Raises ConfigError."""
+        """[R] the code of each row's value; 0 for rows that are never masked. Raises ConfigError."""
         if found.column is None:
             return np.zeros(len(found.rows.row_id), np.int32)
         coded = found.column.dictionary_encode(null_encoding="encode")
         for value in pc.unique(found.column).to_pylist():
-            self.places.setdefault(value, len(self.places))
-        if len(self.places) > MAX_VALUES:
+            self.codes.setdefault(value, len(self.codes))
+        if len(self.codes) > MAX_VALUES:
             raise ConfigError(
                 f"--scope column:{self._column} has more than {MAX_VALUES:,} values",
                 where=str(source.scored.directory),
                 fix="give a column with fewer",
             )
-        places = np.array([self.places[v] for v in coded.dictionary.to_pylist()] or [0], np.int32)
-        found_places: NDArray[np.int32] = places[coded.indices.to_numpy()]
+        codes = np.array([self.codes[v] for v in coded.dictionary.to_pylist()] or [0], np.int32)
+        found_places: NDArray[np.int32] = codes[coded.indices.to_numpy()]
         return found_places

@@ -64,24 +64,24 @@ def epoch_rates(recipe: Recipe) -> Floats:
     return rate(recipe, (np.arange(recipe.epochs) + 0.5) / horizon(recipe))
 
 
-def row_rates(recipe: Recipe, epoch: int, first_place: int, n: int, total_rows: int) -> Floats:
-    """Drop rates of the rows at places ``first_place`` to ``first_place + n - 1`` of an epoch's order: float64 [n].
+def row_rates(recipe: Recipe, epoch: int, first_position: int, n: int, total_rows: int) -> Floats:
+    """Drop rates of ``n`` rows from ``first_position`` on in an epoch's order: float64 [n].
 
     ``--progress epoch``: the epoch's rate. ``--progress row``: the rate at progress (epoch + (i + 0.5) / R) / H for the
-    row at place i (from 0) of R = ``total_rows``. Raises ValueError for an epoch or a place that there is not.
+    row at position i (from 0) of R = ``total_rows``. Raises ValueError for an epoch or a position that there is not.
     """
-    if not 0 <= first_place <= first_place + n <= total_rows:
-        raise ValueError(f"{n} rows from position {first_place} are not inside {total_rows} rows")
-    return rates_at(recipe, epoch, np.arange(first_place, first_place + n), total_rows)
+    if not 0 <= first_position <= first_position + n <= total_rows:
+        raise ValueError(f"{n} rows from position {first_position} are not inside {total_rows} rows")
+    return rates_at(recipe, epoch, np.arange(first_position, first_position + n), total_rows)
 
 
-def rates_at(recipe: Recipe, epoch: int, places: NDArray[np.int64], total_rows: int) -> Floats:
-    """As ``row_rates``, of the rows at ``places`` [n]: float64 [n], each what it is in any other company."""
+def rates_at(recipe: Recipe, epoch: int, positions: NDArray[np.int64], total_rows: int) -> Floats:
+    """As ``row_rates``, of the rows at ``positions`` [n]: float64 [n], each what it is in any other company."""
     if not 0 <= epoch < recipe.epochs:
         raise ValueError(f"epoch {epoch} is not one of {recipe.epochs}")
     if recipe.progress == "epoch":
-        return np.full(len(places), epoch_rates(recipe)[epoch])
-    return rate(recipe, (epoch + (places + 0.5) / total_rows) / horizon(recipe))
+        return np.full(len(positions), epoch_rates(recipe)[epoch])
+    return rate(recipe, (epoch + (positions + 0.5) / total_rows) / horizon(recipe))
 
 
 def _sigmoid(x: Floats) -> Floats:

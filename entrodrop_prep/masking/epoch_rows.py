@@ -20,7 +20,7 @@ from entrodrop_prep.masking.curriculum import rates_at
 from entrodrop_prep.masking.mask import Masked, apply, eligible_tokens, unmasked
 from entrodrop_prep.masking.order import Order, bins_of, cut_rows, order_of, order_varies, size_of
 from entrodrop_prep.masking.packing import Bins, PackedSize
-from entrodrop_prep.masking.plan import Tokens, mask_plans, thresholds, told_tau
+from entrodrop_prep.masking.plan import Tokens, mask_plans, threshold_summary, thresholds
 from entrodrop_prep.masking.sources import Sources
 from entrodrop_prep.store import digest
 from entrodrop_prep.store.parallel import in_order
@@ -74,8 +74,8 @@ class Spec:
     def survey_name(self) -> str:
         """A name for what depends on the recipe."""
         weights = [[s.name, s.weight] for s in self.sources.all]
-        told = [__version__, weights, identity(self.config), self.config.epochs, self.epochs]
-        return f"survey-{digest.of_json(told)[:32]}"
+        settings = [__version__, weights, identity(self.config), self.config.epochs, self.epochs]
+        return f"survey-{digest.of_json(settings)[:32]}"
 
 
 class EpochRows:
@@ -105,9 +105,9 @@ class EpochRows:
         return int(self.columns.facts["rows_without_loss"])
 
     @property
-    def told_tau(self) -> Any:
+    def threshold_summary(self) -> Any:
         """The thresholds as the manifest has them."""
-        return told_tau(self.sources, self.config, self._taus, self.columns.facts["values"])
+        return threshold_summary(self.sources, self.config, self._taus, self.columns.facts["values"])
 
     def size(self, epoch: int) -> tuple[int, int]:
         """Rows and tokens of an epoch, before they are packed."""
@@ -130,20 +130,20 @@ class EpochRows:
         return self._kept(self._bins, epoch, lambda e: bins_of(self.columns, limit, self.order(e), self.size(e)))
 
     def masked(
-        self, epoch: int | None, places: NDArray[np.int64]
+        self, epoch: int | None, positions: NDArray[np.int64]
     ) -> Iterator[tuple[NDArray[np.int64], Rows, Masked, NDArray[np.float64], int]]:
-        """``(which of places, their rows, as they are trained on, their rates, their source)`` at places of the order.
+        """``(which of positions, their rows, as trained on, their rates, their source)`` at positions of the order.
 
         Those of one source and repeat come together. Nothing else makes masks.
         """
         order = self.order(epoch or 0)
-        rates = np.zeros(len(places))
+        rates = np.zeros(len(positions))
         if epoch is not None:
-            rates = rates_at(self.config, epoch, places, len(order.index))
-        index = order.index[places]
+            rates = rates_at(self.config, epoch, positions, len(order.index))
+        index = order.index[positions]
         part = self.columns.arrays["source"][index].astype(np.int64) << 32
         if order.repeat is not None:
-            part |= order.repeat[places]
+            part |= order.repeat[positions]
         found = [int(part[0])] if len(part) and (part == part[0]).all() else np.unique(part).tolist()
         for one in found:
             some = np.arange(len(part)) if len(found) == 1 else np.flatnonzero(part == one)
@@ -176,11 +176,11 @@ class Epoch:
 
     def __getitem__(self, positions: slice | NDArray[np.int64]) -> Made:
         """The rows at ``positions`` [n], or of a range, in their order."""
-        places = np.arange(*positions.indices(len(self))) if isinstance(positions, slice) else positions
-        return self._packed(places) if self._rows.config.pack else self._whole(places)
+        positions = np.arange(*positions.indices(len(self))) if isinstance(positions, slice) else positions
+        return self._packed(positions) if self._rows.config.pack else self._whole(positions)
 
-    def _whole(self, places: NDArray[np.int64]) -> Made:
-        parts = list(self._rows.masked(self._number, places))
+    def _whole(self, positions: NDArray[np.int64]) -> Made:
+        parts = list(self._rows.masked(self._number, positions))
         wants = "n_trainable" in self._rows.config.add_columns
         ids = _joined([m.input_ids for _, _, m, _, _ in parts], np.int32)
         labels = _joined([m.labels for _, _, m, _, _ in parts], np.int32)
@@ -192,7 +192,7 @@ class Epoch:
             ids, labels = taken(ids, starts, back), taken(labels, starts, back)
             lengths, trainable = lengths[back], trainable[back] if wants else trainable
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        documents = np.arange(len(places) + 1)
+        documents = np.arange(len(positions) + 1)
         counts: dict[int, list[list[int]]] = {}
         for _, rows, made, _, source in parts:
             counts.setdefault(source, []).append([len(rows.row_id), *made.figures])
@@ -207,12 +207,12 @@ class Epoch:
         bins = self._rows.bins(self._number or 0)
         ends = zip(bins.offsets[positions].tolist(), bins.offsets[positions + 1].tolist(), strict=True)
         segments = bins.segments[np.concatenate([np.arange(a, b) for a, b in ends])]
-        whole = np.unique(segments.place)
+        whole = np.unique(segments.position)
         held = []
         for some, rows, masked, rates, source in self._rows.masked(self._number, whole):
             number = np.full(len(whole), -1)
             number[some] = np.arange(len(some))
-            row = number[np.searchsorted(whole, segments.place)]
+            row = number[np.searchsorted(whole, segments.position)]
             mine = row >= 0
             held.append(hold(rows, masked, rates, source, row[mine], segments[mine]))
         together = SegmentBatch.joined(held, len(segments), int(segments.lengths.sum()))
@@ -276,8 +276,8 @@ def write(directory: Path, spec: Spec, *, lasting: bool, jobs: int) -> None:
         if config.pack and size[0]:
             order = order_of(sources, config, columns, epoch)
             bins, (rows_cut, pieces) = bins_of(columns, config.pack, order, size), cut_rows(columns, config.pack, order)
-            told = PackedSize(config.pack, len(bins), bins.tokens(), rows_cut, pieces - len(bins.segments))
-            packed.append([epoch, asdict(told)])
+            settings = PackedSize(config.pack, len(bins), bins.tokens(), rows_cut, pieces - len(bins.segments))
+            packed.append([epoch, asdict(settings)])
     facts = {"taus": None if taus is None else taus.tolist(), "sizes": sizes, "packed": packed}
     write_arrays(directory / spec.survey_name, in_order(flags, columns.chunks(), jobs), facts, lasting=lasting)
     columns.arrays.release()

@@ -33,10 +33,10 @@ class EntropyHistogram:
         """Add what another counted."""
         self._counts += other._counts
 
-    def told(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """As the manifest has it, the empty bins above the highest left out."""
         filled = np.flatnonzero(self._counts)
-        return told_bins(self._counts[: int(filled[-1]) + 1 if len(filled) else 0].tolist())
+        return histogram_summary(self._counts[: int(filled[-1]) + 1 if len(filled) else 0].tolist())
 
 
 @functools.lru_cache
@@ -48,6 +48,6 @@ def _bins(dtype: np.dtype[Any]) -> NDArray[np.int64]:
     return np.minimum(nats.astype(np.float64) * PER_NAT, BINS - 1).astype(np.int64)
 
 
-def told_bins(counts: list[int]) -> dict[str, Any]:
+def histogram_summary(counts: list[int]) -> dict[str, Any]:
     """Counts by bin as the manifest has them."""
     return {"bins_per_nat": PER_NAT, "counts": counts}

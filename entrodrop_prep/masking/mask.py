@@ -206,9 +206,9 @@ def _rescued(rows: Rows, dropped: NDArray[np.bool_]) -> NDArray[np.bool_]:
     if not len(bare):
         return labelled
     lengths = rows.lengths[bare]
-    places = np.repeat(rows.offsets[bare] - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
-    lost = dropped[places]
-    tokens, row = places[lost], np.repeat(np.arange(len(bare)), lengths)[lost]
+    positions = np.repeat(rows.offsets[bare] - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+    lost = dropped[positions]
+    tokens, row = positions[lost], np.repeat(np.arange(len(bare)), lengths)[lost]
     if not len(tokens):
         return labelled
     entropy = np.nan_to_num(rows.entropy[tokens].astype(np.float64), nan=-np.inf)
@@ -229,7 +229,7 @@ def _replaced(rows: Rows, plan: MaskPlan, epoch: int, dropped: NDArray[np.bool_]
         return np.where(dropped, np.int32(plan.drop_token_id), rows.input_ids)
     key = stream_key(plan.recipe.seed, REPLACE, plan.source)
     words = token_words64(key, rows.row_id, rows.window, rows.lengths, epoch)[dropped]
-    place = np.floor((words >> np.uint64(11)) * 2.0**-53 * plan._draws[-1]).astype(np.int64)
+    point = np.floor((words >> np.uint64(11)) * 2.0**-53 * plan._draws[-1]).astype(np.int64)
     result = rows.input_ids.copy()
-    result[dropped] = np.searchsorted(plan._draws, place, side="right")
+    result[dropped] = np.searchsorted(plan._draws, point, side="right")
     return result

@@ -106,8 +106,8 @@ def bins_of(columns: Columns, limit: int, order: Order, size: tuple[int, int]) -
     segments = cut(lengths, limit)
     kept = np.ones(len(segments), np.bool_)
     starts, flags = columns.starts[order.index], columns.arrays.whole("loss_mask")
-    for s in np.flatnonzero(lengths[segments.place] > limit).tolist():
-        begin = starts[segments.place[s]]
+    for s in np.flatnonzero(lengths[segments.position] > limit).tolist():
+        begin = starts[segments.position[s]]
         kept[s] = flags[begin + segments.start[s] + 1 : begin + segments.stop[s]].any()
     return pack(segments[kept], limit, block_rows(*size))
 

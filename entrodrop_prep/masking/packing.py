@@ -21,17 +21,17 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Segments:
-    """[S] stretches of rows: tokens ``start`` to ``stop - 1`` of the row at ``place`` of its epoch."""
+    """[S] stretches of rows: tokens ``start`` to ``stop - 1`` of the row at ``position`` of its epoch."""
 
-    place: Ints
+    position: Ints
     start: Ints
     stop: Ints
 
     def __len__(self) -> int:
-        return len(self.place)
+        return len(self.position)
 
     def __getitem__(self, some: NDArray[np.generic] | slice) -> Segments:
-        return Segments(self.place[some], self.start[some], self.stop[some])
+        return Segments(self.position[some], self.start[some], self.stop[some])
 
     @cached_property
     def lengths(self) -> Ints:
@@ -40,8 +40,8 @@ class Segments:
 
     @cached_property
     def keys(self) -> Ints:
-        """[S] numbers that sort them by (place, start)."""
-        return self.place << _SHIFT | self.start
+        """[S] numbers that sort them by (position, start)."""
+        return self.position << _SHIFT | self.start
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,11 @@ def block_rows(rows: int, tokens: int) -> int:
 
 
 def cut(lengths: Ints, limit: int) -> Segments:
-    """Rows of ``lengths`` [R] as segments of at most ``limit`` tokens, by (place, start)."""
+    """Rows of ``lengths`` [R] as segments of at most ``limit`` tokens, by (position, start)."""
     count = -(-lengths // limit)
-    place = np.repeat(np.arange(len(lengths)), count)
-    start = (np.arange(len(place)) - np.repeat(np.cumsum(count) - count, count)) * limit
-    return Segments(place, start, np.minimum(start + limit, lengths[place]))
+    position = np.repeat(np.arange(len(lengths)), count)
+    start = (np.arange(len(position)) - np.repeat(np.cumsum(count) - count, count)) * limit
+    return Segments(position, start, np.minimum(start + limit, lengths[position]))
 
 
 def pack(segments: Segments, limit: int, block: int) -> Bins:
@@ -99,8 +99,8 @@ def pack(segments: Segments, limit: int, block: int) -> Bins:
     """
     if len(segments) and segments.lengths.max() > limit:
         raise ValueError(f"a segment is longer than {limit} tokens")
-    count = int(segments.place[-1]) // block + 1 if len(segments) else 0
-    edges = np.searchsorted(segments.place, np.arange(count + 1) * block)
+    count = int(segments.position[-1]) // block + 1 if len(segments) else 0
+    edges = np.searchsorted(segments.position, np.arange(count + 1) * block)
     numbers, blocks = np.empty(len(segments), np.int64), np.zeros(count + 1, np.int64)
     for k in range(count):
         some = slice(edges[k], edges[k + 1])

@@ -113,16 +113,16 @@ def _tau_of(sources: Sources, source: Source, recipe: Recipe, taus: Taus | None)
     return float(taus[sources.masked.index(source) if recipe.scope == "source" else 0])
 
 
-def told_tau(sources: Sources, recipe: Recipe, taus: Taus | None, values: list[Any]) -> Any:
+def threshold_summary(sources: Sources, recipe: Recipe, taus: Taus | None, values: list[Any]) -> Any:
     """The thresholds as the manifest has them: a number, or by source, or by the column's values."""
     if taus is None:
         return recipe.threshold
-    told = [t if abs(t) != float("inf") else "selects none" for t in taus.tolist()]  # JSON has no infinity
+    shown = [t if abs(t) != float("inf") else "selects none" for t in taus.tolist()]  # JSON has no infinity
     if recipe.scope_column:
-        return {"column": recipe.scope_column, "values": [[v, t] for v, t in zip(values, told, strict=True)]}
+        return {"column": recipe.scope_column, "values": [[v, t] for v, t in zip(values, shown, strict=True)]}
     if recipe.scope == "source" and sources.named:
-        return {s.name: t for s, t in zip(sources.masked, told, strict=True)}
-    return told[0]
+        return {s.name: t for s, t in zip(sources.masked, shown, strict=True)}
+    return shown[0]
 
 
 def replacements(scored: ScoredDataset, recipe: Recipe, unigram: Counts) -> Counts | None:

@@ -169,7 +169,11 @@ def arguments(identity: dict[str, Any], given: Mapping[str, str]) -> dict[str, l
     if "sources" not in identity:
         return {"scored": [f"./{given[SOURCE]}" if named_path(given[SOURCE])[0] else given[SOURCE]]}
     masked, plain = (
-        [spec(n, given[n], told["weight"]) for n, told in identity["sources"].items() if told.get("plain", False) == p]
+        [
+            spec(n, given[n], recorded["weight"])
+            for n, recorded in identity["sources"].items()
+            if recorded.get("plain", False) == p
+        ]
         for p in (False, True)
     )
     return {"scored": masked, "plain": plain}
@@ -197,12 +201,12 @@ def _check_column(masked: list[Source], recipe: Recipe) -> None:
                 fix=f"kept columns are: {', '.join(kept)}" if kept else "score with --keep-columns: none was kept",
             )
         kind = source.scored.schema.field(column).type
-        told = "text" if pa.types.is_string(kind) or pa.types.is_large_string(kind) else ""
-        told = "integer" if pa.types.is_integer(kind) else "bool" if pa.types.is_boolean(kind) else told
-        if recipe.selection.score is not None and (not told or before not in ("", told)):
+        recorded = "text" if pa.types.is_string(kind) or pa.types.is_large_string(kind) else ""
+        recorded = "integer" if pa.types.is_integer(kind) else "bool" if pa.types.is_boolean(kind) else recorded
+        if recipe.selection.score is not None and (not recorded or before not in ("", recorded)):
             raise ConfigError(
-                f"--scope column:{column}: it is {kind}" + (f", elsewhere {before}" if told else ""),
+                f"--scope column:{column}: it is {kind}" + (f", elsewhere {before}" if recorded else ""),
                 where=where,
                 fix="give a column of text, whole numbers or booleans, of one type in all sources",
             )
-        before = told
+        before = recorded

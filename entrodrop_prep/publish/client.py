@@ -68,15 +68,15 @@ class Client:
 
     def who_am_i(self) -> str:
         """The user's name; asked once, because the Hub limits how often. Raises HubError."""
-        told: dict[str, Any] = self.call("asking whose token it is", self.api.whoami)
-        access = (told.get("auth") or {}).get("accessToken") or {}  # of other kinds of login the Hub gives no role
+        login: dict[str, Any] = self.call("asking whose token it is", self.api.whoami)
+        access = (login.get("auth") or {}).get("accessToken") or {}  # of other kinds of login the Hub gives no role
         if access.get("role") == "read":
             raise HubError(
-                f"the token of {told['name']} may only read; nothing was changed there",
+                f"the token of {login['name']} may only read; nothing was changed there",
                 where=self.repo,
                 fix="make one that may write, and use it",
             )
-        return str(told["name"])
+        return str(login["name"])
 
     def visibility(self) -> bool | None:
         """Whether the repository is private; None if there is none, or none that the token may see."""

@@ -79,9 +79,9 @@ def _masked(directory: Path, config: PushConfig) -> Local:
     return Local(directory, "masked", described, files, card)
 
 
-def _scored_beside(place: str, described: dict[str, Any]) -> dict[str, LocalFile]:
+def _scored_beside(given: str, described: dict[str, Any]) -> dict[str, LocalFile]:
     """The scored directory that the masks were made from, under ``scored/``."""
-    scored = ScoredDataset(local_directory(place))
+    scored = ScoredDataset(local_directory(given))
     if isinstance(described["scored"], list):
         raise ConfigError(
             "--include-scored takes the scores of one source, the masks were made from several",
@@ -89,7 +89,7 @@ def _scored_beside(place: str, described: dict[str, Any]) -> dict[str, LocalFile
         )
     if scored.content_digest != described["scored"]["content_digest"]:
         raise ConfigError(
-            f"the masks were not made from {place}: the content digests differ",
+            f"the masks were not made from {given}: the content digests differ",
             fix="give --include-scored the directory that they were made from",
         )
     scored.check()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from entrodrop_prep.errors import SourceError
 from entrodrop_prep.sources.files import DataFile
-from entrodrop_prep.sources.lines import Columns, Line, Parsed, Place, Raw, Reader, read_lines
+from entrodrop_prep.sources.lines import Columns, Line, Parsed, Position, Raw, Reader, read_lines
 
 LONGEST_FIELD = 2**31 - 1
 _UNDECODED = re.compile("[\udc80-\udcff]")
@@ -25,14 +25,14 @@ class CsvReader(Reader):
     def look(self, file: DataFile) -> tuple[int | None, Columns | None]:
         return None, dict.fromkeys(self._header(file)[0])
 
-    def rows(self, file: DataFile, at: Place | None, columns: Sequence[str] | None) -> Iterator[Raw]:
+    def rows(self, file: DataFile, at: Position | None, columns: Sequence[str] | None) -> Iterator[Raw]:
         header, start = self._header(file)
         for record in _records(file, at or start, self._longest):
-            where = f"{file.name}:{record.place['line']}"
+            where = f"{file.name}:{record.position['line']}"
             if record.fields is None:
-                yield Raw(record.place, record.done, where, None, self._too_long(record.size))
+                yield Raw(record.position, record.done, where, None, self._too_long(record.size))
             elif record.fields:
-                yield Raw(record.place, record.done, where, (header, record.fields), size=record.size)
+                yield Raw(record.position, record.done, where, (header, record.fields), size=record.size)
 
     def parse(self, payload: Any) -> Parsed:
         header, fields = payload
@@ -45,10 +45,10 @@ class CsvReader(Reader):
                 return None, f"invalid UTF-8 in column {name!r}"
         return dict(zip(header, fields, strict=True)), None
 
-    def _header(self, file: DataFile) -> tuple[list[str], Place]:
-        """The column names ([] for an empty file), and the place after them. Raises SourceError."""
+    def _header(self, file: DataFile) -> tuple[list[str], Position]:
+        """The column names ([] for an empty file), and the position after them. Raises SourceError."""
         for record in _records(file, None, self._longest):
-            where = f"{file.name}:{record.place['line']}"
+            where = f"{file.name}:{record.position['line']}"
             if record.fields is None:
                 raise SourceError(self._too_long(record.size), where=where)
             if not record.fields:
@@ -65,12 +65,12 @@ class CsvReader(Reader):
 class _Record(NamedTuple):
     """A record's fields as text, or what is wrong with it; None if it was too long to keep.
 
-    ``place`` is where it begins, ``after`` where the next one does; ``done``: stored bytes before it.
+    ``position`` is where it begins, ``after`` where the next one does; ``done``: stored bytes before it.
     """
 
     fields: list[str] | str | None
-    place: Place
-    after: Place
+    position: Position
+    after: Position
     done: int
     size: int
 
@@ -80,16 +80,16 @@ class _TooLong(Exception):
 
 
 class _Feed:
-    """Gives the csv module just the lines that a record needs, so that places are exact."""
+    """Gives the csv module just the lines that a record needs, so that positions are exact."""
 
-    def __init__(self, file: DataFile, at: Place | None, longest: int) -> None:
+    def __init__(self, file: DataFile, at: Position | None, longest: int) -> None:
         self._lines, self._longest = read_lines(file, at, longest=longest, universal=True), longest
-        self.after: Place = at or {"offset": 0, "line": 1}
+        self.after: Position = at or {"offset": 0, "line": 1}
         self.begin()
 
     def begin(self) -> None:
         """A record begins here."""
-        self.place, self.size, self._quotes = self.after, 0, 0
+        self.position, self.size, self._quotes = self.after, 0, 0
         self.done: int | None = None
 
     def __iter__(self) -> Iterator[str]:
@@ -114,8 +114,8 @@ class _Feed:
         return line
 
 
-def _records(file: DataFile, at: Place | None, longest: int) -> Iterator[_Record]:
-    """Records from a place on."""
+def _records(file: DataFile, at: Position | None, longest: int) -> Iterator[_Record]:
+    """Records from a position on."""
     csv.field_size_limit(LONGEST_FIELD)
     feed = _Feed(file, at, longest)
 
@@ -135,4 +135,4 @@ def _records(file: DataFile, at: Place | None, longest: int) -> Iterator[_Record
         except _TooLong:
             feed.skip()
             fields, records = None, reader()
-        yield _Record(fields, feed.place, feed.after, feed.done or 0, feed.size)
+        yield _Record(fields, feed.position, feed.after, feed.done or 0, feed.size)

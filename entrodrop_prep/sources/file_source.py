@@ -24,7 +24,7 @@ from entrodrop_prep.sources.lines import (
     MAX_ROW_BYTES,
     DocumentReader,
     LineReader,
-    Place,
+    Position,
     Raw,
     Reader,
     head,
@@ -152,7 +152,7 @@ class FileSource(Source):
         if cursor is None or cursor.row != first or cursor.columns != wanted:
             if cursor is not None:
                 cursor.close()
-            cursor = self._place(first, position, wanted)
+            cursor = self._cursor_at(first, position, wanted)
         began = self._done(cursor) if first else 0
         rows: list[SourceRow] = []
         size = 0
@@ -167,7 +167,7 @@ class FileSource(Source):
         return Chunk(rows, cursor.position, self._done(cursor) - began)
 
     def positions(self, every: int, position: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
-        cursor = self._place(position["row"] if position else 0, position, ())
+        cursor = self._cursor_at(position["row"] if position else 0, position, ())
         try:
             while cursor.ahead is not None and cursor.row != self._limit:
                 if cursor.row and cursor.row % every == 0 and cursor.position != position:
@@ -177,7 +177,7 @@ class FileSource(Source):
             cursor.close()
 
     def _is_on_the_way(self, cursor: _Cursor, first: int, position: dict[str, Any] | None) -> bool:
-        """Whether a row is reached sooner from here than from the start of its file, as a place in it is read to."""
+        """Whether a row is reached sooner from here than from the start of its file, as a position in it is read to."""
         if position is None or cursor.row >= first or cursor.file != position["file"]:
             return False
         return self._files[cursor.file].compression is not None or "item" in position["at"]
@@ -240,7 +240,7 @@ class FileSource(Source):
     def _done(self, cursor: _Cursor) -> int:
         return self._before[cursor.file] + cursor.ahead.done if cursor.ahead else self._before[-1]
 
-    def _place(self, first: int, position: dict[str, Any] | None, columns: tuple[str, ...] | None) -> _Cursor:
+    def _cursor_at(self, first: int, position: dict[str, Any] | None, columns: tuple[str, ...] | None) -> _Cursor:
         """A cursor that is before row ``first``, or at the end."""
         if position is not None:
             if position["row"] != first:
@@ -259,7 +259,7 @@ class FileSource(Source):
     def _find_columns(self, where: str) -> list[str]:
         """The columns, declared or seen. Raises SourceError for a source without rows, or none that can be read."""
         peek = min(ROWS_FOR_COLUMNS, self._limit or ROWS_FOR_COLUMNS)
-        cursor = self._place(0, None, () if self._format in ("parquet", "arrow") else None)
+        cursor = self._cursor_at(0, None, () if self._format in ("parquet", "arrow") else None)
         if cursor.ahead is None:
             cursor.close()
             raise SourceError("holds no rows", where=where, fix="give a source with at least one row")
@@ -319,7 +319,7 @@ class _Cursor:
         columns: tuple[str, ...] | None,
         row: int,
         file: int,
-        at: Place | None,
+        at: Position | None,
     ) -> None:
         self._reader, self._files, self.columns = reader, files, columns
         self.row, self.file = row, file

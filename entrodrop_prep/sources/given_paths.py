@@ -61,10 +61,10 @@ def check_source(source: str, *, hub: bool = False) -> None:
             _check_hub("dataset", source, SourceError)
         return
     at = os.path.abspath(path or os.path.expanduser(source))
-    for place in (at, os.path.dirname(at), os.path.dirname(os.path.dirname(at))):
-        kind = kind_of(place)
+    for folder in (at, os.path.dirname(at), os.path.dirname(os.path.dirname(at))):
+        kind = kind_of(folder)
         if kind is not None:
-            which = "it is" if place == at else "it is in"
+            which = "it is" if folder == at else "it is in"
             what = f"{which} a {kind} directory, whose rows were scored already"
             do = {"scored": "write masked datasets from it with `entrodrop materialize`", "masked": "train on it"}[kind]
             raise SourceError(what, where=source, fix=f"{do}, or give the rows that it was made from")

@@ -255,14 +255,14 @@ def _card(source: str, commit: str) -> dict[str, Any]:
     )
     try:
         path = hf_hub_download(source, "README.md", repo_type="dataset", revision=commit)
-        told = bounded(DatasetCard.load(path).data.to_dict())
+        known = bounded(DatasetCard.load(path).data.to_dict())
     except errors:
         return {}
-    language = told.get("language")
+    language = known.get("language")
     codes = language if isinstance(language, list) else [language]
     texts = [code for code in codes if code is False or (code and isinstance(code, str))]
     languages = ["no" if code is False else code for code in texts]  # YAML's `no`
-    found = {key: told.get(key) for key in ("license", "license_name", "license_link")}
+    found = {key: known.get(key) for key in ("license", "license_name", "license_link")}
     kept = {key: value for key, value in found.items() if value and _is_text(value)}
     return {**kept, **({"language": languages} if languages else {})}
 
@@ -276,9 +276,9 @@ def _refused(source: str, config: str | None, revision: str | None, error: Excep
     from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError, DatasetsError
     from huggingface_hub import constants
 
-    told = refusal(error, "dataset", source, revision)
-    if told is not None:
-        return SourceError(f"the Hub dataset cannot be loaded: {told[0]}", where=source, fix=told[1])
+    known = refusal(error, "dataset", source, revision)
+    if known is not None:
+        return SourceError(f"the Hub dataset cannot be loaded: {known[0]}", where=source, fix=known[1])
     what = str(error).strip() or type(error).__name__
     lower = what.lower()
     if (

@@ -62,7 +62,7 @@ class StreamSource(Source):
         stop = first + count if self._limit is None else min(first + count, self._limit)
         held, self._held = self._held, None
         if held is None or (held.first, held.count) != (first, count):
-            held = _Held(first, count, self._place(first, count, position))
+            held = _Held(first, count, self._begin_at(first, count, position))
         table, state = held.table, None
         if table is not None:
             state = held.dataset.state_dict()  # of the row behind this table: nothing was read ahead yet
@@ -74,7 +74,7 @@ class StreamSource(Source):
         self._held = held
         return Chunk(rows, {"row": held.first, "state": state}, 0)
 
-    def _place(self, first: int, count: int, position: dict[str, Any] | None) -> tuple[Any, Iterator[pa.Table]]:
+    def _begin_at(self, first: int, count: int, position: dict[str, Any] | None) -> tuple[Any, Iterator[pa.Table]]:
         """A dataset that begins at a row, and its tables."""
         dataset = self._dataset
         if position and position.get("row") == first and position.get("state"):
@@ -103,7 +103,7 @@ class StreamSource(Source):
 class _Held:
     """The table that begins at row ``first``, read with others of ``count`` rows behind it; None at the end."""
 
-    def __init__(self, first: int, count: int, place: tuple[Any, Iterator[pa.Table]]) -> None:
+    def __init__(self, first: int, count: int, start: tuple[Any, Iterator[pa.Table]]) -> None:
         self.first, self.count = first, count
-        self.dataset, self.tables = place
+        self.dataset, self.tables = start
         self.table = next(self.tables, None)

@@ -10,7 +10,7 @@ from typing import Any
 from entrodrop_prep.errors import SourceError
 from entrodrop_prep.sources.files import BUFFER, DataFile
 from entrodrop_prep.sources.json_array import array_items
-from entrodrop_prep.sources.lines import BOM, Parsed, Place, Raw, Reader, decode, decompressed, read_lines
+from entrodrop_prep.sources.lines import BOM, Parsed, Position, Raw, Reader, decode, decompressed, read_lines
 
 DEEPEST = 500
 """Levels of a row. What Python can read depends on who calls, and on its version: so that is no measure."""
@@ -24,7 +24,7 @@ class JsonReader(Reader):
     are taken as Python's json does.
     """
 
-    def rows(self, file: DataFile, at: Place | None, columns: Sequence[str] | None) -> Iterator[Raw]:
+    def rows(self, file: DataFile, at: Position | None, columns: Sequence[str] | None) -> Iterator[Raw]:
         start = _first_line(file) if file.extension == ".json" else b""
         if start.strip() == b"{":
             what = "one JSON object over several lines"
@@ -35,9 +35,9 @@ class JsonReader(Reader):
         for line in read_lines(file, at, longest=self._longest):
             where, size = f"{file.name}:{line.number}", line.end - line.offset
             if line.content is None:
-                yield Raw(line.place, line.done, where, None, self._too_long(size))
+                yield Raw(line.position, line.done, where, None, self._too_long(size))
             elif not line.content.isspace():
-                yield Raw(line.place, line.done, where, line.content, size=size)
+                yield Raw(line.position, line.done, where, line.content, size=size)
 
     def _array(self, file: DataFile, first: int) -> Iterator[Raw]:
         with decompressed(file) as (stream, stored):

@@ -1,7 +1,7 @@
 """Files as lines, plain or compressed, and what a reader of a format is; the text formats.
 
-A row's place in such a file is ``{"offset": byte offset, "line": line number from 1}``. Plain files seek to the offset.
-Compressed ones are decompressed up to it; nothing before it is parsed.
+A row's position in such a file is ``{"offset": byte offset, "line": line number from 1}``. Plain files seek to the
+offset. Compressed ones are decompressed up to it; nothing before it is parsed.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from entrodrop_prep.sources.files import BUFFER, DataFile
 BOM = b"\xef\xbb\xbf"
 MAX_ROW_BYTES = 32 << 20
 BLOCK = 1 << 17
-Place = dict[str, int]
+Position = dict[str, int]
 Parsed = tuple[dict[str, Any] | None, str | None]
 Columns = dict[str, Any]
 """Column name -> its Arrow type where the format stores types, else None."""
 
 
 class Raw(NamedTuple):
-    """A row not parsed yet. ``at``: place in the file; ``done``: stored bytes before it; ``where``: for messages.
+    """A row not parsed yet. ``at``: position in the file; ``done``: stored bytes before it; ``where``: for messages.
 
     ``problem``: why it was not kept. ``size``: about how many bytes it has.
     """
 
-    at: Place
+    at: Position
     done: int
     where: str
     payload: Any
@@ -49,7 +49,7 @@ class Reader(ABC):
     def look(self, file: DataFile) -> tuple[int | None, Columns | None]:
         """(number of rows, columns); None for what only reading would show.
 
-        With a number of rows, ``{"row": n}`` is a place in the file.
+        With a number of rows, ``{"row": n}`` is a position in the file.
         """
         return None, None
 
@@ -58,8 +58,8 @@ class Reader(ABC):
         return None
 
     @abstractmethod
-    def rows(self, file: DataFile, at: Place | None, columns: Sequence[str] | None) -> Iterator[Raw]:
-        """The rows from the place ``at`` on, from the start for None."""
+    def rows(self, file: DataFile, at: Position | None, columns: Sequence[str] | None) -> Iterator[Raw]:
+        """The rows from the position ``at`` on, from the start for None."""
 
     @abstractmethod
     def parse(self, payload: Any) -> Parsed:
@@ -80,13 +80,13 @@ class LineReader(Reader):
     def look(self, file: DataFile) -> tuple[int | None, Columns | None]:
         return None, {"text": None}
 
-    def rows(self, file: DataFile, at: Place | None, columns: Sequence[str] | None) -> Iterator[Raw]:
+    def rows(self, file: DataFile, at: Position | None, columns: Sequence[str] | None) -> Iterator[Raw]:
         for line in read_lines(file, at, longest=self._longest, universal=True):
             where, size = f"{file.name}:{line.number}", line.end - line.offset
             if line.content is None:
-                yield Raw(line.place, line.done, where, None, self._too_long(size))
+                yield Raw(line.position, line.done, where, None, self._too_long(size))
             else:
-                yield Raw(line.place, line.done, where, line.content.rstrip(b"\r\n"), size=size)
+                yield Raw(line.position, line.done, where, line.content.rstrip(b"\r\n"), size=size)
 
     def parse(self, payload: Any) -> Parsed:
         text, problem = decode(payload)
@@ -96,13 +96,13 @@ class LineReader(Reader):
 class DocumentReader(Reader):
     """One row a file: its text, line ends as ``\\n``, as ``datasets`` gives it with ``sample_by="document"``.
 
-    An empty file has no row. The place of the row is ``{"row": 0}``.
+    An empty file has no row. The position of the row is ``{"row": 0}``.
     """
 
     def look(self, file: DataFile) -> tuple[int | None, Columns | None]:
         return int(not is_empty(file)), {"text": None}
 
-    def rows(self, file: DataFile, at: Place | None, columns: Sequence[str] | None) -> Iterator[Raw]:
+    def rows(self, file: DataFile, at: Position | None, columns: Sequence[str] | None) -> Iterator[Raw]:
         if at and at["row"]:
             return
         with decompressed(file) as (stream, _):
@@ -152,12 +152,12 @@ class Line(NamedTuple):
     quotes: int = 0
 
     @property
-    def place(self) -> Place:
+    def position(self) -> Position:
         return {"offset": self.offset, "line": self.number}
 
 
-def read_lines(file: DataFile, at: Place | None, *, longest: int, universal: bool = False) -> Iterator[Line]:
-    """The lines from a place on, without a byte order mark. ``universal``: a lone ``\\r`` ends a line too.
+def read_lines(file: DataFile, at: Position | None, *, longest: int, universal: bool = False) -> Iterator[Line]:
+    """The lines from a position on, without a byte order mark. ``universal``: a lone ``\\r`` ends a line too.
 
     Of a line of more than ``longest`` bytes nothing is kept. Raises OSError, EOFError, zlib.error or lzma.LZMAError for
     a file that is cut off or damaged.

@@ -16,7 +16,7 @@ from typing import Any
 class SourceRow:
     """One row of the source.
 
-    row_id: place in the source, from 0; broken rows count too.
+    row_id: position in the source, from 0; broken rows count too.
     where: for messages, relative to the source's root: ``train.jsonl:17`` (line, from 1), ``data.parquet row 5``
         (row of the file, from 0), ``org/name[train] row 5``.
     values: column name -> value as plain Python objects (null is None); None where ``problem`` is set.

@@ -1,4 +1,4 @@
-"""Readers of Parquet and Arrow files. A row's place in such a file is ``{"row": n}``, from 0."""
+"""Readers of Parquet and Arrow files. A row's position in such a file is ``{"row": n}``, from 0."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from entrodrop_prep.errors import SourceError
 from entrodrop_prep.sources.files import BUFFER, DataFile
-from entrodrop_prep.sources.lines import MAX_ROW_BYTES, Columns, Parsed, Place, Raw, Reader, too_long
+from entrodrop_prep.sources.lines import MAX_ROW_BYTES, Columns, Parsed, Position, Raw, Reader, too_long
 from entrodrop_prep.sources.parquet_pages import page_sizes
 
 BATCH = 32  # rows decoded at a time, at most
@@ -90,7 +90,7 @@ def _bytes_of(value: Any) -> int:
 
 
 class ParquetReader(Reader):
-    """Parquet. The footer gives counts and places; row groups are decoded in batches, never held whole."""
+    """Parquet. The footer gives counts and positions; row groups are decoded in batches, never held whole."""
 
     def look(self, file: DataFile) -> tuple[int | None, Columns | None]:
         with _parquet(file) as parquet:
@@ -109,7 +109,7 @@ class ParquetReader(Reader):
                         if size > most[kind]:
                             raise _too_large(file, name, kind, size, group, most[kind])
 
-    def rows(self, file: DataFile, at: Place | None, columns: Sequence[str] | None) -> Iterator[Raw]:
+    def rows(self, file: DataFile, at: Position | None, columns: Sequence[str] | None) -> Iterator[Raw]:
         start = at["row"] if at else 0
         with _parquet(file) as parquet:
             names = _wanted(file, parquet.schema_arrow, columns)
@@ -180,7 +180,7 @@ class ArrowReader(Reader):
                 count = sum(int(batch.num_rows) for batch in _ipc(file, stack, fields=[0])[1])
             return count, dict(zip(schema.names, schema.types, strict=True))
 
-    def rows(self, file: DataFile, at: Place | None, columns: Sequence[str] | None) -> Iterator[Raw]:
+    def rows(self, file: DataFile, at: Position | None, columns: Sequence[str] | None) -> Iterator[Raw]:
         total = self.look(file)[0]
         with ExitStack() as stack:
             schema, _ = _ipc(file, stack, fields=[])

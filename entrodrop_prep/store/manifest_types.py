@@ -217,7 +217,7 @@ def problem_of(model: type[BaseModel], value: Any) -> str | None:
     try:
         model.model_validate(value)
     except pydantic.ValidationError as e:
-        found = [(_place(error["loc"], value), error) for error in e.errors(include_url=False)]
+        found = [(_location(error["loc"], value), error) for error in e.errors(include_url=False)]
         at, error = max(
             found, key=lambda one: len(one[0])
         )  # of several kinds that it may be, the one it comes closest to
@@ -229,7 +229,7 @@ def problem_of(model: type[BaseModel], value: Any) -> str | None:
     return None
 
 
-def _place(loc: tuple[int | str, ...], value: Any) -> list[int | str]:
+def _location(loc: tuple[int | str, ...], value: Any) -> list[int | str]:
     """Keys and indices on the way to an error; the names of the kinds that were tried are left out."""
     found: list[int | str] = []
     for i, part in enumerate(loc):

@@ -43,8 +43,8 @@ def fetch(repo: str, revision: str | None = None, *, with_scored: bool = True) -
     Raises HubError where the Hub refuses or cannot be reached, IntegrityError where the repository holds no dataset
     of this program.
     """
-    told = [manifest.NAME, *([f"{SCORED_FOLDER}/{manifest.NAME}"] if with_scored else [])]
-    directory = download(repo, revision, told)
+    wanted = [manifest.NAME, *([f"{SCORED_FOLDER}/{manifest.NAME}"] if with_scored else [])]
+    directory = download(repo, revision, wanted)
     if not (directory / manifest.NAME).is_file():
         raise IntegrityError(
             f"the dataset on the Hub has no {manifest.NAME}",

@@ -123,19 +123,19 @@ class ScoredDataset:
 
         from entrodrop_prep.hub.loading import loading
 
-        place = self.directory / TOKENIZER
+        folder = self.directory / TOKENIZER
         listed = [e for e in self.manifest["files"] if e["file"].startswith(f"{TOKENIZER}/")]
         if not listed:
             raise IntegrityError("the manifest lists no tokenizer", where=str(self.directory), fix="score again")
         for entry in listed:
             manifest.check_file(self.directory, entry)
         try:
-            with loading(str(place), "tokenizer"):
-                loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(place))
+            with loading(str(folder), "tokenizer"):
+                loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder))
         except BaseException as e:
             if type(e) is not Exception:  # the library in Rust raises nothing else
                 raise
-            raise ModelError(f"cannot load the tokenizer: {e}", where=str(place), fix="score again") from e
+            raise ModelError(f"cannot load the tokenizer: {e}", where=str(folder), fix="score again") from e
         return loaded
 
     def _schema(self) -> pa.Schema:

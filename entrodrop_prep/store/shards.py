@@ -126,8 +126,8 @@ def write_shard(
             digest.update(table)
             rows += table.num_rows
             writer.write_table(table, row_group_size=max(1, table.num_rows))
-        told = info() if callable(info) else info
-        footer = json.loads(_json({**told, "rows": rows, "content_digest": digest.hexdigest()}))
+        described = info() if callable(info) else info
+        footer = json.loads(_json({**described, "rows": rows, "content_digest": digest.hexdigest()}))
         writer.add_key_value_metadata({META_KEY.decode(): _json({**footer, FOOTER_DIGEST: of_json(footer)})})
     return Footer(rows, footer["content_digest"], footer)
 

@@ -15,8 +15,8 @@ def refuse_bounds(described: Any, where: str | os.PathLike[str]) -> None:
         described: the JSON value that was read, whatever it is.
         where: the file that it was read from.
     """
-    for told in _objects(described):
-        schema, estimator, bound = (told.get(name) for name in ("schema", "estimator", "bounds"))
+    for described_ in _objects(described):
+        schema, estimator, bound = (described_.get(name) for name in ("schema", "estimator", "bounds"))
         if schema == "scored-bounds/1" or estimator == "topk" or bound in ("lo", "hi"):
             raise UnsupportedError(
                 "it was made from bounds of the entropy (--estimator topk), which this version does not read",

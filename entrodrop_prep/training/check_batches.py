@@ -48,9 +48,9 @@ class BatchCheck:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row as written, or a document of a packed one; ``place`` counts over all epochs read."""
+    """A row as written, or a document of a packed one; ``position`` counts over all epochs read."""
 
-    place: int
+    position: int
     epoch: int
     row: int
     document: int
@@ -74,7 +74,7 @@ class _Files:
     starts: str | None
 
     def rows(self) -> Iterator[_Row]:
-        place = 0
+        position = 0
         names = ["input_ids", "labels", *([self.starts] if self.starts else [])]
         for files in self.epochs:
             row = 0
@@ -85,8 +85,8 @@ class _Files:
                     for i in range(batch.num_rows):
                         ids, labels, *starts = (c[i].values.to_numpy() for c in columns)
                         for number, (a, b) in enumerate(pairwise(self._edges(len(ids), *starts))):
-                            yield _Row(place, entry["epoch"], row, number, ids[a:b], labels[a:b])
-                            place += 1
+                            yield _Row(position, entry["epoch"], row, number, ids[a:b], labels[a:b])
+                            position += 1
                         row += 1
 
     def _edges(self, n: int, starts: Ints | None = None) -> list[int]:
@@ -192,7 +192,7 @@ def _find(files: _Files, piece: Piece, after: int) -> _Row | None:
     best: dict[tuple[bool, bool], _Row] = {}
     for row in files.rows():
         if _same_ids(piece, row):
-            best.setdefault((not _equal(piece, row), row.place <= after), row)
+            best.setdefault((not _equal(piece, row), row.position <= after), row)
             if (False, False) in best:
                 break
     return best[min(best)] if best else None
@@ -214,37 +214,37 @@ def _too_many(files: _Files, piece: Piece) -> NoReturn:
 def _differ(files: _Files, row: _Row, piece: Piece, came: Iterator[Piece]) -> NoReturn:
     """Say how the piece differs from the row that should have come, and why, where that shows."""
     where, same = f"{row.name} (batch {piece.batch})", _same_ids(piece, row)
-    other = _find(files, piece, row.place)
+    other = _find(files, piece, row.position)
     if other is not None and (not same or _equal(piece, other)):
         following = next((p for p in came if p.hidden or p.trained), None)
-        then = next((r for r in files.rows() if r.place == other.place + 1), None)
-        if other.place > row.place and following and then and _same_ids(following, then):
-            count = other.place - row.place
+        then = next((r for r in files.rows() if r.position == other.position + 1), None)
+        if other.position > row.position and following and then and _same_ids(following, then):
+            count = other.position - row.position
             raise ArrivalError(f"{count} rows are missing: {other.name} came in its place", where=where, fix=_GONE)
         raise ArrivalError(f"rows are out of order: {other.name} came in its place", where=where, fix=_ORDER)
     if same:
         labels = piece.labels[: len(row.labels)]
-        places = np.flatnonzero(labels != row.labels)
-        t = int(places[0])
+        positions = np.flatnonzero(labels != row.labels)
+        t = int(positions[0])
         raise ArrivalError(
             f"label {labels[t]} came, {row.labels[t]} was written",
             where=f"{row.name}, position {t} (batch {piece.batch})",
-            fix=_label_cause(labels, row, places),
+            fix=_label_cause(labels, row, positions),
         )
     what, cause = _of_ids(piece.input_ids, row.input_ids)
     raise ArrivalError(what, where=where, fix=cause)
 
 
-def _label_cause(came: Ints, row: _Row, places: Ints) -> str:
-    """Why labels differ, at ``places``, where the ids are the same."""
+def _label_cause(came: Ints, row: _Row, positions: Ints) -> str:
+    """Why labels differ, at ``positions``, where the ids are the same."""
     if np.array_equal(came[:-1], row.labels[1:]):
         return "the labels are one position too early: they were shifted, and the model shifts them again"
     if (came == IGNORE).all():
         return "the row lost all its labels: look for a loss on completions or assistant turns alone"
-    if (came[places] == IGNORE).all():
-        alone = len(places) == 1 and (row.labels[: places[0]] == IGNORE).all()
+    if (came[positions] == IGNORE).all():
+        alone = len(positions) == 1 and (row.labels[: positions[0]] == IGNORE).all()
         return f"{'its first label is' if alone else 'labels are'} gone: look for a mask of the trainer's own"
-    if ((came[places] == row.input_ids[places]) | (came[places] == IGNORE)).all():
+    if ((came[positions] == row.input_ids[positions]) | (came[positions] == IGNORE)).all():
         return "the labels were made again from the input ids: use a collator that keeps them"
     return _OTHER_FILES
 
@@ -260,6 +260,6 @@ def _of_ids(came: Ints, ids: Ints) -> tuple[str, str]:
         return f"{m} tokens came: the row's {n}, and others behind them", _BEHIND
     if m > n and np.array_equal(came[m - n :], ids):
         return f"{m} tokens came: the row's {n}, and others before them", _BEFORE
-    places = np.flatnonzero(came[:n] != ids[:m])
-    t = int(places[0])  # neither begins with the other
+    positions = np.flatnonzero(came[:n] != ids[:m])
+    t = int(positions[0])  # neither begins with the other
     return f"position {t}: id {came[t]} came, {ids[t]} was written; {m} ids came, {n} were written", _OTHER_FILES

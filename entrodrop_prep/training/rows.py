@@ -129,11 +129,11 @@ class MaskedRows:
         if sorted(given) != wanted:
             fix = "give their directories by name" if "sources" in was else "give one directory"
             raise ConfigError(f"it was made from {', '.join(wanted)}, not {', '.join(given)}", where=str(path), fix=fix)
-        told = {n: s["scored"] for n, s in was["sources"].items()} if "sources" in was else {SOURCE: was["scored"]}
-        for name, place in given.items():
-            if ScoredDataset(local_directory(place)).content_digest != told[name]:
+        recorded = {n: s["scored"] for n, s in was["sources"].items()} if "sources" in was else {SOURCE: was["scored"]}
+        for name, position in given.items():
+            if ScoredDataset(local_directory(position)).content_digest != recorded[name]:
                 raise IntegrityError(
-                    f"{path} was not made from it: the content digests differ", where=place, fix="give those scores"
+                    f"{path} was not made from it: the content digests differ", where=position, fix="give those scores"
                 )
         stored = {name: was[name] for name in _identity_names() if name in was}
         config = build(MaterializeConfig, {**stored, **described["recipe"], **arguments(was, given), "out": _NOWHERE})
@@ -200,23 +200,23 @@ class MaskedRows:
     def __len__(self) -> int:
         return int(self._firsts[-1])
 
-    def __getitem__(self, place: int) -> Row:
+    def __getitem__(self, position: int) -> Row:
         """The row at a position, counted through all epochs; from the end where it is negative. Raises IndexError."""
-        at = place + len(self) if place < 0 else place
+        at = position + len(self) if position < 0 else position
         if not 0 <= at < len(self):
-            raise IndexError(f"there is no row {place} among {len(self)}")
+            raise IndexError(f"there is no row {position} among {len(self)}")
         return self.__getitems__([at])[0]
 
-    def __getitems__(self, places: Sequence[int]) -> list[Row]:
+    def __getitems__(self, positions: Sequence[int]) -> list[Row]:
         """Several rows at once, as a DataLoader asks for a batch."""
-        columns = self.take(places)
+        columns = self.take(positions)
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
-    def take(self, places: Sequence[int] | NDArray[np.int64]) -> dict[str, list[Any]]:
+    def take(self, positions: Sequence[int] | NDArray[np.int64]) -> dict[str, list[Any]]:
         """Several rows, column by column.
 
         Args:
-            places: [n] positions, counted through all epochs.
+            positions: [n] positions, counted through all epochs.
 
         Returns:
             Column -> n values: lists of a row's T tokens (``input_ids``, ``attention_mask``, ``labels``,
@@ -225,7 +225,7 @@ class MaskedRows:
         Raises:
             IndexError: a position is outside 0 to ``len(self) - 1``.
         """
-        wanted = np.asarray(places, np.int64)
+        wanted = np.asarray(positions, np.int64)
         if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(self):
             raise IndexError(f"positions {wanted.min()} to {wanted.max()} are not inside {len(self)} rows")
         once, back = np.unique(wanted, return_inverse=True)

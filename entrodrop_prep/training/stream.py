@@ -159,8 +159,8 @@ class MaskedStream(IterableDataset["Row"]):
         epoch, rows, numbers = state["epoch"], int(state["rows"]), self._numbers()
         was = {name: state[name] for name in ("batch_size", "world_size", "num_workers") if name in state}
         if was != numbers:
-            told, now = (", ".join(f"{k}={v}" for k, v in n.items()) or "no workers" for n in (was, numbers))
-            raise ConfigError(f"the state is one of {told}, this is {now}", fix=_USE_LOADER)
+            saved, now = (", ".join(f"{k}={v}" for k, v in n.items()) or "no workers" for n in (was, numbers))
+            raise ConfigError(f"the state is one of {saved}, this is {now}", fix=_USE_LOADER)
         if get_worker_info() is None:
             self.seek(epoch, rows)
             self._pass = None

@@ -104,8 +104,8 @@ def _masked(described: dict[str, Any]) -> Iterator[str]:
     if isinstance(scored, list):
         yield f"{MASKED}  from {len(scored)} source{'s' if len(scored) > 1 else ''}"
         for s in scored:
-            told = f"{s['source']['name']}, scored by {s['model']['name']}, weight {s['weight']:g}"
-            yield f"source     {s['name']}: {told}{', never masked' if s['plain'] else ''}"
+            text = f"{s['source']['name']}, scored by {s['model']['name']}, weight {s['weight']:g}"
+            yield f"source     {s['name']}: {text}{', never masked' if s['plain'] else ''}"
     else:
         yield f"{MASKED}  from {scored['source']['name']}, scored by {scored['model']['name']}"
     yield "recipe     " + ", ".join(f"{k} {v}" for k, v in described["recipe"].items() if v is not None)
@@ -118,8 +118,8 @@ def _masked(described: dict[str, Any]) -> Iterator[str]:
         yield from aligned(source_table(described["epochs"]))
     for name in ("plain", "validation"):
         if name in described:
-            told = described[name]
-            yield f"{name:<10} {told['rows']:,} rows, {told['tokens']:,} tokens, {told['labels_left']:,} labels"
+            text = described[name]
+            yield f"{name:<10} {text['rows']:,} rows, {text['tokens']:,} tokens, {text['labels_left']:,} labels"
 
 
 def _thresholds(tau: Any) -> str:
@@ -138,21 +138,21 @@ def _masked_row(path: Path, described: dict[str, Any], row: int) -> Iterator[str
     if row >= rows:
         raise ConfigError(f"--row {row}: an epoch has rows 0 to {rows - 1}", fix="give one of them")
     for epoch in described["epochs"]:
-        place = row
+        position = row
         for entry in (e for e in described["files"] if e.get("epoch") == epoch["epoch"]):
-            if place < entry["rows"]:
+            if position < entry["rows"]:
                 yield f"epoch {epoch['epoch']}, row {row}: input id -> label (- = no loss)"
                 schema = masked_schema(described["identity"].get("add_columns", ()))
                 check_file_schema(path / entry["file"], schema)
-                yield _masked_tokens(path / entry["file"], entry["content_digest"], place)
+                yield _masked_tokens(path / entry["file"], entry["content_digest"], position)
                 break
-            place -= entry["rows"]
+            position -= entry["rows"]
 
 
-def _masked_tokens(file: Path, content_digest: str, place: int) -> str:
+def _masked_tokens(file: Path, content_digest: str, position: int) -> str:
     for batch in read_batches(file, content_digest=content_digest):
-        if place < batch.num_rows:
-            ids, labels = (batch.column(n)[place].as_py() for n in ("input_ids", "labels"))
+        if position < batch.num_rows:
+            ids, labels = (batch.column(n)[position].as_py() for n in ("input_ids", "labels"))
             return " ".join(f"{i}->{'-' if label == IGNORE else label}" for i, label in zip(ids, labels, strict=True))
-        place -= batch.num_rows
+        position -= batch.num_rows
     return ""

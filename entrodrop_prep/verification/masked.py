@@ -171,8 +171,8 @@ def _provenance(path: Path, described: dict[str, Any], infos: list[dict[str, Any
     wanted = {n: [s["scored"], s["weight"], s.get("plain", False)] for n, s in identity.get("sources", {}).items()}
     if weights != (wanted or {SOURCE: [identity.get("scored"), None, None]}):
         yield f"{path}: the scores it says it was made from are not those of its identity"
-    place = ("name", "weight", "plain")
-    origins = {n: {k: v for k, v in s.items() if k not in place} for n, s in recorded.items()}
+    role = ("name", "weight", "plain")
+    origins = {n: {k: v for k, v in s.items() if k not in role} for n, s in recorded.items()}
     if VALIDATION in described:
         validation = {k: v for k, v in described[VALIDATION].items() if k in _PROVENANCE}
         origins[VALIDATION] = {**validation, "content_digest": described[VALIDATION]["scored"]}

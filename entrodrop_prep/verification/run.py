@@ -13,8 +13,8 @@ from entrodrop_prep.config.names import is_repo_id
 from entrodrop_prep.errors import EntrodropError, IntegrityError, OutputError
 from entrodrop_prep.export.epoch import Part, ShardCounts
 from entrodrop_prep.export.job import Job, open_job
-from entrodrop_prep.export.provenance import told_of, told_of_source
-from entrodrop_prep.masking.histogram import told_bins
+from entrodrop_prep.export.provenance import source_summary, summary_of
+from entrodrop_prep.masking.histogram import histogram_summary
 from entrodrop_prep.masking.sources import EVAL, SOURCE, arguments, named_path
 from entrodrop_prep.store import manifest
 from entrodrop_prep.store.digest import ContentDigest
@@ -119,10 +119,10 @@ def _found(name: str, revision: str | None, report: Report, *, with_scored: bool
 
 def _here(text: str, report: Report) -> str:
     """``[NAME=]SCORED`` with a directory for what is on the Hub."""
-    name, place = named_path(text)
+    name, path_ = named_path(text)
     if os.path.lexists(text):
         return text
-    path = str(_found(place, None, report, with_scored=False)[0])
+    path = str(_found(path_, None, report, with_scored=False)[0])
     return f"{name}={path}" if name else path
 
 
@@ -145,10 +145,10 @@ def _masks(path: Path, against: list[str], report: Report) -> Iterator[str]:
     if not proved:
         del identity[VALIDATION]
         report.notes.append("validation rows not checked: add --against eval=SCORED to prove them")
-    told = {n: s["scored"] for n, s in identity.get("sources", {}).items()} or {SOURCE: identity["scored"]}
-    directories = [(given[name], content) for name, content in told.items()]
-    for place, content in [*directories, *([(validation, identity[VALIDATION])] if validation else [])]:
-        found = ScoredDataset(local_directory(place))
+    recorded = {n: s["scored"] for n, s in identity.get("sources", {}).items()} or {SOURCE: identity["scored"]}
+    directories = [(given[name], content) for name, content in recorded.items()]
+    for path_, content in [*directories, *([(validation, identity[VALIDATION])] if validation else [])]:
+        found = ScoredDataset(local_directory(path_))
         if found.content_digest != content:
             yield f"{path}: it was not made from {found.directory}: the scores' content digests differ"
             return
@@ -173,24 +173,24 @@ def _masks(path: Path, against: list[str], report: Report) -> Iterator[str]:
     with scratch() as tmp:
         job.open(tmp)
         yield from _figures(path, described, job)
-        told_of = {e["folder"]: e for e in described["epochs"]} | {
+        summary_of = {e["folder"]: e for e in described["epochs"]} | {
             n: described[n] for n in OTHER_FILES if n in described
         }
         parts = job.parts(e["epoch"] for e in described["epochs"])
         every = [(part, shard) for part in parts for shard in range(part.layout.shards)]
         made = in_order(lambda one: _content(job, *one), every, job.jobs)
         for part in parts:
-            yield from _part(path, described, job, part, made, told_of.get(part.folder, {}))
+            yield from _part(path, described, job, part, made, summary_of.get(part.folder, {}))
     report.notes.append(f"masks made again from {', '.join(given.values())} and compared")
 
 
 def _figures(path: Path, described: dict[str, Any], job: Job) -> Iterator[str]:
     """What the manifest says of the rows before they are masked."""
     rows, validation = job.rows, job.validation_rows
-    if described.get("entropy_histogram", told := told_bins(rows.columns.facts["spread"])) != told:
+    if described.get("entropy_histogram", recorded := histogram_summary(rows.columns.facts["spread"])) != recorded:
         yield f"{path}: its entropy_histogram is not that of the scores"
     yield from _origins(path, described, job)
-    if described["tau_nats"] != rows.told_tau:
+    if described["tau_nats"] != rows.threshold_summary:
         yield f"{path}: its threshold (tau_nats) is not that of the scores"
     if described["rows_without_loss"] != rows.rows_without_loss:
         yield f"{path}: its rows_without_loss are not those of the scores"
@@ -204,19 +204,19 @@ def _origins(path: Path, described: dict[str, Any], job: Job) -> Iterator[str]:
     Scores of the same content may have been made again, by another version of a library.
     """
     named = isinstance(described["scored"], list)
-    told = {s["name"] if named else SOURCE: s for s in (described["scored"] if named else [described["scored"]])}
-    now = {s.name: told_of_source(s, named=named) for s in job.sources.all}
+    recorded = {s["name"] if named else SOURCE: s for s in (described["scored"] if named else [described["scored"]])}
+    now = {s.name: source_summary(s, named=named) for s in job.sources.all}
     if job.validation:
-        now[VALIDATION] = told_of(job.validation)
-        told[VALIDATION] = {**described[VALIDATION], "content_digest": described[VALIDATION]["scored"]}
-        told[VALIDATION] = {k: v for k, v in told[VALIDATION].items() if k in now[VALIDATION]}
-    if told == now:
+        now[VALIDATION] = summary_of(job.validation)
+        recorded[VALIDATION] = {**described[VALIDATION], "content_digest": described[VALIDATION]["scored"]}
+        recorded[VALIDATION] = {k: v for k, v in recorded[VALIDATION].items() if k in now[VALIDATION]}
+    if recorded == now:
         return
     infos = [read_footer(path / e["file"]).info for e in described["files"] if "rows" in e]
     known = {s["name"] for info in infos for s in info.get("provenance", []) if "described" in s}
     for name in now:
-        if name not in known and told[name] != now[name]:
-            lines = manifest.differences(told[name], now[name]) or ["it leaves something out"]
+        if name not in known and recorded[name] != now[name]:
+            lines = manifest.differences(recorded[name], now[name]) or ["it leaves something out"]
             yield f"{path}: the manifest is not what the scores of {name} say: {'; '.join(lines)}"
 
 
@@ -234,9 +234,9 @@ def _part(
     job: Job,
     part: Part,
     made: Iterator[tuple[str, ShardCounts]],
-    told: dict[str, Any],
+    recorded: dict[str, Any],
 ) -> Iterator[str]:
-    """Compare the files of one part with those ``made`` again; ``told`` are its figures in the manifest."""
+    """Compare the files of one part with those ``made`` again; ``recorded`` are its figures in the manifest."""
     listed = {e["file"]: e for e in described["files"]}
     counts = job.counts(part)
     for shard in range(part.layout.shards):
@@ -254,7 +254,7 @@ def _part(
         kept = ("rows", "documents", "tokens", "labels_left", "sources")
         figures = {n: v for n, v in figures.items() if n in kept}
     figures |= job.beside(part, counts.rows, counts.values["tokens"])
-    wrong = ", ".join(name for name, value in figures.items() if told.get(name) != value)
+    wrong = ", ".join(name for name, value in figures.items() if recorded.get(name) != value)
     if wrong:
         yield f"{path}: the manifest's figures of {title(part.folder)} are not those of the masks ({wrong})"
 
@@ -266,7 +266,7 @@ def given_sources(path: Path, described: dict[str, Any], against: list[str]) -> 
     """
     identity = described["identity"]
     pairs = [named_path(text) for text in against]
-    validation = next((place for name, place in pairs if name == EVAL and VALIDATION in identity), None)
+    validation = next((path_ for name, path_ in pairs if name == EVAL and VALIDATION in identity), None)
     if "sources" not in identity:
         rest = [text for text, (name, _) in zip(against, pairs, strict=True) if name != EVAL or not validation]
         if len(rest) != 1:
@@ -274,7 +274,7 @@ def given_sources(path: Path, described: dict[str, Any], against: list[str]) -> 
                 f"{len(rest)} scored directories to prove the masks from", where=str(path), fix="give one --against"
             )
         return {SOURCE: rest[0]}, validation
-    given = {name or text: place for text, (name, place) in zip(against, pairs, strict=True) if name != EVAL}
+    given = {name or text: path_ for text, (name, path_) in zip(against, pairs, strict=True) if name != EVAL}
     wanted = set(identity["sources"])
     if set(given) != wanted or len(against) != len(given) + bool(validation):
         raise IntegrityError(

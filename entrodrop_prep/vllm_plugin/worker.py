@@ -64,9 +64,9 @@ def _step(engine: Any, open_jobs: dict[int, _Job], connection: Connection) -> No
 
     tokens: dict[int, int] = {}
     for output in engine.step():
-        key, _, place = output.request_id.partition("/")
+        key, _, index = output.request_id.partition("/")
         job, scores = open_jobs[int(key)], output.outputs.data
-        job.parts[int(place)] = scores.numpy()
+        job.parts[int(index)] = scores.numpy()
         job.left -= 1
         tokens[int(key)] = tokens.get(int(key), 0) + len(scores)
     connection.send(("step", tokens))

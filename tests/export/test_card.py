@@ -155,7 +155,7 @@ def test_scores_on_an_edge_are_of_the_bin_above(dtype: Any) -> None:
     counted = EntropyHistogram()
     below = np.nextafter(dtype(1), dtype(0))
     counted.add(np.array([0, -0.0005, 0.125, below, 1, 15.9, 16, 40], dtype))
-    counts = counted.told()["counts"]
+    counts = counted.summary()["counts"]
     assert len(counts) == BINS
     assert {i: n for i, n in enumerate(counts) if n} == {0: 2, 1: 1, PER_NAT - 1: 1, PER_NAT: 1, BINS - 1: 3}
     with pytest.raises(ValueError, match="null score"):

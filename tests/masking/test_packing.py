@@ -87,7 +87,7 @@ LENGTHS = st.lists(st.integers(1, 40), max_size=60)
 
 def members_of(bins: Bins) -> list[Members]:
     s = bins.segments
-    every = list(zip(s.place.tolist(), s.start.tolist(), s.stop.tolist(), strict=True))
+    every = list(zip(s.position.tolist(), s.start.tolist(), s.stop.tolist(), strict=True))
     return [every[a:b] for a, b in pairwise(bins.offsets.tolist())]
 
 
@@ -111,7 +111,7 @@ def test_segments_that_are_left_out_are_left_out_of_the_plan_alone(lengths: list
     segments = cut(np.array(lengths, np.int64), 12)
     kept = np.array(data.draw(st.lists(st.booleans(), min_size=len(segments), max_size=len(segments))), bool)
     some = segments[kept]
-    every = list(zip(some.place.tolist(), some.start.tolist(), some.stop.tolist(), strict=True))
+    every = list(zip(some.position.tolist(), some.start.tolist(), some.stop.tolist(), strict=True))
     assert members_of(pack(some, 12, 7)) == naive_pack(every, 12, 7)
 
 

@@ -187,6 +187,6 @@ def test_entropies_are_counted_by_bins_of_an_eighth(dtype: Any) -> None:
     histogram.add(entropy[:3_000])
     histogram.add(entropy[3_000:])
     bins = np.clip(np.floor(entropy.astype(np.float64) * PER_NAT), 0, BINS - 1).astype(np.int64)
-    assert histogram.told()["counts"] == np.bincount(bins, minlength=BINS).tolist()
+    assert histogram.summary()["counts"] == np.bincount(bins, minlength=BINS).tolist()
     with pytest.raises(ValueError, match="null"):
         histogram.add(np.array([1, np.nan], dtype))

@@ -116,7 +116,7 @@ def merged_card(local: str, remote: str | None) -> str:
     front, text = split_card(local)
     found = _find_block(text)
     if not remote.strip():
-        return _card(front, _with_block(text, _told(text, found, _noted(text), _around(text)))) if found else local
+        return _card(front, _with_block(text, _renoted(text, found, _noted(text), _around(text)))) if found else local
     their_front, their_text = split_card(remote)
     ours, also = front_of(front)
     merged, noted = renewed(their_front, ours, _noted(their_text), also)
@@ -126,7 +126,7 @@ def merged_card(local: str, remote: str | None) -> str:
     base = text if here else their_text
     if not found:
         return _card(merged, base)
-    return _card(merged, _with_block(base, _told(text, found, noted, _around(base) if here else known)))
+    return _card(merged, _with_block(base, _renoted(text, found, noted, _around(base) if here else known)))
 
 
 def clashing_configs(local: str, remote: str) -> list[str]:
@@ -156,15 +156,15 @@ def _card(front: str, text: str) -> str:
 
 def _block(text: str, noted: dict[str, Any], around: str | None) -> str:
     """Our block, with a note of the values in the front matter that are ours and of the text around it."""
-    told = json.dumps(noted, sort_keys=True).replace(">", "\\u003e")
-    note = f"<!-- entrodrop-prep: keys {told} -->\n" if noted else ""
+    keys = json.dumps(noted, sort_keys=True).replace(">", "\\u003e")
+    note = f"<!-- entrodrop-prep: keys {keys} -->\n" if noted else ""
     note += f"<!-- entrodrop-prep: text {around} -->\n" if around else ""
     return f"{BEGIN}\n{note}{text}\n{END}"
 
 
-def _told(text: str, place: tuple[int, int], noted: dict[str, Any], around: str | None) -> str:
+def _renoted(text: str, span: tuple[int, int], noted: dict[str, Any], around: str | None) -> str:
     """The block of a card's text with other notes in it."""
-    block = _TEXT_NOTE.sub("", _NOTE.sub("", text[slice(*place)]))
+    block = _TEXT_NOTE.sub("", _NOTE.sub("", text[slice(*span)]))
     return _block(block.removeprefix(f"{BEGIN}\n").removesuffix(f"\n{END}"), noted, around)
 
 
@@ -175,8 +175,8 @@ def _around(text: str) -> str:
 
 def _noted(text: str) -> dict[str, Any]:
     """What the block in a card's text notes; nothing where it was changed beyond reading."""
-    place = _find_block(text)
-    found = _NOTE.search(text, *place) if place else None
+    span = _find_block(text)
+    found = _NOTE.search(text, *span) if span else None
     try:
         return dict(json.loads(found[1])) if found else {}
     except ValueError:
@@ -185,8 +185,8 @@ def _noted(text: str) -> dict[str, Any]:
 
 def _noted_text(text: str) -> str | None:
     """The digest that the block in a card's text notes of the text around it."""
-    place = _find_block(text)
-    found = _TEXT_NOTE.search(text, *place) if place else None
+    span = _find_block(text)
+    found = _TEXT_NOTE.search(text, *span) if span else None
     return found[1] if found else None
 
 
@@ -205,13 +205,13 @@ def _find_block(text: str) -> tuple[int, int] | None:
 
 def _outside(text: str) -> str:
     """The user's text."""
-    place = _find_block(text)
-    return f"{text[: place[0]].rstrip()}\n{text[place[1] :].strip()}".strip() if place else text.strip()
+    span = _find_block(text)
+    return f"{text[: span[0]].rstrip()}\n{text[span[1] :].strip()}".strip() if span else text.strip()
 
 
 def _with_block(text: str, block: str) -> str:
     """A card's text with our block replacing the one it has, else at its end."""
-    place = _find_block(text)
-    if place:
-        return text[: place[0]] + block + text[place[1] :]
+    span = _find_block(text)
+    if span:
+        return text[: span[0]] + block + text[span[1] :]
     return f"{text.rstrip()}\n\n{block}\n" if text.strip() else block

@@ -46,11 +46,11 @@ def configs(manifest: dict[str, Any]) -> list[dict[str, Any]]:
         return [train, *([validation] if VALIDATION in manifest else [])]
 
     folders = [e["folder"] for e in manifest["epochs"]]
-    told = {"description": f"{_DESCRIPTION} {manifest['content_digest']}"}
+    description = {"description": f"{_DESCRIPTION} {manifest['content_digest']}"}
     return [
-        {"config_name": "all", **told, "default": True, "data_files": files(folders)},
+        {"config_name": "all", **description, "default": True, "data_files": files(folders)},
         *(
-            {"config_name": name, **told, "data_files": files([name])}
+            {"config_name": name, **description, "data_files": files([name])}
             for name in [*folders, *([PLAIN] if PLAIN in manifest else [])]
         ),
     ]
@@ -59,8 +59,8 @@ def configs(manifest: dict[str, Any]) -> list[dict[str, Any]]:
 def scored_configs(name: str, content_digest: str) -> list[dict[str, Any]]:
     """The one configuration of a scored directory: every shard, in order."""
     shards = [{"split": "train", "path": "shard-*.parquet"}]
-    told = {"description": f"{_DESCRIPTION} {content_digest}"}
-    return [{"config_name": name, **told, "default": True, "data_files": shards}]
+    description = {"description": f"{_DESCRIPTION} {content_digest}"}
+    return [{"config_name": name, **description, "default": True, "data_files": shards}]
 
 
 def split_card(content: str) -> tuple[str, str]:
@@ -136,9 +136,9 @@ def with_value(front: str, key: str, value: Any) -> str:
         return front
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     block = "" if value is None else yaml.dump({key: value}, Dumper=dumper, sort_keys=False, allow_unicode=True)
-    places = [m.span() for m in _blocks(front, key)] if isinstance(key, str) else []
-    if places or key not in meta:
-        start, stop = places[-1] if places else (len(front), len(front))
+    spans = [m.span() for m in _blocks(front, key)] if isinstance(key, str) else []
+    if spans or key not in meta:
+        start, stop = spans[-1] if spans else (len(front), len(front))
         changed = front[:start] + block + front[stop:]
         if _load(changed) == wanted:
             return changed

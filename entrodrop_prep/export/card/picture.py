@@ -71,10 +71,10 @@ def _spread(spread: dict[str, Any], thresholds: list[float], select: str) -> Ite
     yield from _axes(left, right, f"{top / total:.0%}")
     for nat in range(0, nats + 1, -(-nats // 12)):
         yield _text(left + nat * scale, _FLOOR + 16, str(nat))
-    told = "nats"
+    label = "nats"
     if thresholds:
-        told += f", threshold {thresholds[0]:.2f}" if len(thresholds) == 1 else f", {len(thresholds)} thresholds"
-    yield _text((left + right) / 2, _FLOOR + 36, told)
+        label += f", threshold {thresholds[0]:.2f}" if len(thresholds) == 1 else f", {len(thresholds)} thresholds"
+    yield _text((left + right) / 2, _FLOOR + 36, label)
 
 
 def _shares(shares: list[tuple[int, float]]) -> Iterator[str]:
@@ -83,12 +83,12 @@ def _shares(shares: list[tuple[int, float]]) -> Iterator[str]:
     top = max([0.1, *(-(-int(share * 1000) // 100) / 10 for _, share in shares)])
     width = (right - left) / len(shares)
     yield _text((left + right) / 2, 22, "Share of them dropped", size=14)
-    for place, (epoch, share) in enumerate(shares):
+    for number, (epoch, share) in enumerate(shares):
         height = (_FLOOR - _TOP) * min(share / top, 1)
         if height:
-            yield _rect(left + (place + 0.1) * width, _FLOOR - height, 0.8 * width, height, _LINE)
-        if place % -(-len(shares) // 12) == 0:
-            yield _text(left + (place + 0.5) * width, _FLOOR + 16, str(epoch))
+            yield _rect(left + (number + 0.1) * width, _FLOOR - height, 0.8 * width, height, _LINE)
+        if number % -(-len(shares) // 12) == 0:
+            yield _text(left + (number + 0.5) * width, _FLOOR + 16, str(epoch))
     yield from _axes(left, right, f"{top:.0%}")
     yield _text((left + right) / 2, _FLOOR + 36, "epoch")
 

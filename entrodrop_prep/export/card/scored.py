@@ -10,7 +10,7 @@ from entrodrop_prep.export.card.front import Front, scored_configs
 from entrodrop_prep.export.card.picture import NAME as PICTURE
 from entrodrop_prep.export.card.text import origin
 from entrodrop_prep.export.card.values import scored_infos, values_of
-from entrodrop_prep.export.provenance import told_of
+from entrodrop_prep.export.provenance import summary_of
 from entrodrop_prep.store.scored import ScoredDataset
 
 CONFIG = "scored"
@@ -22,7 +22,7 @@ def scored_front(scored: ScoredDataset) -> Front:
     return Front(
         scored_configs(CONFIG, scored.content_digest),
         scored_infos(CONFIG, scored),
-        values_of([told_of(scored)], rows),
+        values_of([summary_of(scored)], rows),
     )
 
 
@@ -44,7 +44,7 @@ def scored_text(scored: ScoredDataset, repo: str, *, with_recipe: bool) -> str:
             *picture,
             "## How it was made",
             "",
-            *origin(told_of(scored)),
+            *origin(summary_of(scored)),
             "",
             "## How to make masks from it",
             "",

@@ -123,17 +123,17 @@ def origin(scored: dict[str, Any]) -> list[str]:
 
 def versions(what: str, environments: list[dict[str, str]]) -> list[str]:
     """A line for each set of versions, this program's first."""
-    told = [sorted(e.items(), key=lambda item: (item[0] != PROGRAM, item[0])) for e in environments]
-    return [f"- {what} {words(', '.join(f'{n} {v}'.replace(PROGRAM, TITLE, 1) for n, v in e))}" for e in told]
+    recorded = [sorted(e.items(), key=lambda item: (item[0] != PROGRAM, item[0])) for e in environments]
+    return [f"- {what} {words(', '.join(f'{n} {v}'.replace(PROGRAM, TITLE, 1) for n, v in e))}" for e in recorded]
 
 
 def _source(scored: dict[str, Any]) -> str:
     """A source by its name and what it is known by."""
-    name, told = scored["source"]["name"], scored.get("identity", {}).get("source", {})
+    name, recorded = scored["source"]["name"], scored.get("identity", {}).get("source", {})
     if is_hub(scored):
-        revision = f" at commit {words(told['revision'])}" if told.get("revision") else ""
+        revision = f" at commit {words(recorded['revision'])}" if recorded.get("revision") else ""
         linked = f"[{name}](https://huggingface.co/datasets/{name})" if REPO_ID.fullmatch(name) else words(name)
-        return f"{linked}{revision}, {words(told['config'])}, split {words(told['split'])}"
+        return f"{linked}{revision}, {words(recorded['config'])}, split {words(recorded['split'])}"
     return f"{words(name)} (digest of its rows {code(scored['source']['digest'])})"
 
 
@@ -163,10 +163,10 @@ def _packing(manifest: dict[str, Any]) -> list[str]:
     if not limit:
         return []
     apart = [c for c in ("position_ids", "seq_lengths") if c in manifest["identity"].get("add_columns", [])]
-    told = f"{' and '.join(map(code, apart))} say where each begins" if apart else "nothing says where each begins"
+    recorded = f"{' and '.join(map(code, apart))} say where each begins" if apart else "nothing says where each begins"
     return [
-        f"- packed: rows hold several documents, {limit:,} tokens at most; {told}; *filled* is the share of a row's "
-        "tokens that are used"
+        f"- packed: rows hold several documents, {limit:,} tokens at most; {recorded}; *filled* is the share of a "
+        "row's tokens that are used"
     ]
 
 
@@ -178,10 +178,10 @@ def _others(manifest: dict[str, Any]) -> list[str]:
             f"- configuration `plain`: {manifest[PLAIN]['rows']:,} rows in the order of epoch 0, nothing dropped"
         )
     if VALIDATION in manifest:
-        told = manifest[VALIDATION]
+        recorded = manifest[VALIDATION]
         lines.append(
-            f"- split `validation`: {told['rows']:,} rows of {words(told['source']['name'])} with all their labels; "
-            f"scores: content digest {code(told['scored'])}"
+            f"- split `validation`: {recorded['rows']:,} rows of {words(recorded['source']['name'])} with all their "
+            f"labels; scores: content digest {code(recorded['scored'])}"
         )
     layouts = {entry["layout"] for entry in manifest.get("derived", [])}
     if "concatenated" in layouts:

@@ -34,13 +34,13 @@ def infos(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     epochs = [e["folder"] for e in manifest["epochs"]]
     parts = {"all": epochs, **{e: [e] for e in epochs}, **({PLAIN: [PLAIN]} if PLAIN in manifest else {})}
     features = [_feature(f) for f in schema]
-    told = []
+    infos = []
     for name, folders in parts.items():
         splits = {"train": [e for folder in folders for e in files[folder]]}
         if VALIDATION in manifest:
             splits[VALIDATION] = files[VALIDATION]
-        told.append(_info(name, features, splits, {s: _bytes(f, schema) for s, f in splits.items()}))
-    return told
+        infos.append(_info(name, features, splits, {s: _bytes(f, schema) for s, f in splits.items()}))
+    return infos
 
 
 def scored_infos(name: str, scored: ScoredDataset) -> list[dict[str, Any]]:
@@ -75,7 +75,7 @@ def values(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def values_of(scored: list[dict[str, Any]], rows: int) -> dict[str, Any]:
-    """As ``values``, of ``rows`` rows that come from these scores, each as ``provenance.told_of`` describes it."""
+    """As ``values``, of ``rows`` rows that come from these scores, each as ``provenance.summary_of`` describes it."""
     sources = [s["source"] for s in scored]
     licences = [tuple(s.get("card", {}).get(key) for key in _LICENCE) for s in sources]
     one = dict(zip(_LICENCE, licences[0], strict=True)) if len({str(found) for found in licences}) == 1 else {}
@@ -99,9 +99,9 @@ def is_known(licence: Any) -> bool:
 
 def scored_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """What the manifest says of each scored directory whose rows are in the dataset, validation included."""
-    told = manifest["scored"]
+    infos = manifest["scored"]
     validation = manifest.get(VALIDATION, {})
-    return [*(told if isinstance(told, list) else [told]), *([validation] if "source" in validation else [])]
+    return [*(infos if isinstance(infos, list) else [infos]), *([validation] if "source" in validation else [])]
 
 
 def is_hub(scored: dict[str, Any]) -> bool:

@@ -111,7 +111,7 @@ def _page(path: Path, described: dict[str, Any], rows: EpochRows, *, masked: boo
 
     config = rows.config
     shown, found = _read(rows, count, seed)
-    thresholds = _numbers(rows.told_tau)
+    thresholds = _numbers(rows.threshold_summary)
     eligible = _eligible(config, thresholds)
     rates = epoch_rates(config).tolist()
     rates += rates[-1:] * (config.epochs - len(rates))

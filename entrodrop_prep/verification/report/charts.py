@@ -71,7 +71,7 @@ def _percent(axis: Any) -> None:
 
 def entropies(spread: EntropyHistogram, thresholds: list[float], eligible: tuple[float, float] | None) -> str:
     """How many trainable tokens have which entropy; ``eligible`` is shaded, the thresholds are lines."""
-    summary = spread.told()
+    summary = spread.summary()
     counts = np.array(summary["counts"] or [0], np.float64)
     edges = np.arange(len(counts) + 1) / summary["bins_per_nat"]
     with _axes("entropy (nats)", "share of the trainable tokens") as (axes, svg):
@@ -83,7 +83,7 @@ def entropies(spread: EntropyHistogram, thresholds: list[float], eligible: tuple
 
 def cumulative(spread: EntropyHistogram, thresholds: list[float], eligible: tuple[float, float] | None) -> str:
     """The share of the trainable tokens whose entropy is at most so much."""
-    summary = spread.told()
+    summary = spread.summary()
     counts = np.array(summary["counts"] or [0], np.float64)
     edges = np.arange(len(counts) + 1) / summary["bins_per_nat"]
     share = np.concatenate([[0.0], np.cumsum(counts) / max(1.0, counts.sum())])
