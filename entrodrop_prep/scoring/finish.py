@@ -21,7 +21,7 @@ from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.digest import ContentDigest
 from entrodrop_prep.store.ownership import Contents, Owned
 from entrodrop_prep.store.schema import SCORED
-from entrodrop_prep.store.shards import Footer, read_batches
+from entrodrop_prep.store.shards import Footer, check_file_schema, read_batches
 
 log = logging.getLogger(__name__)
 
@@ -135,6 +135,7 @@ def _warn_of_losses(name: str, counts: dict[str, int]) -> None:
 
 def _count_tokens(path: Path, plan: Plan, footer: Footer, unigram: np.ndarray[Any, Any]) -> None:
     """Add a shard's tokens to the counts, each token of a document once; check its content digest on the way."""
+    check_file_schema(path, plan.schema)
     content = ContentDigest(plan.schema)
     for batch in read_batches(path):
         content.update(batch)

@@ -225,6 +225,8 @@ def read_batches(
                 where=str(path),
                 fix="run again once the directory is finished",
             )
+        if missing := set(columns or ()) - set(f.schema_arrow.names):  # pyarrow would leave them out
+            raise IntegrityError(f"it has no column {min(missing)!r}", where=str(path), fix=_AGAIN)
         yield from f.iter_batches(batch_size=rows, columns=columns, use_threads=use_threads)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from entrodrop_prep.backends.batch import Batch
-from entrodrop_prep.backends.engines import Engine, places
+from entrodrop_prep.backends.engines import Engine, device_sets
 from entrodrop_prep.backends.model import inspect_model
 from entrodrop_prep.backends.prefetch import score_all
 from entrodrop_prep.backends.vllm import VllmBackend
@@ -237,11 +237,11 @@ def test_each_engine_has_its_gpus(
     visible: str, replicas: str, group: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert list(places(replicas, group, cpu=False)) == expected
+    assert list(device_sets(replicas, group, cpu=False)) == expected
 
 
 @pytest.mark.parametrize(("visible", "replicas", "group"), [("0", "2", 1), ("0,1", "2", 2), ("", "auto", 1)])
 def test_more_engines_than_gpus(visible: str, replicas: str, group: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     with pytest.raises(ConfigError, match="do not fit on"):
-        places(replicas, group, cpu=False)
+        device_sets(replicas, group, cpu=False)
