@@ -184,14 +184,14 @@ class TransformersBackend:
         ids, mask = self._on_device(padded), self._on_device(there)
         chunks = self._chunked(ids, mask, self._on_device(positions)) if chunked_head else self._general(ids, mask)
         scores = torch.empty((2, len(targets)), dtype=torch.float32, device=self.device)
-        for places, logits in without_cudnn_attention(chunks):
+        for some, logits in without_cudnn_attention(chunks):
             if logits.shape[-1] < self.info.vocab_size:
                 raise ModelError(
                     f"its logits have {logits.shape[-1]} columns, its configuration says {self.info.vocab_size}",
                     where=self.info.name,
                     fix="correct the model's config.json",
                 )
-            scores[:, places] = torch.stack(self.reduce(logits[:, : self.info.vocab_size], targets[places]))
+            scores[:, some] = torch.stack(self.reduce(logits[:, : self.info.vocab_size], targets[some]))
         return Computing(scores, lengths)
 
     def _on_device(self, values: np.ndarray[Any, Any]) -> torch.Tensor:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -28,12 +26,10 @@ from entrodrop_prep.store.locks import LOCK, reading_lock
 from entrodrop_prep.store.parallel import in_order
 from entrodrop_prep.store.schema import MASKED
 from entrodrop_prep.store.shards import column_bytes, local_directory, write_shard
-from entrodrop_prep.terminal.amounts import Amount, size_text, time_text
+from entrodrop_prep.terminal.amounts import NOISE, Amount, peak_memory, size_text, time_text
 
 MOST_TOKENS = 1 << 24
 """Tokens that are masked and written to see what they take, about; a row group of each epoch is in any case."""
-NOISE = 0.1
-"""Of a speed, between one time and another on the same machine."""
 SAMPLED = 0.05
 """Of labels and bytes where only some row groups were made."""
 
@@ -79,7 +75,7 @@ class MaterializeEstimate:
 
     @property
     def lines(self) -> Iterator[str]:
-        """What people are told."""
+        """The estimate as lines of text."""
         head = ["", "rows", "tokens", "trainable", "dropped", "share", "files", "bytes"]
         table = [head]
         for p in self.parts:
@@ -144,7 +140,7 @@ def estimate(config: MaterializeConfig) -> MaterializeEstimate:
         parts=estimates,
         disk=Amount(stored + more + DIRECTORY_BYTES, max(0.02, error)),
         cache_bytes=job.cache_bytes,
-        memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0),
+        memory_bytes=peak_memory(),
         start=start,
         writing=Amount(sum(left) / speed, NOISE + error),
         speed=speed,

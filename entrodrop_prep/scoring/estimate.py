@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -28,12 +27,10 @@ from entrodrop_prep.store import manifest
 from entrodrop_prep.store.disk import scratch
 from entrodrop_prep.store.environment import host_environment
 from entrodrop_prep.store.shards import encoded_bytes, local_directory, shard_names
-from entrodrop_prep.terminal.amounts import Amount, size_text, time_text
+from entrodrop_prep.terminal.amounts import NOISE, Amount, peak_memory, size_text, time_text
 
 PROBE_SECONDS = 5.0
 """The last piece that the backend scores takes so long; those before it are half as long, and a quarter, and so on."""
-NOISE = 0.1
-"""Of a speed, between one time and another on the same machine."""
 SHARDS_AT_ONCE = 6
 """Read ahead, scored and being written."""
 TOKEN_BYTES = 48
@@ -85,7 +82,7 @@ class ScoreEstimate:
 
     @property
     def lines(self) -> Iterator[str]:
-        """What people are told."""
+        """The estimate as lines of text."""
         yield f"rows: {self.rows.text()}" + (", by the first ones alone" if self.beginning else "")
         yield f"tokens: {self.tokens.text()}, of which {self.trainable.text()} are trainable"
         if self.bad_share:
@@ -98,8 +95,8 @@ class ScoreEstimate:
         yield f"time: {self.scoring.text(time_text)} at {self.speed:,.0f} tokens/s, after {time_text(self.start)}"
         several = [n for n in WORKERS if 1 < n <= self.shards - self.there]
         if several:
-            told = ", ".join(f"{n} in {time_text(self.seconds(n))}" for n in several)
-            yield f"workers: {told}; each with processors or a GPU of its own like here"
+            times = ", ".join(f"{n} in {time_text(self.seconds(n))}" for n in several)
+            yield f"workers: {times}; each with processors or a GPU of its own like here"
 
 
 def estimate(config: ScoreConfig) -> ScoreEstimate:
@@ -154,7 +151,7 @@ def estimate(config: ScoreConfig) -> ScoreEstimate:
         shards=shards,
         there=there,
         disk=Amount(disk.value + _beside(plan), disk.error),
-        memory_bytes=_peak() + SHARDS_AT_ONCE * per_shard * TOKEN_BYTES,
+        memory_bytes=peak_memory() + SHARDS_AT_ONCE * per_shard * TOKEN_BYTES,
         gpu_bytes=_gpu_peak(),
         start=started,
         scoring=Amount(tokens.value * left / speed, min(0.9, tokens.error + NOISE + spread)),
@@ -251,14 +248,6 @@ def _beside(plan: Plan) -> int:
         plan.tokenizer.save_pretrained(str(tmp))
         tokenizer = sum(p.stat().st_size for p in tmp.rglob("*") if p.is_file())
     return tokenizer + 8 * plan.info.vocab_size + 3 * len(json.dumps(plan.identity)) + BESIDE_BYTES
-
-
-def _peak() -> float:
-    """Peak memory of this process and of the largest that it started."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return float(
-        unit * sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    )
 
 
 def _gpu_peak() -> int:

@@ -112,9 +112,9 @@ class _Starts:
         return len(self._found) + 1, self._whole
 
     def _read(self) -> None:
-        told = self._workers.read(POSITIONS)
-        if told and {name: told[name] for name in self._note} == self._note:
-            self._found, self._whole = told["positions"], told["whole"]
+        noted = self._workers.read(POSITIONS)
+        if noted and {name: noted[name] for name in self._note} == self._note:
+            self._found, self._whole = noted["positions"], noted["whole"]
 
     def _find(self) -> None:
         """Note positions as they are found: the others begin with the first ones."""

@@ -31,13 +31,13 @@ class Sample:
 
 
 def sample(source: Source, columns: Sequence[str], limit: int | None, seed: int = 0) -> Sample:
-    """Rows from places all over a source, the same ones each time; all rows of a small source.
+    """Rows from all over a source, the same ones each time; all rows of a small source.
 
     Args:
         source: what is scored.
         columns: columns to read.
         limit: rows that are read at most, as the source was opened with.
-        seed: of the places.
+        seed: of where the blocks begin.
 
     Raises:
         ConfigError: of a stream without ``limit``, whose rows nobody can count.
@@ -46,8 +46,8 @@ def sample(source: Source, columns: Sequence[str], limit: int | None, seed: int 
     rng = np.random.Generator(np.random.Philox(key=seed))
     rows, few = source.total_rows, BLOCKS * BLOCK_ROWS
     if rows is not None and rows > few:
-        places = ((np.arange(BLOCKS) + rng.random(BLOCKS)) * ((rows - BLOCK_ROWS) / BLOCKS)).astype(int).tolist()
-        chunks = [source.read(place, BLOCK_ROWS, None, columns, BLOCK_BYTES).rows for place in places]
+        starts = ((np.arange(BLOCKS) + rng.random(BLOCKS)) * ((rows - BLOCK_ROWS) / BLOCKS)).astype(int).tolist()
+        chunks = [source.read(start, BLOCK_ROWS, None, columns, BLOCK_BYTES).rows for start in starts]
         return Sample([Block(chunk, len(chunk), len(chunk), len(chunk)) for chunk in chunks], rows)
     if rows is None and limit is None and isinstance(source, FileSource):
         size = int(source.size_bytes or 0)

@@ -75,7 +75,7 @@ class Workers:
     def __init__(self, directory: Path, contents: Contents, token: str, claim_timeout: float) -> None:
         self._directory, self._folder, self._contents = directory, directory / WORKERS, contents
         self._token, self._timeout = token, claim_timeout
-        self._place = _place()
+        self._host = _host()
         self._handle: int | None = None
         self._clock: int | None = None
         self._claims: dict[str, int] = {}
@@ -164,8 +164,8 @@ class Workers:
         Args:
             worker: decides which are looked at first, see ``in_turn``.
             files: gives the names that are known by now, and whether these are all.
-            progress: is told what others made, and what is waited for: shards that others have, and that are made here
-                if these are gone.
+            progress: counts what others made, and shows what is waited for: shards that others have claimed, which are
+                made here if those workers are gone.
             units: how much of the work a finished shard is.
         """
         seen: set[str] = set()
@@ -249,7 +249,7 @@ class Workers:
             handle = os.open(self._folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
         except FileExistsError:
             return None
-        os.write(handle, json.dumps([self._place, os.getpid()]).encode())
+        os.write(handle, json.dumps([self._host, os.getpid()]).encode())
         return handle
 
     def _is_stale(self, path: Path) -> bool:
@@ -259,13 +259,13 @@ class Workers:
         except FileNotFoundError:
             return False
         try:
-            touched, told = os.fstat(handle).st_mtime, os.read(handle, 1000)
+            touched, owner = os.fstat(handle).st_mtime, os.read(handle, 1000)
         finally:
             os.close(handle)
-        if not told:  # its worker is just writing to it, or was killed before it did
+        if not owner:  # its worker is just writing to it, or was killed before it did
             return self._now() - touched > min(SIGNING, self._timeout)
-        place, pid = json.loads(told)
-        gone = place is not None and place == self._place and not _is_running(pid)
+        host, pid = json.loads(owner)
+        gone = host is not None and host == self._host and not _is_running(pid)
         return gone or self._now() - touched > self._timeout
 
     def _now(self) -> float:
@@ -333,8 +333,8 @@ def is_there(path: Path) -> bool:
     return check_regular(path)
 
 
-def _place() -> list[Any] | None:
-    """The machine since it was started, and the processes that are seen there; None where that cannot be told."""
+def _host() -> list[Any] | None:
+    """The machine since it was started, and the processes that are seen there; None where that is not known."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return [boot, os.stat("/proc/self/ns/pid").st_ino]

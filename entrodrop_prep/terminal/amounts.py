@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+
+NOISE = 0.1
+"""Of a speed, between one time and another on the same machine."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,12 @@ class Amount:
             return form(self.value)
         low, high = self.ends
         return f"about {form(self.value)} ({form(low)} to {form(high)})"
+
+
+def peak_memory() -> float:
+    """Bytes: the peak of this process and of the largest that it started."""
+    unit = 1.0 if sys.platform == "darwin" else 1024.0
+    return unit * sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def size_text(n: float) -> str:

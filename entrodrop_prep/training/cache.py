@@ -24,14 +24,14 @@ def cache_directory(given: str | Path | None) -> Path:
     return Path(datasets.config.HF_DATASETS_CACHE) / "entrodrop"
 
 
-def opened(job: Job, cache: Path) -> EpochRows:
-    """The job's rows from the cache; what is not there is made, by one process of all.
+def opened(job: Job, cache_dir: str | Path | None) -> EpochRows:
+    """The job's rows from the cache; what is not there is made, by one process of all. Says so where nobody named one.
 
     The scored directories are read, and checked, only where no recipe before needed the same of them. Raises
     IntegrityError for a cache that is damaged.
     """
     spec = Spec.of(job.sources, job.config, range(job.config.epochs))
-    home = cache / spec.columns_name
+    home = cache_directory(cache_dir) / spec.columns_name
     if not epoch_rows.is_written(home, spec):
         with reading_lock(*(scored.directory for scored in job.directories)):
             try:
@@ -40,7 +40,8 @@ def opened(job: Job, cache: Path) -> EpochRows:
                         if not epoch_rows.has_columns(home):
                             for scored in job.directories:
                                 scored.check()
-                            log.info("caching the scored rows in %s", home)
+                            if cache_dir is None:
+                                log.info("caching the scored rows in %s", home)
                         epoch_rows.write(home, spec, lasting=True, jobs=1)
             except OutputError as e:
                 raise type(e)(e.what, where=e.where, fix="give another cache_dir") from e

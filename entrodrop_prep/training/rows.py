@@ -19,7 +19,7 @@ from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.schema import MASKED, family
 from entrodrop_prep.store.scored import ScoredDataset
 from entrodrop_prep.store.shards import local_directory
-from entrodrop_prep.training.cache import cache_directory, opened
+from entrodrop_prep.training.cache import opened
 
 if TYPE_CHECKING:
     import datasets
@@ -58,7 +58,7 @@ class MaskedRows:
         """
         self._config, self._cache_dir = config, None if cache_dir is None else str(cache_dir)
         self._job = open_job(config)
-        self._rows = opened(self._job, cache_directory(cache_dir))
+        self._rows = opened(self._job, cache_dir)
         self.columns = tuple(self._job.schema.names)
         """Names of a row's columns."""
         self.epoch_lengths = tuple(layout_of(self._rows, e).rows for e in range(config.epochs))

@@ -31,7 +31,7 @@ def handlers_are_put_back() -> object:
 def test_outside_work_it_ends_at_once(number: signal.Signals) -> None:
     with pytest.raises(Preempted, match=f"stopped by {number.name}") as e, preemptible():
         send(number)
-        pytest.fail("it goes on")
+        pytest.fail("the signal did not end it")
     assert e.value.code == 75
 
 
@@ -49,7 +49,7 @@ def test_a_second_signal_ends_it_at_once() -> None:
     with pytest.raises(Preempted), Preemption() as run, run.finishing(threading.Event()):
         send(signal.SIGUSR1)
         send(signal.SIGTERM)
-        pytest.fail("it goes on")
+        pytest.fail("the signal did not end it")
 
 
 def test_work_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -949,7 +949,7 @@ def test_nothing_tells_of_this_machine(scored_at: Path, tmp_path: Path) -> None:
         assert str(scored_at).encode() not in data, name
         parquet = name.endswith(".parquet")
         said = json.dumps(shard_files.read_footer(tmp_path / "out" / name).info).encode() if parquet else data
-        assert platform.node().encode() not in said, name  # a short name is in compressed bytes by chance
+        assert platform.node().encode() not in said, name  # compressed bytes may happen to hold a short name
         assert not re.search(rb"20\d\d-\d\d-\d\d", data) or parquet, name
     run(scored_at, tmp_path / "deeper" / "elsewhere" / "out")
     assert all_bytes(tmp_path / "out") == all_bytes(tmp_path / "deeper" / "elsewhere" / "out")

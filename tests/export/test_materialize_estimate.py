@@ -1,4 +1,4 @@
-"""``materialize --dry-run``: what is told of a run is what the run then takes, and nothing is written."""
+"""``materialize --dry-run``: what it says of a run is what the run then takes, and nothing is written."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def picture(manifest: dict[str, Any]) -> bytes | None:
     if spread is None:
         return None
     select = manifest.get("recipe", {}).get("select", "")
-    parts = [*_spread(spread, _thresholds(manifest.get("tau_nats")), select)]
+    parts = [*_spread(spread, thresholds_of(manifest.get("tau_nats")), select)]
     parts += _shares([(e["epoch"], e["dropped_share"]) for e in epochs]) if epochs else []
     width = WIDTH if epochs else _LEFT[1] + _LEFT[0]
     lines = [
@@ -38,7 +38,7 @@ def picture(manifest: dict[str, Any]) -> bytes | None:
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def _thresholds(tau: Any) -> list[float]:
+def thresholds_of(tau: Any) -> list[float]:
     """Every threshold in nats in the manifest; those that select none are not on the axis."""
     if isinstance(tau, dict):
         values = [v for _, v in tau["values"]] if isinstance(tau.get("values"), list) else list(tau.values())

@@ -11,6 +11,7 @@ from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.config.masking import SELECTIONS
 from entrodrop_prep.config.names import user_path
 from entrodrop_prep.errors import ConfigError, OutputError
+from entrodrop_prep.export.card.picture import thresholds_of
 from entrodrop_prep.masking.curriculum import epoch_rates
 from entrodrop_prep.masking.epoch_rows import EpochRows
 from entrodrop_prep.masking.quantile import quantile_of
@@ -111,10 +112,9 @@ def _page(path: Path, described: dict[str, Any], rows: EpochRows, *, masked: boo
 
     config = rows.config
     shown, found = _read(rows, count, seed)
-    thresholds = _numbers(rows.threshold_summary)
+    thresholds = thresholds_of(rows.threshold_summary)
     eligible = _eligible(config, thresholds)
     rates = epoch_rates(config).tolist()
-    rates += rates[-1:] * (config.epochs - len(rates))
     tokenizer = rows.sources.all[0].scored.tokenizer()
     vocab = max(s.scored.vocab_size for s in rows.sources.all)
     counts = read_masks(rows, config.epochs, vocab)
@@ -167,13 +167,6 @@ def _lead(masked: bool, config: MaterializeConfig) -> str:
         f"Scores of a corpus, and what the recipe below would drop from training in {config.epochs} epochs. "
         "Nothing has been masked yet."
     )
-
-
-def _numbers(tau: Any) -> list[float]:
-    """Every threshold in nats."""
-    values = [v for _, v in tau["values"]] if isinstance(tau, dict) and isinstance(tau.get("values"), list) else tau
-    values = list(values.values()) if isinstance(values, dict) else values if isinstance(values, list) else [values]
-    return sorted({float(v) for v in values if isinstance(v, (int, float))})
 
 
 def _eligible(config: MaterializeConfig, thresholds: list[float]) -> tuple[float, float] | None:
