@@ -36,6 +36,9 @@ setup: .venv/.set-up-test
 .venv/.set-up-test: $(INPUTS)
 	scripts/setup.sh test
 
+.venv/.set-up-docs: $(INPUTS)
+	scripts/setup.sh docs
+
 # How fast scoring is with each backend, beside other ways, and without a model; the last figures are in benchmarks/README.md.
 bench: setup
 	$(BIN)/python benchmarks/scoring.py vllm
@@ -68,9 +71,11 @@ bench-workers: setup
 trainers: setup
 	$(BIN)/python tests/trainers/prove.py $(TRAINERS)
 
-docs: setup
+# Renews what is generated, and builds the site into build/site; a broken link is an error.
+docs: .venv/.set-up-docs
 	$(BIN)/entrodrop schema --write schemas
 	$(BIN)/python scripts/docs.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf demo-out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

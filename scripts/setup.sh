@@ -1,6 +1,6 @@
 #!/bin/sh
-# Set up .venv for `make demo` (what the main job needs) or `make test` (everything the tests need).
-# usage: scripts/setup.sh demo|test
+# Set up .venv for `make demo` (what the main job needs), `make test` (everything the tests need) or `make docs`.
+# usage: scripts/setup.sh demo|test|docs
 set -eu
 want=$1
 venv=.venv
@@ -36,7 +36,9 @@ if [ "$want" = test ]; then
         echo "import torchvision_beside_cpu_torch" > "$site/torchvision_beside_cpu_torch.pth"
     fi
 else
-    install -c constraints.txt -e '.[demo]'
+    extras=demo
+    [ "$want" = docs ] && extras=demo,docs
+    install -c constraints.txt -e ".[$extras]"
 fi
 "$venv/bin/python" -m compileall -q -j 0 "$venv/lib" > "$venv/compileall.log" || true # some files are for other Pythons
 : > "$venv/.set-up-$want"

@@ -21,6 +21,7 @@ from entrodrop_prep.config import MaterializeConfig, Recipe, flag, settings
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "entrodrop_prep" / "demo" / "model"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md")), MODEL / "MODEL_CARD.md"]
+LINKING = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md"))]
 TEXTS = [
     *PAGES,
     *(p for folder in ("docs", "examples", "scripts", "entrodrop_prep") for p in sorted((ROOT / folder).rglob("*.py"))),
@@ -320,7 +321,7 @@ def test_the_licence_is_apache_2() -> None:
 # --- in form
 
 
-@pytest.mark.parametrize("page", PAGES, ids=_name)
+@pytest.mark.parametrize("page", LINKING, ids=_name)
 def test_links_resolve(page: Path) -> None:
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -328,7 +329,7 @@ def test_links_resolve(page: Path) -> None:
             continue
         name, _, anchor = target.partition("#")
         path = (page.parent / name).resolve() if name else page
-        assert path.exists(), f"{_name(page)} links to {target}"
+        assert path.is_file(), f"{_name(page)} links to {target}"
         if anchor:
             assert anchor in _anchors(path), f"{_name(page)} links to {target}"
 
@@ -343,6 +344,13 @@ def test_every_page_is_in_the_index() -> None:
     index = _text("docs/README.md")
     for page in sorted((ROOT / "docs").rglob("*.md")):
         assert page.name == "README.md" or f"({page.relative_to(ROOT / 'docs').as_posix()})" in index
+
+
+def test_the_site_shows_every_page_once() -> None:
+    listed = re.findall(r"[\w./-]+\.md$", _text("mkdocs.yml").partition("\nnav:\n")[2], re.MULTILINE)
+    there = [_name(page) for page in LINKING if page.is_relative_to(ROOT / "docs") or page not in PAGES]
+    there += ["README.md", "CHANGELOG.md", "docs/api.md"]  # scripts/mkdocs_files.py makes the last one
+    assert sorted(listed) == sorted(there)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
