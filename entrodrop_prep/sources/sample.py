@@ -13,15 +13,15 @@ from entrodrop_prep.sources.rows import Block, Source
 
 BLOCKS = 192
 BLOCK_ROWS, BLOCK_BYTES = 8, 1 << 14
-FIRST_ROWS = 2000
-"""Looked at where only the beginning can be."""
+FIRST_ROWS, MOST_ROWS = 2000, 100_000
+"""Read of a stream, and of files, where the first rows of a source are scored and nobody has counted them."""
 
 
 @dataclass(frozen=True)
 class Sample:
     """Blocks of rows, and ``total``: what their ``size`` adds up to over the whole source.
 
-    ``whole``: every row of the source is in it. ``beginning``: it is of the source's first rows alone.
+    ``whole``: every row to be scored is in it. ``beginning``: it is of the first of them alone.
     """
 
     blocks: list[Block]
@@ -57,14 +57,25 @@ def sample(source: Source, columns: Sequence[str], limit: int | None, seed: int 
         raise ConfigError(
             "nobody knows how many rows a stream has", where=source.name, fix="give --limit, or leave out --stream"
         )
-    wanted = rows if rows is not None else min(limit, FIRST_ROWS) if limit is not None else None
-    blocks, position, done = [], None, 0
-    while wanted is None or done < wanted:
-        chunk = source.read(done, BLOCK_ROWS if wanted is None else min(BLOCK_ROWS, wanted - done), position, columns)
+    wanted = rows if rows is not None else limit
+    most = MOST_ROWS if isinstance(source, FileSource) else FIRST_ROWS
+    blocks, position, done, stride = [], None, 0, 1
+    while wanted is None or done < min(wanted, most):
+        size = BLOCK_ROWS if wanted is None else min(BLOCK_ROWS, wanted - done)
+        chunk = source.read(done, size, position, columns)
         count = len(chunk.rows)
-        blocks.append(Block(chunk.rows, count, count, count))
+        if done // BLOCK_ROWS % stride == 0:
+            blocks.append(Block(chunk.rows, count, count, count))
         done, position = done + count, chunk.next
+        if len(blocks) == 2 * BLOCKS and wanted != rows:
+            blocks, stride = blocks[::2], 2 * stride
         if position is None:
-            return Sample(blocks, done, whole=True)
-    cut = rows is None and limit is not None and limit > done
-    return Sample(blocks, limit if cut and limit else done, whole=not cut, beginning=cut)
+            return Sample(blocks, done, whole=stride == 1)
+    if rows is not None or limit is None or limit <= done:
+        return Sample(blocks, done, whole=stride == 1)
+    total = float(limit)
+    if isinstance(source, FileSource):
+        parts = list(source.blocks(rng, BLOCKS, BLOCK_BYTES))
+        counted = sum(p.count for p in parts) / max(1.0, sum(p.size for p in parts)) * (source.size_bytes or 0)
+        total = max(float(done), min(total, counted))
+    return Sample(blocks, total, beginning=True)

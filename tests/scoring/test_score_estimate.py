@@ -123,6 +123,22 @@ def test_the_first_rows_alone_would_be_far_off(tmp_path: Path, model: Path, few_
     assert np.mean(sizes[:300]) < 0.6 * np.mean(sizes)
 
 
+@pytest.mark.parametrize("limit", [1100, 10 * ROWS])
+@pytest.mark.parametrize("most", [100_000, 800])
+def test_a_limit_does_not_make_rows(
+    tmp_path: Path, model: Path, few_blocks: None, monkeypatch: pytest.MonkeyPatch, limit: int, most: int
+) -> None:
+    """The first rows are short; with ``most`` of 800 no more than these are looked at, but the rows are estimated."""
+    monkeypatch.setattr(sample_module, "MOST_ROWS", most)
+    rows = texts()
+    told = estimated(write(tmp_path / "a.jsonl", rows), model, tmp_path / "out", limit=limit)
+    read = rows[:limit]
+    assert abs(told.rows.value / len(read) - 1) <= (0 if most > ROWS else 0.1)
+    if most > ROWS:
+        assert not told.beginning
+        assert abs(told.tokens.value / sum(len(row["text"].split()) + 1 for row in read) - 1) <= told.tokens.error < 0.3
+
+
 @pytest.mark.parametrize("rows_per_shard", [2000, 100])
 def test_disk_from_a_sample(tmp_path: Path, model: Path, rows_per_shard: int, few_blocks: None) -> None:
     source = write(tmp_path / "a.jsonl", texts())
