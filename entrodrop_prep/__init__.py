@@ -29,6 +29,7 @@ PUBLIC = {
     "MaskedStream": "entrodrop_prep.training.stream:MaskedStream",
     "MaskedLoader": "entrodrop_prep.training.stream:MaskedLoader",
     "recipe": "entrodrop_prep.trainers:recipe",
+    "TrainingConfig": "entrodrop_prep.config:TrainingConfig",
     "check_batches": "entrodrop_prep.training.check_batches:check_batches",
     "BatchCheck": "entrodrop_prep.training.check_batches:BatchCheck",
     "recording": "entrodrop_prep.training.recording:recording",

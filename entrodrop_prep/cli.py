@@ -29,6 +29,7 @@ from entrodrop_prep import __version__
 from entrodrop_prep.config import (
     MaterializeConfig,
     PushConfig,
+    RecipeConfig,
     ScoreConfig,
     ServeConfig,
     Setting,
@@ -385,33 +386,17 @@ def report_command(
 
 
 @app.command("recipe")
-def recipe_command(
-    trainer: Annotated[
-        str,
-        typer.Argument(
-            metavar="TRAINER",
-            help="transformers, trl, axolotl, llama-factory, litgpt, lightning, ms-swift or unsloth.",
-        ),
-    ],
-    directory: Annotated[str, typer.Argument(metavar="DIR", help="Masked directory to train on.")],
-    train_model: Annotated[
-        str | None,
-        typer.Option(
-            "--train-model",
-            metavar="MODEL",
-            help="Model to train, a directory or a Hub id: its vocabulary, EOS, chat template and embeddings are "
-            "compared with what the rows were made for. Without it the recipe names base-model.",
-        ),
-    ] = None,
-) -> None:
+@_from_settings(RecipeConfig)
+def recipe_command(**values: Any) -> None:
     """Print a ready configuration that trains on a masked directory as it was written: a script, or a file of settings.
 
     Redirect it into a file and run that.
     """
-    places.check_directory(directory, "masked")
+    config = build(RecipeConfig, values)
+    places.check_directory(config.directory, "masked")
     from entrodrop_prep.trainers import recipe
 
-    print(recipe(trainer, directory, train_model), end="")
+    print(recipe(config.trainer, config.directory, config.train_model, config), end="")
 
 
 @app.command("schema")

@@ -26,7 +26,16 @@ import typer.main
 
 import entrodrop_prep
 from entrodrop_prep.cli import app
-from entrodrop_prep.config import MaterializeConfig, PushConfig, Recipe, ScoreConfig, ServeConfig, flag, settings
+from entrodrop_prep.config import (
+    MaterializeConfig,
+    PushConfig,
+    Recipe,
+    RecipeConfig,
+    ScoreConfig,
+    ServeConfig,
+    flag,
+    settings,
+)
 from entrodrop_prep.export.derived import CONCATENATED
 from entrodrop_prep.trainers import TRAINERS, recipe_of
 from entrodrop_prep.trainers.facts import read_facts
@@ -35,7 +44,13 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PICTURE = ROOT / "docs" / "entropy.svg"
 BLOCK = re.compile(r"(?<=<!-- run -->\n)```console\n(.*?)```", re.DOTALL)
-CONFIGS = {"score": ScoreConfig, "serve": ServeConfig, "materialize": MaterializeConfig, "push": PushConfig}
+CONFIGS = {
+    "score": ScoreConfig,
+    "serve": ServeConfig,
+    "materialize": MaterializeConfig,
+    "push": PushConfig,
+    "recipe": RecipeConfig,
+}
 RECIPE = re.compile(r"(?<=<!-- recipe -->\n)(```\w+\n)(.*?)(?=^```)", re.DOTALL | re.MULTILINE)
 PAGES = {
     name: page
@@ -92,7 +107,7 @@ def cli_page() -> str:
         ]
     parts += [
         "## Settings\n",
-        "The same settings as fields of `ScoreConfig`, `ServeConfig`, `MaterializeConfig` and `PushConfig`.\n"
+        "The same settings as fields of `ScoreConfig`, `ServeConfig`, `MaterializeConfig`, `PushConfig` and `RecipeConfig`.\n"
         "*Resume*: an `identity`\n"
         "setting must be the same to continue a run ([format](format.md#what-may-differ-on-resume)), an `operation`\n"
         "setting may differ. *Recipe*: may be in a `--recipe` file, YAML or JSON\n"

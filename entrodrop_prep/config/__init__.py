@@ -12,6 +12,7 @@ from entrodrop_prep.config.masking import EXTRA_COLUMNS, RECIPE_FIELDS, Material
 from entrodrop_prep.config.publishing import PushConfig
 from entrodrop_prep.config.scoring import ScoreConfig, ServeConfig
 from entrodrop_prep.config.settings import Setting, build, flag, identity, model_of, settings
+from entrodrop_prep.config.training import RecipeConfig, TrainingConfig
 
 __all__ = [
     "EXTRA_COLUMNS",
@@ -19,9 +20,11 @@ __all__ = [
     "MaterializeConfig",
     "PushConfig",
     "Recipe",
+    "RecipeConfig",
     "ScoreConfig",
     "ServeConfig",
     "Setting",
+    "TrainingConfig",
     "build",
     "flag",
     "identity",

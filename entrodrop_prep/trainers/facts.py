@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from entrodrop_prep.config import TrainingConfig
 from entrodrop_prep.errors import IntegrityError
 from entrodrop_prep.store import manifest
 from entrodrop_prep.store.schema import MASKED
@@ -56,6 +57,7 @@ class Facts:
         epochs: in training order.
         target: ``labels``, ``inputs`` or ``both``: what a dropped token loses.
         drop_token: what replaces a dropped input: ``random``, an id or a token.
+        select: which tokens are eligible.
         validation_rows: rows of the split ``validation``; None without one.
         plain: whether there is a configuration ``plain``, with nothing dropped.
         columns: columns beside ``input_ids``, ``attention_mask`` and ``labels``.
@@ -65,12 +67,14 @@ class Facts:
         model: name or path of the model to train.
         content_digest: of the rows; a run is known by it.
         notes: what the user must hear, a sentence each: where the model and the rows do not fit, say.
+        training: batch, learning rate and so on.
     """
 
     directory: str
     epochs: tuple[Epoch, ...]
     target: str
     drop_token: str
+    select: str = "low-entropy"
     validation_rows: int | None = None
     plain: bool = False
     columns: tuple[str, ...] = ()
@@ -80,6 +84,7 @@ class Facts:
     model: str = PLACEHOLDER
     content_digest: str = ""
     notes: tuple[str, ...] = ()
+    training: TrainingConfig = field(default_factory=TrainingConfig)
 
     @property
     def rows(self) -> int:
@@ -93,30 +98,33 @@ class Facts:
 
     @property
     def out(self) -> str:
-        """Folder of the trained model. A trainer resumes from what is there, so other rows or another model have
-        another one.
+        """Folder of the trained model. A trainer resumes from what is there, so other rows, another model and other
+        settings have another one.
         """
         return self.out_of(self.model)
 
     def out_of(self, model: str) -> str:
         """As ``out``, of another model."""
-        return f"trained-{self.short_digest}-{model.replace('/', '-')}"
+        given = [(f.name, getattr(self.training, f.name), f.default) for f in fields(TrainingConfig)]
+        changed = "".join(f"{name.replace('_', '')}{value}-" for name, value, default in given if value != default)
+        return f"trained-{self.short_digest}-{changed}{model.replace('/', '-')}"
 
     @property
     def drops_labels(self) -> bool:
         """Whether a mean over the labels left gives the survivors more weight."""
         return any(e.labels_left < e.trainable for e in self.epochs)
 
-    def steps(self, batch: int, accumulate: int = 1, processes: int = 1) -> int:
+    def steps(self, batch: int, accumulate: int = 1, processes: int = 1, *, whole: bool = False) -> int:
         """Optimizer steps of one pass over all epochs, the last one short where the rows are no multiple.
 
         Args:
             batch: rows in a batch of one process.
             accumulate: batches in an optimizer step.
             processes: processes that share the rows.
+            whole: count no step of fewer batches than ``accumulate``.
         """
         batches = -(-self.rows // (batch * processes))
-        return -(-batches // accumulate)
+        return batches // accumulate if whole else -(-batches // accumulate)
 
 
 def facts_of(described: dict[str, Any], directory: str) -> Facts:
@@ -130,6 +138,7 @@ def facts_of(described: dict[str, Any], directory: str) -> Facts:
         ),
         target=recipe["target"],
         drop_token=str(recipe["drop_token"]),
+        select=recipe["select"],
         validation_rows=described["validation"]["rows"] if "validation" in described else None,
         plain="plain" in described,
         columns=tuple(identity.get("add_columns") or ()),

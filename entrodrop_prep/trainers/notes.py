@@ -7,6 +7,7 @@ import textwrap
 from entrodrop_prep.export.card import aligned
 from entrodrop_prep.terminal.text import printable
 from entrodrop_prep.trainers.facts import PLACEHOLDER, Facts
+from entrodrop_prep.trainers.table import Trainer
 from entrodrop_prep.training.losses import COLUMN
 
 
@@ -22,25 +23,28 @@ def comment(*paragraphs: str) -> str:
     return "".join(f"# {line}".rstrip() + "\n" for line in lines)
 
 
-def head(facts: Facts, what: str, batch: int, accumulate: int = 1, *, divides: bool, apart: bool = False) -> str:
+def head(facts: Facts, trainer: Trainer, batch: int, accumulate: int, *, apart: bool) -> str:
     """The comment a recipe begins with: what is trained on, how many steps that takes, and what to know of it.
 
     Args:
-        facts: of the dataset.
-        what: the trainer, and what to do with this file.
+        facts: of the dataset, and how to train on it.
+        trainer: with which the recipe trains.
         batch: rows in a batch.
         accumulate: batches in an optimizer step.
-        divides: whether the recipe can divide the loss by the trainable tokens before dropping.
         apart: whether it keeps the documents of a packed row apart.
     """
+    adapters = " peft" if facts.training.lora and trainer.peft_apart else ""
     return comment(
-        what,
+        f"pip install {trainer.install}{adapters}",
+        trainer.what,
         *placeholder(facts),
         "",
         *(f"note: {note}" for note in facts.notes),
         *table(facts),
-        *steps(facts, batch, accumulate),
-        *weight(facts, divides=divides),
+        *steps(facts, batch, accumulate, whole=trainer.leaves_rest),
+        *rising(facts),
+        *weight(facts, divides=trainer.divides),
+        *precision(facts, masters=trainer.masters),
         *untrained(facts),
         *lengths(facts, apart=apart),
     )
@@ -55,14 +59,17 @@ def table(facts: Facts) -> list[str]:
     return [f"  {line}" for line in aligned(rows)]
 
 
-def steps(facts: Facts, batch: int, accumulate: int = 1) -> list[str]:
+def steps(facts: Facts, batch: int, accumulate: int, *, whole: bool) -> list[str]:
     """How many optimizer steps one pass takes, and whether one holds the rows of two epochs."""
     per_step = batch * accumulate
     product = f"{batch} x {accumulate} = {per_step}" if accumulate > 1 else str(batch)
     said = [
         f"{facts.rows:,} rows, {product} in an optimizer step of one process: {facts.rows:,} / {per_step}, rounded "
-        f"up, = {facts.steps(batch, accumulate):,} steps. With P processes a step holds P times as many rows."
+        f"{'down' if whole and accumulate > 1 else 'up'}, = {facts.steps(batch, accumulate, whole=whole):,} steps. With "
+        "P processes a step holds P times as many rows."
     ]
+    if whole and accumulate > 1:
+        said.append("Batches at the end that are too few for a step are not trained on.")
     if any(e.rows % per_step for e in facts.epochs[:-1]):
         said.append(
             f"An epoch's rows are no multiple of {per_step}: a step may hold the end of one and the start of the next."
@@ -72,7 +79,41 @@ def steps(facts: Facts, batch: int, accumulate: int = 1) -> list[str]:
     return said
 
 
-def weight(facts: Facts, *, divides: bool = True) -> list[str]:
+def rising(facts: Facts) -> list[str]:
+    """Why the training loss of a later epoch may be the higher one."""
+    if facts.select != "low-entropy" or facts.epochs[-1].dropped_share <= facts.epochs[0].dropped_share:
+        return []
+    why = (
+        "it is a mean over the labels left, and those that are easy to predict leave first"
+        if facts.drops_labels
+        else "more and more inputs are replaced, which makes what follows them harder to predict"
+    )
+    compare = "on the split `validation`" if facts.validation_rows else "on rows that `materialize --eval SCORED` adds"
+    return [
+        f"The training loss may rise from epoch to epoch while the model gets better: {why}. Compare models {compare}, "
+        "whose labels are all there."
+    ]
+
+
+def precision(facts: Facts, *, masters: bool) -> list[str]:
+    """In which type weights are kept, and which of them are trained."""
+    if facts.training.lora:
+        return [
+            f"LoRA: adapters of rank {facts.training.lora}, alpha {2 * facts.training.lora}, in float32 are trained and "
+            "saved; the frozen weights have the type that is computed in."
+        ]
+    if not masters and facts.training.dtype != "float32":
+        return [
+            "Computed in bfloat16, the weights are bfloat16 too: this trainer loads them in the type it computes in, "
+            "so that small updates are rounded away. --dtype float32 keeps them, at twice the memory."
+        ]
+    return [
+        "Weights, gradients and the optimizer's two moments are float32, 16 bytes a parameter, and so is the saved "
+        "model, whatever is computed in. --lora RANK trains adapters alone."
+    ]
+
+
+def weight(facts: Facts, *, divides: bool) -> list[str]:
     """What a mean over the labels left does, or that it does nothing."""
     if not facts.drops_labels:
         return ["No label was dropped: a mean loss weighs a token as training on the whole data does."]

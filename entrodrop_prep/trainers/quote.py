@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from decimal import Decimal
 from typing import Any
 
 
@@ -33,4 +34,8 @@ def literal(value: Any, form: str) -> str:
         return f"[{', '.join(literal(item, form) for item in value)}]"
     if isinstance(value, str):
         return word(value) if form == "sh" else text(value)
+    if isinstance(value, bool) and form != "py":
+        return str(value).lower()
+    if isinstance(value, float):  # YAML takes 1e-05 for a text
+        return format(Decimal(str(value)), "f")
     return str(value)

@@ -24,18 +24,13 @@ CHECKED = 100
 def render(name: str, facts: Facts) -> str:
     """The recipe for a trainer of ``TRAINERS``.
 
-    Raises ConfigError where the copy of the rows that it reads is missing.
+    Raises ConfigError where the copy of the rows that it reads is missing, and for a setting that it has not.
     """
     trainer = TRAINERS[name]
+    if facts.training.lora and trainer.no_lora:
+        raise ConfigError(f"--lora: {trainer.no_lora}", fix="leave it out, or take another trainer")
     values = _values(trainer, facts)
-    head = notes.head(
-        facts,
-        trainer.what,
-        values["batch"],
-        values["accumulate"],
-        divides=trainer.divides,
-        apart=values["apart"],
-    )
+    head = notes.head(facts, trainer, values["batch"], values["accumulate"], apart=values["apart"])
     return f"{head}\n{fill(f'{name}.{trainer.form}.j2', values)}"
 
 
@@ -64,6 +59,7 @@ def _values(trainer: Trainer, facts: Facts) -> dict[str, Any]:
     """
     apart = trainer.keeps_apart and facts.packed is not None and POSITIONS in facts.columns
     batch, accumulate = (1, trainer.batch * trainer.accumulate) if apart else (trainer.batch, trainer.accumulate)
+    batch, accumulate = facts.training.batch_size or batch, facts.training.grad_accum or accumulate
     steps, epochs = facts.steps(batch, accumulate), len(facts.epochs)
     divides = trainer.divides and COLUMN in facts.columns and facts.drops_labels
     usual = ["input_ids", "labels", POSITIONS] if apart else masked_schema().names
@@ -76,9 +72,11 @@ def _values(trainer: Trainer, facts: Facts) -> dict[str, Any]:
         "longest": 1 << 17 if facts.longest is None else facts.longest,  # a limit that cuts no row
         "batch": batch,
         "accumulate": accumulate,
+        "lr": facts.training.lr,
+        "lora": facts.training.lora,
+        "dtype": facts.training.dtype,
         "epoch_steps": max(1, steps // epochs),
-        "epoch_tenth": max(1, steps // (10 * epochs)),
-        "run_tenth": max(1, steps // 10),
+        "run_tenth": -(-steps // 10),
         "run_twentieth": max(1, steps // 20),
         "checked": CHECKED,
         "columns": [*usual, *([COLUMN] if divides else [])] if facts.columns else None,

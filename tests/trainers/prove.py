@@ -36,6 +36,7 @@ from helpers.models import random_rows, run_score, save_model, tiny_llama, words
 
 CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
 EPOCHS, ROWS = 3, 22  # 22 rows: batches straddle epochs, and the last one is short
+ON_A_CPU = ("--dtype", "float32")
 Change = tuple[str, str]
 
 
@@ -54,6 +55,7 @@ class Trainer:
         accumulate: batches in a step, after each of which a checkpoint is written.
         going_on: arguments that make it go on from the checkpoint of a step, ``{}`` in them; the recipe's own command
             does, where there are none.
+        lora: whether it has a recipe with adapters.
     """
 
     package: str
@@ -65,6 +67,7 @@ class Trainer:
     labels_given: bool = True
     accumulate: int = 4
     going_on: tuple[str, ...] = ()
+    lora: bool = True
 
 
 REBUILT, ORDER = "labels were made again from the input ids", "rows are out of order"
@@ -81,6 +84,7 @@ TRAINERS = {
         checkpoint="litgpt_checkpoint.py",
         labels_given=False,
         accumulate=1,
+        lora=False,
     ),
     "axolotl": Trainer(
         package="axolotl",
@@ -115,7 +119,7 @@ TRAINERS = {
     "ms-swift": Trainer(
         package="ms-swift",
         file="train.sh",
-        command=("bash", "train.sh", "--model_type", "llama", "--template", "default", "--torch_dtype", "float32"),
+        command=("bash", "train.sh", "--model_type", "llama", "--template", "default"),
         wrong={
             "labels made again": (
                 [
@@ -210,13 +214,13 @@ def version_of(bin_: Path, package: str) -> str:
 # --- running and proving
 
 
-def folder_for(data: Path, target: str, work: Path, name: str, bin_: Path) -> Path:
+def folder_for(data: Path, target: str, work: Path, name: str, bin_: Path, *options: str) -> Path:
     """A new folder with ``masked``, its recipe, ``base-model``, and the text of the rows, as a mistake would use it."""
     trainer = TRAINERS[name]
     folder = Path(tempfile.mkdtemp(dir=work))
     shutil.copytree(data / target / "masked", folder / "masked")
     with (folder / trainer.file).open("w") as out:
-        command = [sys.executable, "-m", "entrodrop_prep", "recipe", name, "masked"]
+        command = [sys.executable, "-m", "entrodrop_prep", "recipe", name, "masked", *options]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         subprocess.run(command, cwd=folder, env=environment, stdout=out, check=True)
     if trainer.checkpoint:
@@ -310,18 +314,19 @@ def prove_going_on(name: str, bin_: Path, folder: Path) -> BatchCheck:
 
 
 def prove_trainer(name: str, data: Path, work: Path) -> dict[str, Any]:
-    """Both targets, then every mistake and one label flipped."""
+    """Both targets, other settings, a run that is killed, then every mistake and one label flipped."""
     trainer = TRAINERS[name]
     bin_ = environment_of(name)
     found: dict[str, Any] = {"trainer": name, "version": version_of(bin_, trainer.package)}
-    for target in ("labels", "inputs"):
-        folder = folder_for(data, target, work, name, bin_)
+    other = ["--batch-size", "2", "--grad-accum", "3", "--lr", "0.001", *(["--lora", "4"] if trainer.lora else [])]
+    for target, options in (("labels", []), ("inputs", []), ("labels", other)):
+        folder = folder_for(data, target, work, name, bin_, *ON_A_CPU, *options)
         arrived = prove(folder / "masked", run(name, bin_, folder, []), trainer.labels_given)
         if arrived != everything(folder / "masked"):
             raise SystemExit(f"{arrived} came of {everything(folder / 'masked')}")
         found[target] = {"rows": arrived.rows, "tokens": arrived.tokens, "labels": arrived.labels}
-        print(f"{name} --target {target}: {arrived}", flush=True)
-    folder = folder_for(data, "labels", work, name, bin_)
+        print(f"{name} --target {target} {' '.join(options)}: {arrived}", flush=True)
+    folder = folder_for(data, "labels", work, name, bin_, *ON_A_CPU)
     arrived = prove_going_on(name, bin_, folder)
     if arrived != everything(folder / "masked"):
         raise SystemExit(f"gone on after it was killed: {arrived} came of {everything(folder / 'masked')}")
@@ -329,7 +334,7 @@ def prove_trainer(name: str, data: Path, work: Path) -> dict[str, Any]:
     print(f"{name}, killed and started again: {arrived}", flush=True)
     mistakes = {**trainer.wrong, "one label flipped": ([], "")}
     for mistake, (changes, said) in mistakes.items():
-        folder = folder_for(data, "labels", work, name, bin_)
+        folder = folder_for(data, "labels", work, name, bin_, *ON_A_CPU)
         if not changes:
             said = flip_a_label(folder / "masked")
         message = must_fail(data / "labels" / "masked", run(name, bin_, folder, changes), said)
