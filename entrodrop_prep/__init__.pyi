@@ -5,6 +5,7 @@ from entrodrop_prep.config import PushConfig as PushConfig
 from entrodrop_prep.config import Recipe as Recipe
 from entrodrop_prep.config import ScoreConfig as ScoreConfig
 from entrodrop_prep.config import ServeConfig as ServeConfig
+from entrodrop_prep.config import TrainingConfig as TrainingConfig
 from entrodrop_prep.errors import ArrivalError as ArrivalError
 from entrodrop_prep.errors import EntrodropError as EntrodropError
 from entrodrop_prep.errors import HubError as HubError
@@ -41,6 +42,7 @@ __all__ = [
     "ScoreConfig",
     "ScoreSummary",
     "ServeConfig",
+    "TrainingConfig",
     "__version__",
     "check_batches",
     "inspect",

@@ -107,7 +107,7 @@ def cli_page() -> str:
         ]
     parts += [
         "## Settings\n",
-        "The same settings as fields of `ScoreConfig`, `ServeConfig`, `MaterializeConfig`, `PushConfig` and `RecipeConfig`.\n"
+        f"The same settings as fields of {', '.join(f'`{c.__name__}`' for c in CONFIGS.values())}.\n"
         "*Resume*: an `identity`\n"
         "setting must be the same to continue a run ([format](format.md#what-may-differ-on-resume)), an `operation`\n"
         "setting may differ. *Recipe*: may be in a `--recipe` file, YAML or JSON\n"

@@ -63,12 +63,13 @@ def steps(facts: Facts, batch: int, accumulate: int, *, whole: bool) -> list[str
     """How many optimizer steps one pass takes, and whether one holds the rows of two epochs."""
     per_step = batch * accumulate
     product = f"{batch} x {accumulate} = {per_step}" if accumulate > 1 else str(batch)
+    whole = whole and accumulate > 1
     said = [
         f"{facts.rows:,} rows, {product} in an optimizer step of one process: {facts.rows:,} / {per_step}, rounded "
-        f"{'down' if whole and accumulate > 1 else 'up'}, = {facts.steps(batch, accumulate, whole=whole):,} steps. With "
-        "P processes a step holds P times as many rows."
+        f"{'down' if whole else 'up'}, = {facts.steps(batch, accumulate, whole=whole):,} steps. With P processes a "
+        "step holds P times as many rows."
     ]
-    if whole and accumulate > 1:
+    if whole:
         said.append("Batches at the end that are too few for a step are not trained on.")
     if any(e.rows % per_step for e in facts.epochs[:-1]):
         said.append(
@@ -97,10 +98,11 @@ def rising(facts: Facts) -> list[str]:
 
 def precision(facts: Facts, *, masters: bool) -> list[str]:
     """In which type weights are kept, and which of them are trained."""
-    if facts.training.lora:
+    rank = facts.training.lora
+    if rank:
         return [
-            f"LoRA: adapters of rank {facts.training.lora}, alpha {2 * facts.training.lora}, in float32 are trained and "
-            "saved; the frozen weights have the type that is computed in."
+            f"LoRA: adapters of rank {rank}, alpha {2 * rank}, in float32 are trained and saved; the frozen weights "
+            "have the type that is computed in."
         ]
     if not masters and facts.training.dtype != "float32":
         return [

@@ -16,7 +16,7 @@ import pytest
 
 import entrodrop_prep
 from entrodrop_prep import errors
-from entrodrop_prep.config import MaterializeConfig, Recipe, flag, settings
+from entrodrop_prep.config import MaterializeConfig, Recipe, RecipeConfig, flag, settings
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "entrodrop_prep" / "demo" / "model"
@@ -395,4 +395,5 @@ def test_the_settings_of_all_commands_are_documented_once() -> None:
         entrodrop_prep.ServeConfig,
         MaterializeConfig,
         entrodrop_prep.PushConfig,
+        RecipeConfig,
     }

@@ -52,7 +52,7 @@ class Trainer:
         environment: variables to run it with.
         checkpoint: a script of its environment that makes the model, where that is not a directory of transformers.
         labels_given: whether the model is called with the labels, so that they can be compared too.
-        accumulate: batches in a step, after each of which a checkpoint is written.
+        accumulate: batches in a step.
         going_on: arguments that make it go on from the checkpoint of a step, ``{}`` in them; the recipe's own command
             does, where there are none.
         lora: whether it has a recipe with adapters.
@@ -304,7 +304,9 @@ def prove_going_on(name: str, bin_: Path, folder: Path) -> BatchCheck:
     """Kill it in the middle of epoch 1, start it again, and prove what both runs trained on together."""
     trainer, stop = TRAINERS[name], 9
     first = run(name, bin_, folder, [], stop=stop)
-    steps, left_over = divmod(stop, trainer.accumulate)
+    every = int(re.findall(r"save_(?:steps|interval)\W+(\d+)", (folder / trainer.file).read_text(encoding="utf-8"))[0])
+    steps = stop // trainer.accumulate // every * every
+    left_over = stop - steps * trainer.accumulate
     (out,) = folder.glob("trained-*")
     more = [a.format(out / f"checkpoint-{steps}") for a in trainer.going_on]
     again = run(name, bin_, folder, [], *more)

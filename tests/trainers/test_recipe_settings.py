@@ -60,8 +60,8 @@ REACHED: dict[str, dict[str, Any]] = {
         **{"tuner_type": "lora", "lora_rank": "7", "lora_alpha": "14", "target_modules": "all-linear"},
     },
     "litgpt": {
-        **{"train.micro_batch_size": "3", "train.global_batch_size": "15", "optimizer.init_args.lr": "0.00002"},
-        "precision": "bf16-mixed",
+        **{"train.micro_batch_size": "3", "train.global_batch_size": "15", "precision": "bf16-mixed"},
+        "optimizer": '{"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.00002}}',
     },
 }
 
