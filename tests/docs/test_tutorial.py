@@ -16,10 +16,10 @@ pytestmark = pytest.mark.training
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALLER = (
-    ("files[:48]", "files[:4]"),
-    ("files[48:72]", "files[4:6]"),
+    ("files[:16]", "files[:4]"),
+    ("files[16:32]", "files[4:6]"),
     ("[:4000]", "[:1500]"),
-    ("--epochs 8", "--epochs 2"),
+    ("--epochs 10", "--epochs 2"),
 )
 
 
