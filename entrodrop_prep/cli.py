@@ -214,7 +214,7 @@ def materialize_command(**values: Any) -> None:
     again continues a run that was stopped; with the same --horizon, more --epochs add to a finished one.
     """
     config = MaterializeConfig.load(**values)
-    for text in (*config.sources, *config.plain, *([config.eval] if config.eval else [])):
+    for text in (*config.sources, *config.plain, *config.against_scores, *([config.eval] if config.eval else [])):
         places.check_named(text, "scored")
     if config.dry_run:
         from entrodrop_prep.export.estimate import estimate
@@ -239,6 +239,7 @@ def materialize_command(**values: Any) -> None:
             f"({summary.written_tokens / max(summary.seconds, 1e-9):,.0f} tokens/s) into {summary.directory}"
         )
     sources = " ".join(f"--against {shlex.quote(without_weight(s))}" for s in (*config.sources, *config.plain))
+    sources += "".join(f" --against-scores {shlex.quote(s)}" for s in config.against_scores)
     _say(f"look at it: entrodrop report {shlex.quote(str(summary.directory))} {sources}")
     if summary.pushed:
         _say_pushed(summary.pushed)
@@ -274,6 +275,17 @@ def _say_pushed(summary: PushSummary) -> None:
     _say(f"  {summary.load}")
 
 
+AgainstScores = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--against-scores",
+        metavar="[NAME=]SCORED2",
+        help="Scored directory that those of --against were compared with (--select low-excess, high-excess); as "
+        "`materialize` was given it.",
+    ),
+]
+
+
 @app.command("verify")
 def verify_command(
     directory: Directory,
@@ -286,6 +298,7 @@ def verify_command(
             "eval=SCORED proves the validation rows. May be repeated.",
         ),
     ] = None,
+    against_scores: AgainstScores = None,
     revision: Annotated[
         str | None,
         typer.Option(
@@ -303,11 +316,11 @@ def verify_command(
     Exits with 0 if it holds and with 2 if not.
     """
     places.check_directory(directory, hub=True)
-    for text in against or ():
+    for text in (*(against or ()), *(against_scores or ())):
         places.check_named(text, "scored", hub=True)
     from entrodrop_prep.verification.run import verify
 
-    report = verify(directory, against or None, revision)
+    report = verify(directory, against or None, revision, against_scores or ())
     for line in report.notes:
         _say(line)
     for finding in report.findings:
@@ -353,6 +366,7 @@ def report_command(
             "May be repeated.",
         ),
     ] = None,
+    against_scores: AgainstScores = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -376,13 +390,17 @@ def report_command(
     It is a single file that loads nothing from a network. Of a scored directory it shows what a recipe would drop.
     """
     places.check_directory(directory)
-    for text in against or ():
+    for text in (*(against or ()), *(against_scores or ())):
         places.check_named(text, "scored")
     if recipe:
         places.check_file(recipe, "--recipe", "recipe")
     from entrodrop_prep.verification.report import report
 
-    _say(f"wrote {report(directory, out, against=against, recipe=recipe, epochs=epochs, rows=rows, seed=seed)}")
+    compared = against_scores or ()
+    page = report(
+        directory, out, against=against, against_scores=compared, recipe=recipe, epochs=epochs, rows=rows, seed=seed
+    )
+    _say(f"wrote {page}")
 
 
 @app.command("recipe")

@@ -22,8 +22,9 @@ EXTRA_COLUMNS = ("n_trainable", "position_ids", "seq_lengths")
 class Selection(NamedTuple):
     """Which tokens may be dropped: those on one side of a threshold of a score."""
 
-    score: Literal["entropy", "logprob"] | None
-    """The column of scores that is compared; None where any token may be dropped."""
+    score: Literal["entropy", "surprisal", "excess"] | None
+    """What is compared, nats; None where any token may be dropped. Surprisal is -logprob; excess is the surprisal of
+    these scores minus that of ``against_scores``."""
     high: bool = False
     """Whether those at the threshold and above are selected, else those at it and below."""
 
@@ -32,8 +33,15 @@ SELECTIONS = {
     "low-entropy": Selection("entropy"),
     "high-entropy": Selection("entropy", high=True),
     "random": Selection(None),
+    "low-surprisal": Selection("surprisal"),
+    "high-surprisal": Selection("surprisal", high=True),
+    "low-excess": Selection("excess"),
+    "high-excess": Selection("excess", high=True),
 }
 """The values of ``select``."""
+
+DRAWN = ("random", "uniform")
+"""Values of ``drop_token`` that draw a token: from the corpus's frequencies, or each id as often as any other."""
 
 if TYPE_CHECKING:
     Select = str
@@ -56,20 +64,23 @@ class Recipe:
     drop_token: Annotated[
         str,
         Setting(
-            "Replacement for a dropped input id: random draws from the corpus's unigram distribution, special tokens "
-            "excluded.",
-            metavar="random|ID|TEXT",
+            "Replacement for a dropped input id: random draws from the corpus's unigram distribution, uniform from the "
+            "tokenizer's whole vocabulary, both without special tokens.",
+            metavar="random|uniform|ID|TEXT",
         ),
     ] = "random"
     select: Annotated[
         Select,
-        Setting("Which tokens may be dropped; high-entropy and random are control arms."),
+        Setting(
+            "Which tokens may be dropped; high-entropy and random are control arms. Surprisal is -logprob; excess is "
+            "the surprisal here minus that in --against-scores."
+        ),
     ] = "low-entropy"
     quantile: Annotated[
         float | None,
         Setting(
-            "Share of the trainable tokens that may be dropped: those of lowest entropy, with --select high-entropy "
-            "those of highest; with --select random any may, at that share of the drop rate.",
+            "Share of the trainable tokens that may be dropped: those of lowest entropy, surprisal or excess, with "
+            "--select high-... those of highest; with --select random any may, at that share of the drop rate.",
             ge=0,
             le=1,
             default_text="0.5",
@@ -78,9 +89,8 @@ class Recipe:
     threshold: Annotated[
         float | None,
         Setting(
-            "Entropy in nats, instead of --quantile: tokens at it or below may be dropped, with --select high-entropy "
-            "those at it or above.",
-            ge=0,
+            "Entropy, surprisal or excess in nats, instead of --quantile: tokens at it or below may be dropped, with "
+            "--select high-... those at it or above.",
             metavar="NATS",
         ),
     ] = None
@@ -162,7 +172,7 @@ class Recipe:
     @property
     def needs_logprob(self) -> bool:
         """Whether log-probabilities decide anything."""
-        return self.keep_surprising is not None or self.selection.score == "logprob"
+        return self.keep_surprising is not None or self.selection.score == "surprisal"
 
     def check(self) -> None:
         """Rules that span several fields. Raises ConfigError."""
@@ -170,7 +180,12 @@ class Recipe:
             raise ConfigError("--quantile and --threshold exclude each other", fix="give one of them")
         if self.threshold is not None and self.selection.score is None:
             raise ConfigError(
-                f"--select {self.select} has no entropy threshold", fix="give --quantile, the share that may be dropped"
+                f"--select {self.select} has no threshold", fix="give --quantile, the share that may be dropped"
+            )
+        if self.threshold is not None and self.threshold < 0 and self.selection.score != "excess":
+            raise ConfigError(
+                f"--threshold {self.threshold:g} is below 0, and {self.selection.score} never is",
+                fix="give a number from 0 on",
             )
         if self.scope not in ("corpus", "row", "source") and self.scope_column is None:
             raise ConfigError(
@@ -237,6 +252,17 @@ class MaterializeConfig(Recipe):
         Setting(
             "Source whose rows are mixed in and never masked (replay). May be repeated.",
             metavar="NAME=SCORED[:WEIGHT]",
+            role="operation",
+            repeat=True,
+            whole=True,
+        ),
+    ] = ()
+    against_scores: Annotated[
+        tuple[str, ...],
+        Setting(
+            "For --select low-excess and high-excess: scores of the same rows by another model, whose surprisal is "
+            "subtracted. With several sources, once for each that is masked.",
+            metavar="[NAME=]SCORED2",
             role="operation",
             repeat=True,
             whole=True,
@@ -347,6 +373,16 @@ class MaterializeConfig(Recipe):
         if not self.sources:
             raise ConfigError("SCORED is missing", fix="give a scored directory")
         self.check()
+        if self.selection.score == "excess" and not self.against_scores:
+            raise ConfigError(
+                f"--select {self.select} compares two scored directories",
+                fix="add --against-scores SCORED2, the same rows scored by another model",
+            )
+        if self.against_scores and self.selection.score != "excess":
+            raise ConfigError(
+                f"--against-scores has no use with --select {self.select}",
+                fix="give --select low-excess or high-excess, or leave it out",
+            )
         self.epochs_to_write()
         check_worker(self)
         if self.worker and self.push_to_hub:

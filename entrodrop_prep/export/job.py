@@ -16,7 +16,7 @@ from entrodrop_prep.export.epoch import Layout, Part, ShardCounts, folder
 from entrodrop_prep.export.identity import identity_of
 from entrodrop_prep.masking import epoch_rows
 from entrodrop_prep.masking.epoch_rows import EpochRows, Spec
-from entrodrop_prep.masking.sources import SOURCE, Source, Sources, open_eval, open_sources
+from entrodrop_prep.masking.sources import AGAINST, SOURCE, Source, Sources, open_eval, open_sources
 from entrodrop_prep.store.layout import PLAIN, VALIDATION
 from entrodrop_prep.store.parallel import cores
 from entrodrop_prep.store.schema import masked_schema
@@ -34,7 +34,8 @@ class Job:
     @property
     def directories(self) -> list[ScoredDataset]:
         """Every scored directory that is read."""
-        return [*(s.scored for s in self.sources.all), *([self.validation] if self.validation else [])]
+        compared = [s.against for s in self.sources.all if s.against]
+        return [*(s.scored for s in self.sources.all), *compared, *([self.validation] if self.validation else [])]
 
     @property
     def jobs(self) -> int:
@@ -46,12 +47,18 @@ class Job:
         """What the masked files depend on."""
         if self.sources.named:
             described = {
-                s.name: {"scored": s.scored.content_digest, "weight": s.weight, **({"plain": True} if s.plain else {})}
+                s.name: {
+                    "scored": s.scored.content_digest,
+                    "weight": s.weight,
+                    **({"plain": True} if s.plain else {}),
+                    **_against(s),
+                }
                 for s in self.sources.all
             }
             content: dict[str, Any] = {"sources": described}
         else:
-            content = {"scored": self.sources.all[0].scored.content_digest, "source": SOURCE}
+            only = self.sources.all[0]
+            content = {"scored": only.scored.content_digest, "source": SOURCE, **_against(only)}
         if self.validation:
             content[VALIDATION] = self.validation.content_digest
         return identity_of(content, self.config)
@@ -64,10 +71,11 @@ class Job:
     @property
     def cache_bytes(self) -> int:
         """About how many bytes the scored rows take on the disk while masked ones are made from them."""
-        scores = 2 if self.config.keep_surprising is not None else 1
         width = max((s.scored.score_dtype.itemsize for s in self.sources.masked), default=2)
-        rows, tokens = (sum(e[n] for d in self.directories for e in d.files) for n in ("rows", "tokens"))
-        return int(tokens) * (6 + scores * width) + int(rows) * 24
+        scores = width * (2 if self.config.needs_logprob else 1) + 4 * bool(self.config.against_scores)
+        read = [*(s.scored for s in self.sources.all), *([self.validation] if self.validation else [])]
+        rows, tokens = (sum(e[n] for d in read for e in d.files) for n in ("rows", "tokens"))
+        return int(tokens) * (6 + scores) + int(rows) * 24
 
     def plan(self, epochs: Iterable[int]) -> None:
         """What will be asked for. Raises ConfigError for what cannot be; no row is read."""
@@ -125,6 +133,10 @@ class Job:
             described["utilisation"] = tokens / max(1, rows * part.packed.limit)
             described |= {"rows_cut": part.packed.rows_cut, "pieces_left_out": part.packed.pieces_left_out}
         return described
+
+
+def _against(source: Source) -> dict[str, str]:
+    return {AGAINST: source.against.content_digest} if source.against else {}
 
 
 def layout_of(rows: EpochRows, epoch: int) -> Layout:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from entrodrop_prep.masking.sources import Source
+from entrodrop_prep.masking.sources import AGAINST, Source
 from entrodrop_prep.store import digest
 from entrodrop_prep.store.environment import host_environment
 from entrodrop_prep.store.scored import ScoredDataset
@@ -14,8 +14,11 @@ _FILES = 8
 """Names of files that a footer gives; of more it gives number and digest."""
 
 
-def summary_of(scored: ScoredDataset) -> dict[str, Any]:
-    """What the manifest says of a scored directory: what was settled before it was scored, and what scored it."""
+def summary_of(scored: ScoredDataset, against: ScoredDataset | None = None) -> dict[str, Any]:
+    """What the manifest says of a scored directory: what was settled before it was scored, and what scored it.
+
+    ``against``: the scores that they were compared with.
+    """
     found = scored.manifest
     environments = [e["environment"] for e in found.get("environments", [])]
     return {
@@ -27,18 +30,19 @@ def summary_of(scored: ScoredDataset) -> dict[str, Any]:
         "source": found["source"],
         "tokenizer": found["tokenizer"],
         **({"environments": environments} if environments else {}),
+        **({AGAINST: summary_of(against)} if against else {}),
     }
 
 
 def source_summary(source: Source, *, named: bool) -> dict[str, Any]:
     """As ``summary_of``, with the source's weight in a mixture."""
     role = {"name": source.name, "weight": source.weight, "plain": source.plain} if named else {}
-    return {**role, **summary_of(source.scored)}
+    return {**role, **summary_of(source.scored, source.against)}
 
 
 def stamp(sources: Iterable[Source], validation: ScoredDataset | None) -> list[dict[str, Any]]:
     """What each Parquet footer says of the scores. Nothing in it depends on names of directories."""
-    summary = [stamped(s.name, summary_of(s.scored)) for s in sources]
+    summary = [stamped(s.name, summary_of(s.scored, s.against)) for s in sources]
     return [*summary, *([stamped("validation", summary_of(validation))] if validation else [])]
 
 

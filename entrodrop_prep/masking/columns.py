@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from entrodrop_prep.masking.histogram import EntropyHistogram
 from entrodrop_prep.masking.mask import any_per_row
 from entrodrop_prep.masking.sources import Source, Sources
 from entrodrop_prep.store.parallel import in_order
-from entrodrop_prep.store.rows import Rows, to_rows
+from entrodrop_prep.store.rows import Rows, stored_scores, to_rows
+from entrodrop_prep.store.scored import ScoredDataset
 
 MAX_VALUES = 1000
 """Values of a column that may have thresholds of their own."""
@@ -39,9 +40,10 @@ class Columns:
     """R rows of N tokens by (source, row_id, window), each array a file of the directory.
 
     ``source``, ``row_id``, ``window``, ``length`` and, with thresholds by column, ``group`` are [R]; ``input_ids``,
-    ``entropy`` (NaN for null), ``loss_mask`` and, where it is looked at, ``logprob`` are [N], as in ``Rows``. In memory
-    are 8 bytes a row, where each begins; of the files, pages that the operating system may take back. What is [R] is
-    checked on opening, what is [N] when it is read. Raises IntegrityError for files that are not those written.
+    ``entropy`` (NaN for null), ``loss_mask`` and, where they are looked at, ``logprob`` and ``excess`` are [N], as in
+    ``Rows``. In memory are 8 bytes a row, where each begins; of the files, pages that the operating system may take
+    back. What is [R] is checked on opening, what is [N] when it is read. Raises IntegrityError for files that are not
+    those written.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -82,7 +84,7 @@ class Columns:
         a, b = int(self.starts[first]), int(self.starts[stop])
         self._look((b - a) * TOKEN_BYTES)
         found = {}
-        for name in ("input_ids", "entropy", "loss_mask", "logprob"):
+        for name in ("input_ids", "entropy", "loss_mask", "logprob", "excess"):
             if name in self.arrays:
                 self.arrays.check(name, np.array([a]), np.array([b]))
                 found[name] = self.arrays[name][a:b]
@@ -95,6 +97,7 @@ class Columns:
             logprob=found.get("logprob"),
             loss_mask=found["loss_mask"],
             group=self.arrays["group"][first:stop] if "group" in self.arrays else None,
+            excess=found.get("excess"),
         )
 
     def take(self, index: NDArray[np.integer], flags: Arrays) -> Rows:
@@ -223,12 +226,13 @@ def write_columns(
     dtype = np.result_type(*(s.scored.score_dtype for s in sources.masked)) if sources.masked else np.dtype(np.float16)
 
     def parts() -> Iterator[dict[str, NDArray[Any]]]:
-        batches = _batches(sources, column, logprob)
+        compared = any(s.against for s in sources.all)
+        batches = _batches(sources, column, logprob or compared)
         for found in in_order(lambda given: _read(*given, dtype, column, logprob), batches, jobs):
             facts["rows_without_loss"] += found.left_out
             spread.merge(found.spread)
             groups = values.groups(sources.all[found.source], found) if column else None
-            yield _arrays(found, groups)
+            yield _arrays(found, groups, logprob=logprob, excess=compared)
         facts["values"], facts["spread"] = list(values.codes), spread.summary()["counts"]
 
     write_arrays(directory, parts(), facts, lasting=lasting)
@@ -237,8 +241,42 @@ def write_columns(
 def _batches(sources: Sources, column: str | None, logprob: bool) -> Iterator[tuple[int, Source, pa.RecordBatch]]:
     for index, source in enumerate(sources.all):
         scores = [] if source.plain else ["entropy", *(["logprob"] if logprob else []), *([column] if column else [])]
-        for batch in source.scored.batches(["row_id", "window", "input_ids", "loss_mask", *scores]):
+        batches = source.scored.batches(["row_id", "window", "input_ids", "loss_mask", *scores])
+        for batch in batches if source.against is None else _compared(source, source.against, batches):
             yield index, source, batch
+
+
+def _compared(source: Source, other: ScoredDataset, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The batches with the column ``other``: the log-probabilities of the same rows in the scores compared with.
+
+    Raises ConfigError where these have other rows.
+    """
+    same = ["row_id", "window", "input_ids"]
+    names = [*same, "logprob"]
+    more = (pa.Table.from_batches([b]).select(names).replace_schema_metadata() for b in other.batches(names))
+    rest = next(more)
+    for batch in batches:
+        while len(rest) < len(batch) and (following := next(more, None)) is not None:
+            rest = pa.concat_tables([rest, following])
+        part, rest = rest.slice(0, len(batch)), rest.slice(len(batch))
+        one, two = (t.select(same).to_batches() for t in (pa.Table.from_batches([batch]), part.combine_chunks()))
+        differ = _first_difference(one[0], two[0] if two else one[0].slice(0, 0))
+        if differ is not None:
+            raise ConfigError(
+                f"--against-scores has other rows than {source.scored.directory}: they differ first at row "
+                f"{batch.column('row_id')[differ]}",
+                where=str(other.directory),
+                fix="score the same source with the same tokenizer, template and windows",
+            )
+        yield batch.append_column("other", part.combine_chunks()["logprob"].chunk(0))
+
+
+def _first_difference(one: pa.RecordBatch, two: pa.RecordBatch) -> int | None:
+    """The first position at which rows have other values, or are missing in ``two``."""
+    alike = len(one) == len(two) and all(a.equals(b) for a, b in zip(one.columns, two.columns, strict=True))
+    if alike:
+        return None
+    return next((r for r in range(len(two)) if one.slice(r, 1).to_pylist() != two.slice(r, 1).to_pylist()), len(two))
 
 
 def _read(
@@ -259,13 +297,17 @@ def _read(
     else:
         rows = to_rows(batch)
         spread.add(np.compress(rows.trainable, rows.entropy))
+        excess = None
+        if "other" in batch.schema.names and rows.logprob is not None:
+            excess = stored_scores(batch, "other").astype(np.float32) - rows.logprob.astype(np.float32)
         as_one = {n: v.astype(dtype, copy=False) for n in ("entropy", "logprob") if (v := getattr(rows, n)) is not None}
-        rows = replace(rows, **as_one)
+        rows = replace(rows, excess=excess, **as_one)
     return _Read(index, rows, left_out, spread, batch.column(column) if column and not source.plain else None)
 
 
-def _arrays(found: _Read, groups: NDArray[np.int32] | None) -> dict[str, NDArray[Any]]:
+def _arrays(found: _Read, groups: NDArray[np.int32] | None, *, logprob: bool, excess: bool) -> dict[str, NDArray[Any]]:
     rows = found.rows
+    none = np.full(len(rows.input_ids), np.nan, np.float32)
     arrays: dict[str, NDArray[Any] | None] = {
         "source": np.full(len(rows.row_id), found.source, np.int32),
         "row_id": rows.row_id,
@@ -274,7 +316,8 @@ def _arrays(found: _Read, groups: NDArray[np.int32] | None) -> dict[str, NDArray
         "group": groups,
         "input_ids": rows.input_ids,
         "entropy": rows.entropy,
-        "logprob": rows.logprob,
+        "logprob": rows.logprob if logprob else None,
+        "excess": (none if rows.excess is None else rows.excess) if excess else None,
         "loss_mask": rows.loss_mask,
     }
     return {name: array for name, array in arrays.items() if array is not None}

@@ -67,7 +67,10 @@ class Spec:
     @property
     def columns_name(self) -> str:
         """A name for the columns that the rows are made from."""
-        read = [[s.scored.content_digest, s.plain] for s in self.sources.all]
+        read = [
+            [s.scored.content_digest, s.plain, *([s.against.content_digest] if s.against else [])]
+            for s in self.sources.all
+        ]
         return digest.of_json([_FORMAT, read, self.column, self.config.needs_logprob])[:32]
 
     @property

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entrodrop_prep.config import Recipe
+from entrodrop_prep.config.masking import DRAWN
 from entrodrop_prep.errors import ConfigError
 from entrodrop_prep.masking.counter import DROP, REPLACE, rate_limit, stream_key, token_words64, tokens_below
 from entrodrop_prep.masking.quantile import quantile_of, row_thresholds
@@ -50,11 +51,11 @@ class MaskPlan:
         many = self.recipe.selection.score is not None and self.recipe.scope_column is not None
         if (self.tau is not None) != one or (self.taus is not None) != many:
             raise ValueError(f"tau is {self.tau}, taus {self.taus} for a recipe that says otherwise")
-        if (self.drop_token_id is None) != (self.recipe.drop_token == "random"):
+        if (self.drop_token_id is None) != (self.recipe.drop_token in DRAWN):
             raise ValueError(f"drop_token_id is {self.drop_token_id} for --drop-token {self.recipe.drop_token}")
         if self.recipe.target != "labels" and self.drop_token_id is None and not self._draws.any():
             raise ConfigError(
-                "--drop-token random has no token to draw: the corpus holds special tokens only",
+                f"--drop-token {self.recipe.drop_token} has no token to draw: there are special tokens only",
                 fix="give --drop-token an id or a token, or use --target labels",
             )
 

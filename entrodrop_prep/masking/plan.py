@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entrodrop_prep.config import Recipe
+from entrodrop_prep.config.masking import DRAWN
 from entrodrop_prep.errors import ConfigError
 from entrodrop_prep.masking.columns import Columns
 from entrodrop_prep.masking.curriculum import epoch_rates, row_rates
@@ -56,7 +57,7 @@ def thresholds(sources: Sources, recipe: Recipe, columns: Columns, jobs: int) ->
                 source = sources.all[columns.arrays["source"][first]]
                 yield found, np.full(len(found), masked.index(source))
 
-    dtype = columns.arrays[score].dtype
+    dtype = np.dtype(np.float32) if score == "excess" else columns.arrays["entropy"].dtype
     if groups != 1:
         return group_thresholds(grouped, dtype, groups, q, high=high)
     histogram = Histogram(dtype)
@@ -126,10 +127,12 @@ def threshold_summary(sources: Sources, recipe: Recipe, taus: Taus | None, value
 
 
 def replacements(scored: ScoredDataset, recipe: Recipe, unigram: Counts) -> Counts | None:
-    """How often each id is drawn: ``unigram`` without special tokens; None where none is drawn."""
-    if recipe.target == "labels" or recipe.drop_token != "random":
+    """How often each id is drawn, special tokens never: ``unigram``, or all alike; None where none is drawn."""
+    if recipe.target == "labels" or recipe.drop_token not in DRAWN:
         return None
     draws = unigram.copy()
+    if recipe.drop_token == "uniform":
+        draws[:] = np.isin(np.arange(len(draws)), list(scored.tokenizer().get_vocab().values()))
     draws[[i for i in scored.special_ids if i < len(draws)]] = 0
     return draws
 
@@ -151,12 +154,12 @@ def protected_ids(scored: ScoredDataset, protect: str) -> np.ndarray[Any, np.dty
 
 
 def drop_token_id(scored: ScoredDataset, recipe: Recipe, unigram: Counts) -> int | None:
-    """The id that ``--drop-token`` means, None for random.
+    """The id that ``--drop-token`` means, None where it is drawn.
 
     Raises ConfigError for pad, EOS, or what is not one token; warns of a token the model can hardly know.
     """
     text = recipe.drop_token
-    if text == "random" or recipe.target == "labels":
+    if text in DRAWN or recipe.target == "labels":
         return None
     tokenizer = scored.tokenizer()
     vocabulary = tokenizer.get_vocab()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +17,8 @@ from entrodrop_prep.store.shards import local_directory
 
 SOURCE = "source"
 """Name of a dataset in the masks' keys where there is only one."""
+AGAINST = "against_scores"
+"""Key of the scores compared with, in the identity and in the manifest."""
 EVAL = "eval"
 """No source's name: ``verify --against eval=SCORED`` means the validation rows."""
 MIN_WEIGHT, MAX_WEIGHT = 0.001, 100.0
@@ -32,6 +34,8 @@ class Source:
     scored: ScoredDataset
     weight: float = 1.0
     plain: bool = False
+    against: ScoredDataset | None = None
+    """Scores of the same rows, whose surprisal is subtracted."""
 
     @property
     def times(self) -> int:
@@ -101,12 +105,50 @@ def open_sources(config: MaterializeConfig) -> Sources:
     for one, other in zip(sorted(opened, key=_name), sorted(opened, key=_name)[1:], strict=False):
         if one.name == other.name:
             raise ConfigError(f"two sources have the name {one.name!r}", fix="give each a name of its own")
-    sources = Sources(tuple(sorted(opened, key=_name)), named=not (alone and len(opened) == 1))
+    sources = Sources(tuple(sorted(_with_against(opened, config), key=_name)), named=not (alone and len(opened) == 1))
     check_tokenizers(s.scored for s in sources.all)
     _check_column(sources.masked, config)
     for source in sources.masked:
         _check_logprob(source.scored, config)
     return sources
+
+
+def _with_against(opened: list[Source], config: MaterializeConfig) -> list[Source]:
+    """The sources with the scores that theirs are compared with. Raises ConfigError where these do not fit."""
+    if not config.against_scores:
+        return opened
+    masked = [s.name for s in opened if not s.plain]
+    named = [(text, *named_path(text)) for text in config.against_scores]
+    given = dict((SOURCE, text) if masked == [SOURCE] != [name] else (name, path) for text, name, path in named)
+    if len(config.against_scores) != len(masked) or set(given) != set(masked):
+        raise ConfigError(
+            f"{len(masked)} sources are masked ({', '.join(masked)}), and --against-scores is given "
+            f"{len(config.against_scores)} times",
+            fix="give it once" if masked == [SOURCE] else "give --against-scores NAME=SCORED2 once for each of them",
+        )
+    return [s if s.plain else replace(s, against=_other(s.scored, given[s.name])) for s in opened]
+
+
+def _other(scored: ScoredDataset, path: str) -> ScoredDataset:
+    """The scores to compare with. Raises ConfigError where their rows cannot be those of ``scored``."""
+    other = _open(path)
+    check_tokenizers([scored, other])
+    for one in (scored, other):
+        if not one.has_logprob:
+            raise ConfigError(
+                "the excess needs log-probabilities, and the scored dataset has none",
+                where=str(one.directory),
+                fix="score again without --no-logprob",
+            )
+    sizes = [[one.manifest["counts"][name] for name in ("windows", "tokens")] for one in (scored, other)]
+    if sizes[0] != sizes[1]:
+        raise ConfigError(
+            f"--against-scores has {sizes[1][0]:,} windows of {sizes[1][1]:,} tokens, {scored.directory} "
+            f"{sizes[0][0]:,} of {sizes[0][1]:,}",
+            where=str(other.directory),
+            fix="score the same source with the same tokenizer, template and windows",
+        )
+    return other
 
 
 def open_eval(config: MaterializeConfig, sources: Sources) -> ScoredDataset | None:
@@ -164,10 +206,22 @@ def spec(name: str, path: str, weight: float) -> str:
     return f"{name}={path}:{weight!r}"
 
 
-def arguments(identity: dict[str, Any], given: Mapping[str, str]) -> dict[str, list[str]]:
-    """The sources of a masked directory as ``materialize`` takes them; ``given`` are their directories by name."""
+def compared_with(identity: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> content digest of the scores that those of a masked directory's sources were compared with."""
+    recorded = identity.get("sources") or {SOURCE: identity}
+    return {name: one[AGAINST] for name, one in recorded.items() if AGAINST in one}
+
+
+def arguments(
+    identity: dict[str, Any], given: Mapping[str, str], against: Mapping[str, str] | None = None
+) -> dict[str, list[str]]:
+    """The sources of a masked directory as ``materialize`` takes them, and what they were compared with.
+
+    ``given`` and ``against`` are their directories by name.
+    """
     if "sources" not in identity:
-        return {"scored": [f"./{given[SOURCE]}" if named_path(given[SOURCE])[0] else given[SOURCE]]}
+        found = {"scored": [f"./{given[SOURCE]}" if named_path(given[SOURCE])[0] else given[SOURCE]]}
+        return found | ({AGAINST: [against[SOURCE]]} if against else {})
     masked, plain = (
         [
             spec(n, given[n], recorded["weight"])
@@ -176,13 +230,15 @@ def arguments(identity: dict[str, Any], given: Mapping[str, str]) -> dict[str, l
         ]
         for p in (False, True)
     )
-    return {"scored": masked, "plain": plain}
+    found = {"scored": masked, "plain": plain}
+    return found | ({AGAINST: [f"{n}={path}" for n, path in against.items()]} if against else {})
 
 
 def _check_logprob(scored: ScoredDataset, recipe: Recipe) -> None:
-    if recipe.keep_surprising is not None and not scored.has_logprob:
+    if recipe.needs_logprob and not scored.has_logprob:
+        what = f"--select {recipe.select}" if recipe.keep_surprising is None else "--keep-surprising"
         raise ConfigError(
-            "--keep-surprising needs log-probabilities, and the scored dataset has none",
+            f"{what} needs log-probabilities, and the scored dataset has none",
             where=str(scored.directory),
             fix="score again without --no-logprob, or leave it out",
         )

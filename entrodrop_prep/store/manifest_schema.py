@@ -122,10 +122,16 @@ class Provenance(Open):
     environments: list[Versions] = []
 
 
-class Scored(Provenance):
-    """The one scored directory, which has no name."""
+class Compared(Provenance):
+    """Scores of the same rows that a source's were compared with."""
 
     content_digest: Digest
+
+
+class Scored(Compared):
+    """The one scored directory, which has no name."""
+
+    against_scores: Compared = ABSENT
 
 
 class NamedScored(Scored):
@@ -142,6 +148,7 @@ class SourceWeight(Closed):
     scored: Digest
     weight: Annotated[float, Field(gt=0, le=1000)]
     plain: bool = False
+    against_scores: Digest = ABSENT
 
 
 class MaskedIdentity(Open):
@@ -152,6 +159,7 @@ class MaskedIdentity(Open):
     compression: Text
     horizon: Positive
     scored: Digest = ABSENT
+    against_scores: Digest = ABSENT
     sources: dict[str, SourceWeight] = ABSENT
     validation: Digest = ABSENT
     plain_config: bool = False

@@ -38,6 +38,8 @@ class Rows:
     """[R] which of ``MaskPlan.taus`` is each row's threshold; None where the plan has none."""
     eligible: NDArray[np.bool_] | None = None
     """[N] ``eligible_tokens`` of these rows, where that is known."""
+    excess: NDArray[np.float32] | None = None
+    """[N] nats, surprisal minus that in the scores compared with; NaN where it is null; None where there are none."""
 
     def __post_init__(self) -> None:
         n, rows = len(self.input_ids), len(self.row_id)
@@ -52,6 +54,14 @@ class Rows:
     def lengths(self) -> NDArray[np.int64]:
         """[R] tokens of each row."""
         return np.diff(self.offsets)
+
+    @property
+    def surprisal(self) -> NDArray[Any]:
+        """[N] -logprob, exact, in its number format: nats, NaN where it is null. Raises ValueError without logprob."""
+        if self.logprob is None:
+            raise ValueError("the rows have no log-probabilities")
+        surprisal: NDArray[Any] = np.subtract(0, self.logprob)  # never -0.0
+        return surprisal
 
     @cached_property
     def trainable(self) -> NDArray[np.bool_]:

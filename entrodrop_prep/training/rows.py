@@ -14,7 +14,7 @@ from entrodrop_prep.config import RECIPE_FIELDS, MaterializeConfig, build, setti
 from entrodrop_prep.errors import ConfigError, IntegrityError, SourceError
 from entrodrop_prep.export.job import layout_of, open_job
 from entrodrop_prep.masking.assembly import MaskedColumns, positions
-from entrodrop_prep.masking.sources import SOURCE, arguments
+from entrodrop_prep.masking.sources import AGAINST, SOURCE, arguments, compared_with
 from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.schema import MASKED, family
 from entrodrop_prep.store.scored import ScoredDataset
@@ -78,6 +78,7 @@ class MaskedRows:
         recipe: str | Path | None = None,
         *,
         plain: str | Sequence[str] = (),
+        against_scores: str | Path | Sequence[str] = (),
         cache_dir: str | Path | None = None,
         **recipe_settings: Any,
     ) -> MaskedRows:
@@ -87,6 +88,7 @@ class MaskedRows:
             scored: a scored directory, or several as ``NAME=SCORED[:WEIGHT]``.
             recipe: YAML or JSON file of settings.
             plain: a source whose rows are never masked, or several.
+            against_scores: the scores compared with, for ``select`` low-excess and high-excess.
             cache_dir: see ``MaskedRows``.
             recipe_settings: those of a recipe, by name: ``epochs=4, quantile=0.3``; they win over the file. And those
                 that change the rows: ``pack``, ``add_columns``, ``rows_multiple``.
@@ -101,6 +103,7 @@ class MaskedRows:
         given: dict[str, Any] = {
             "scored": str(scored) if isinstance(scored, Path) else scored,
             "plain": (plain,) if isinstance(plain, str) else tuple(plain),
+            AGAINST: against_scores,
         }
         file = None if recipe is None else str(recipe)
         config = MaterializeConfig.load(file, out=_NOWHERE, **given, **recipe_settings)
@@ -108,13 +111,19 @@ class MaskedRows:
 
     @classmethod
     def like(
-        cls, masked: str | Path, scored: str | Path | Mapping[str, str], *, cache_dir: str | Path | None = None
+        cls,
+        masked: str | Path,
+        scored: str | Path | Mapping[str, str],
+        *,
+        against_scores: str | Path | Mapping[str, str] | None = None,
+        cache_dir: str | Path | None = None,
     ) -> MaskedRows:
         """The rows of every epoch of a masked directory's recipe, from the scores that it was made from.
 
         Args:
             masked: what ``materialize`` wrote; only its manifest is read.
             scored: the scored directory; for named sources the directory of each by name.
+            against_scores: in the same form the scores that these were compared with.
             cache_dir: see ``MaskedRows``.
 
         Raises:
@@ -124,19 +133,22 @@ class MaskedRows:
         path = local_directory(str(masked))
         described = manifest.read(path, MASKED)
         was = {name: value for name, value in described["identity"].items() if name != "validation"}
-        given = {SOURCE: str(scored)} if not isinstance(scored, Mapping) else {n: str(p) for n, p in scored.items()}
-        wanted = sorted(was.get("sources", {SOURCE: None}))
-        if sorted(given) != wanted:
-            fix = "give their directories by name" if "sources" in was else "give one directory"
-            raise ConfigError(f"it was made from {', '.join(wanted)}, not {', '.join(given)}", where=str(path), fix=fix)
+        given, others = _by_name(scored), _by_name(against_scores)
         recorded = {n: s["scored"] for n, s in was["sources"].items()} if "sources" in was else {SOURCE: was["scored"]}
-        for name, position in given.items():
-            if ScoredDataset(local_directory(position)).content_digest != recorded[name]:
-                raise IntegrityError(
-                    f"{path} was not made from it: the content digests differ", where=position, fix="give those scores"
-                )
+        for what, found, wanted in (("made from", given, recorded), ("compared with", others, compared_with(was))):
+            if sorted(found) != sorted(wanted):
+                names = [", ".join(sorted(n)) or "nothing" for n in (wanted, found)]
+                fix = "give their directories by name" if "sources" in was else "give one directory"
+                fix = fix if what == "made from" else "give against_scores as materialize had them"
+                raise ConfigError(f"it was {what} {names[0]}, not {names[1]}", where=str(path), fix=fix)
+            for name, position in found.items():
+                if ScoredDataset(local_directory(position)).content_digest != wanted[name]:
+                    raise IntegrityError(
+                        f"{path} was not {what} it: the content digests differ", where=position, fix="give those scores"
+                    )
         stored = {name: was[name] for name in _identity_names() if name in was}
-        config = build(MaterializeConfig, {**stored, **described["recipe"], **arguments(was, given), "out": _NOWHERE})
+        named = arguments(was, given, others)
+        config = build(MaterializeConfig, {**stored, **described["recipe"], **named, "out": _NOWHERE})
         rows = cls(config, cache_dir)
         lines = manifest.differences(was, rows._job.identity)
         if lines:
@@ -311,6 +323,12 @@ def _values(stored: MaskedColumns, column: str) -> list[Any]:
     }
     values = flat[column]()
     return [values[a:b].tolist() for a, b in spans]
+
+
+def _by_name(directories: str | Path | Mapping[str, str] | None) -> dict[str, str]:
+    if directories is None:
+        return {}
+    return {n: str(p) for n, p in (directories if isinstance(directories, Mapping) else {SOURCE: directories}).items()}
 
 
 def _identity_names() -> list[str]:

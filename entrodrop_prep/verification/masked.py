@@ -14,7 +14,7 @@ from entrodrop_prep.export.columns import check_rows
 from entrodrop_prep.export.epoch import add_counts, misplaced
 from entrodrop_prep.export.identity import identity_of, recipe_values
 from entrodrop_prep.export.provenance import stamped
-from entrodrop_prep.masking.sources import SOURCE, arguments
+from entrodrop_prep.masking.sources import AGAINST, SOURCE, arguments, compared_with
 from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.layout import OTHER_FILES, VALIDATION
 from entrodrop_prep.store.parallel import in_order
@@ -130,12 +130,12 @@ def _recipe(path: Path, described: dict[str, Any]) -> Iterator[str]:
     identity, recipe = described["identity"], described["recipe"]
     names = list(identity.get("sources", {SOURCE: None}))
     kept = ("plain_config", "add_columns", "rows_multiple", "pack", "rows_per_shard", "compression")
-    given = arguments(identity, {name: name for name in names})
+    given = arguments(identity, {name: name for name in names}, compared_with(identity))
     config = build(
         MaterializeConfig,
         {**recipe, **given, "out": str(path), **{n: identity[n] for n in kept if n in identity}},
     )
-    content = {n: identity[n] for n in ("scored", "source", "sources", VALIDATION) if n in identity}
+    content = {n: identity[n] for n in ("scored", "source", "sources", AGAINST, VALIDATION) if n in identity}
     for line in manifest.differences(identity, identity_of(content, config)):
         yield f"{path}: its recipe does not give its identity: {line}"
     if recipe != recipe_values(config) or recipe["horizon"] != identity["horizon"]:
@@ -169,6 +169,8 @@ def _provenance(path: Path, described: dict[str, Any], infos: list[dict[str, Any
         yield f"{path}: it names a source twice"
     weights = {n: [s["content_digest"], s.get("weight"), s.get("plain")] for n, s in recorded.items()}
     wanted = {n: [s["scored"], s["weight"], s.get("plain", False)] for n, s in identity.get("sources", {}).items()}
+    if {n: s[AGAINST]["content_digest"] for n, s in recorded.items() if AGAINST in s} != compared_with(identity):
+        yield f"{path}: the scores it says it was compared with are not those of its identity"
     if weights != (wanted or {SOURCE: [identity.get("scored"), None, None]}):
         yield f"{path}: the scores it says it was made from are not those of its identity"
     role = ("name", "weight", "plain")

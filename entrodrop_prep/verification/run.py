@@ -15,7 +15,7 @@ from entrodrop_prep.export.epoch import Part, ShardCounts
 from entrodrop_prep.export.job import Job, open_job
 from entrodrop_prep.export.provenance import source_summary, summary_of
 from entrodrop_prep.masking.histogram import histogram_summary
-from entrodrop_prep.masking.sources import EVAL, SOURCE, arguments, named_path
+from entrodrop_prep.masking.sources import EVAL, SOURCE, arguments, compared_with, named_path
 from entrodrop_prep.store import manifest
 from entrodrop_prep.store.digest import ContentDigest
 from entrodrop_prep.store.disk import scratch
@@ -52,7 +52,12 @@ def kind_of(directory: Path) -> str:
     return str(schema)
 
 
-def verify(directory: str, against: str | Sequence[str] | None = None, revision: str | None = None) -> Report:
+def verify(
+    directory: str,
+    against: str | Sequence[str] | None = None,
+    revision: str | None = None,
+    against_scores: Sequence[str] = (),
+) -> Report:
     """Check a scored or a masked directory; ``against`` is the scored directory that a masked one was made from.
 
     Where a masked dataset on the Hub comes with its scores, the masks are proved from these.
@@ -62,6 +67,7 @@ def verify(directory: str, against: str | Sequence[str] | None = None, revision:
         against: the scored directory, or a dataset on the Hub at its default branch. For a mixture, one
             ``NAME=SCORED`` for each source; ``eval=SCORED`` proves the validation rows.
         revision: branch, tag or commit of ``directory`` on the Hub; default its default branch.
+        against_scores: the scores that those of ``against`` were compared with, as ``materialize`` was given them.
 
     Returns:
         Findings, everything that does not hold, and notes, such as what was not checked.
@@ -75,14 +81,15 @@ def verify(directory: str, against: str | Sequence[str] | None = None, revision:
         against = published
     elif against is not None:
         against = [_here(text, report) for text in ([against] if isinstance(against, str) else against)]
-    others = [local_directory(name) for text in against or () for name in {text, named_path(text)[1]}]
+    compared = [_here(text, report) for text in against_scores]
+    others = [local_directory(name) for text in (*(against or ()), *compared) for name in {text, named_path(text)[1]}]
     with reading_lock(path, *others):
-        _check(path, against, report)
+        _check(path, against, compared, report)
     report.notes.append("it does not hold" if report.findings else "it holds")
     return report
 
 
-def _check(path: Path, against: list[str] | None, report: Report) -> None:
+def _check(path: Path, against: list[str] | None, compared: list[str], report: Report) -> None:
     """Check a directory that is here."""
     if family(kind_of(path)) == "scored":
         if against is not None:
@@ -95,7 +102,7 @@ def _check(path: Path, against: list[str] | None, report: Report) -> None:
                 "masks not checked: add --against SCORED to prove them, the thresholds and the entropies"
             )
         elif not report.findings:
-            _collect(report, _masks(path, against, report))
+            _collect(report, _masks(path, against, compared, report))
 
 
 def _found(name: str, revision: str | None, report: Report, *, with_scored: bool) -> tuple[Path, list[str] | None]:
@@ -112,7 +119,8 @@ def _found(name: str, revision: str | None, report: Report, *, with_scored: bool
         f"{name}: the dataset on the Hub at commit {got.commit}, as it is in the cache (`hf cache verify {name} "
         "--repo-type dataset` compares the two)"
     )
-    if got.scored is None or "sources" in manifest.read(got.directory, MASKED)["identity"]:
+    identity = manifest.read(got.directory, MASKED)["identity"]
+    if got.scored is None or "sources" in identity or compared_with(identity):
         return got.directory, None
     return got.directory, [str(got.scored)]
 
@@ -136,10 +144,11 @@ def _collect(report: Report, findings: Iterator[str]) -> None:
         report.findings.append(str(e))
 
 
-def _masks(path: Path, against: list[str], report: Report) -> Iterator[str]:
+def _masks(path: Path, against: list[str], compared: list[str], report: Report) -> Iterator[str]:
     """Make every shard again from the scores and compare what it holds."""
     described = manifest.read(path, MASKED)
     given, validation = given_sources(path, described, against)
+    others = given_compared(path, described["identity"], compared)
     identity = dict(described["identity"])
     proved = VALIDATION not in identity or validation is not None
     if not proved:
@@ -147,6 +156,7 @@ def _masks(path: Path, against: list[str], report: Report) -> Iterator[str]:
         report.notes.append("validation rows not checked: add --against eval=SCORED to prove them")
     recorded = {n: s["scored"] for n, s in identity.get("sources", {}).items()} or {SOURCE: identity["scored"]}
     directories = [(given[name], content) for name, content in recorded.items()]
+    directories += [(others[name], content) for name, content in compared_with(identity).items()]
     for path_, content in [*directories, *([(validation, identity[VALIDATION])] if validation else [])]:
         found = ScoredDataset(local_directory(path_))
         if found.content_digest != content:
@@ -156,7 +166,7 @@ def _masks(path: Path, against: list[str], report: Report) -> Iterator[str]:
         MaterializeConfig,
         {
             **described["recipe"],
-            **arguments(identity, given),
+            **arguments(identity, given, others),
             "eval": validation,
             "out": str(path),
             "rows_per_shard": identity["rows_per_shard"],
@@ -257,6 +267,23 @@ def _part(
     wrong = ", ".join(name for name, value in figures.items() if recorded.get(name) != value)
     if wrong:
         yield f"{path}: the manifest's figures of {title(part.folder)} are not those of the masks ({wrong})"
+
+
+def given_compared(path: Path, identity: dict[str, Any], given: Sequence[str]) -> dict[str, str]:
+    """Name -> directory of the scores that each source's were compared with.
+
+    Raises IntegrityError where they are not one for each such source.
+    """
+    wanted = compared_with(identity)
+    found = dict(named_path(text) if "sources" in identity else (SOURCE, text) for text in given)
+    if set(found) != set(wanted) or len(given) != len(wanted):
+        each = " NAME=SCORED2 for each source" if "sources" in identity else " SCORED2"
+        raise IntegrityError(
+            f"{len(wanted)} of its sources were compared with other scores, and --against-scores names {len(given)}",
+            where=str(path),
+            fix=f"give --against-scores{each}" if wanted else "leave out --against-scores",
+        )
+    return {name: found[name] for name in wanted if found[name] is not None}
 
 
 def given_sources(path: Path, described: dict[str, Any], against: list[str]) -> tuple[dict[str, str], str | None]:

@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from entrodrop_prep.config import Recipe
+from entrodrop_prep.config.masking import DRAWN
 from entrodrop_prep.errors import ConfigError
 from entrodrop_prep.masking.counter import DROP, FORMAT_VERSION, REPLACE, order_keys, stream_key, token_words
 from entrodrop_prep.masking.curriculum import epoch_rates, row_rates
@@ -30,6 +31,7 @@ from entrodrop_prep.store.rows import Rows
 GOLDEN = Path(__file__).with_name("golden_masks.json")
 TARGETS = ["labels", "inputs", "both"]
 SELECTS = ["low-entropy", "high-entropy", "random"]
+SCORE_SELECTS = ["low-surprisal", "high-surprisal", "low-excess", "high-excess"]
 SCHEDULES = ["sigmoid", "linear", "cosine", "constant", "step"]
 VOCABULARY = 12
 UNIGRAM = np.array([0, 0, 5, 1, 0, 7, 2, 2, 0, 3, 1, 4], np.int64)
@@ -62,7 +64,7 @@ def scalar_block(plan: MaskPlan, stream: str, number: int, row_id: int, window: 
 
 def naive_tau(recipe: Recipe, values: list[float]) -> float:
     """sorted[ceil(q n) - 1], or sorted[n - ceil(q n)] from above; a number that selects none where ceil(q n) is 0."""
-    high, ordered = recipe.select == "high-entropy", sorted(values)
+    high, ordered = recipe.select.startswith("high"), sorted(values)
     count = math.ceil(quantile_of(recipe) * len(ordered))
     if count == 0:
         return math.inf if high else -math.inf
@@ -79,15 +81,18 @@ def naive_row(rows: Rows, r: int, plan: MaskPlan, epoch: int, rate: float) -> di
     trainable = [bool(rows.loss_mask[part][t]) and t >= 1 for t in range(len(ids))]
 
     tau = plan.tau
+    excess = [float(x) for x in rows.excess[part]] if rows.excess is not None else None
+    side, _, name = recipe.select.partition("-")
+    score: Any = {"entropy": entropy, "surprisal": surprise, "excess": excess}.get(name)
     if tau is None and recipe.select != "random":
-        tau = naive_tau(recipe, [h for h, yes in zip(entropy, trainable, strict=True) if yes])
+        tau = naive_tau(recipe, [h for h, yes in zip(score, trainable, strict=True) if yes])
     eligible, dropped = [], []
     for t in range(len(ids)):
         yes = trainable[t] and ids[t] not in plan.protected.tolist()
-        if recipe.select == "low-entropy":
-            yes = yes and entropy[t] <= tau
-        if recipe.select == "high-entropy":
-            yes = yes and entropy[t] >= tau
+        if side == "low":
+            yes = yes and score[t] <= tau
+        if side == "high":
+            yes = yes and score[t] >= tau
         if recipe.keep_surprising is not None and surprise is not None:
             yes = yes and not surprise[t] > recipe.keep_surprising
         chance = rate * quantile_of(recipe) if recipe.select == "random" else rate
@@ -144,10 +149,10 @@ def make_plan(rows: Rows, recipe: Recipe, protected: list[int], source: str = "c
     """The plan that a caller makes who has seen ``rows`` and nothing else."""
     tau = recipe.threshold
     if needs_corpus_quantile(recipe):
-        values = rows.entropy[rows.trainable]
+        values = getattr(rows, str(recipe.selection.score))[rows.trainable]
         histogram = Histogram(values.dtype)
         histogram.add(values)
-        tau = threshold(histogram, quantile_of(recipe), high=recipe.select == "high-entropy", again=lambda: [values])
+        tau = threshold(histogram, quantile_of(recipe), high=recipe.selection.high, again=lambda: [values])
         assert tau == naive_tau(recipe, values.astype(float).tolist())
     return MaskPlan(
         recipe=recipe,
@@ -155,7 +160,7 @@ def make_plan(rows: Rows, recipe: Recipe, protected: list[int], source: str = "c
         tau=tau,
         protected=np.array(sorted(protected), np.int32),
         unigram=UNIGRAM,
-        drop_token_id=None if recipe.drop_token == "random" else int(recipe.drop_token),
+        drop_token_id=None if recipe.drop_token in DRAWN else int(recipe.drop_token),
     )
 
 
@@ -174,6 +179,7 @@ def many_rows(count: int, length: int, dtype: Any = np.float32, first_row: int =
         entropy=entropy,
         logprob=-entropy,
         loss_mask=loss_mask,
+        excess=(2 * entropy - 4).astype(np.float32),
     )
 
 
@@ -188,6 +194,7 @@ def take(rows: Rows, chosen: list[int]) -> Rows:
         entropy=rows.entropy[tokens],
         logprob=None if rows.logprob is None else rows.logprob[tokens],
         loss_mask=rows.loss_mask[tokens],
+        excess=None if rows.excess is None else rows.excess[tokens],
     )
 
 
@@ -214,13 +221,14 @@ def any_rows(draw: Any) -> Rows:
         entropy=entropy,
         logprob=-np.where(np.isnan(entropy), np.nan, surprise).astype(dtype),
         loss_mask=loss_mask,
+        excess=(surprise - entropy).astype(np.float32),
     )
 
 
 @st.composite
 def any_recipe(draw: Any) -> Recipe:
     """Every target, selection, scope, replacement, schedule and progress."""
-    target, select = draw(st.sampled_from(TARGETS)), draw(st.sampled_from(SELECTS))
+    target, select = draw(st.sampled_from(TARGETS)), draw(st.sampled_from([*SELECTS, *SCORE_SELECTS]))
     selection = draw(st.sampled_from(["default", "quantile", "threshold"]))
     values: dict[str, Any] = {"scope": draw(st.sampled_from(["corpus", "row"]))}
     if selection == "quantile":
@@ -228,7 +236,7 @@ def any_recipe(draw: Any) -> Recipe:
     elif selection == "threshold" and select != "random":
         values |= {"threshold": draw(st.sampled_from([0.0, 0.1, 0.5, 0.7])), "scope": "corpus"}
     if target != "labels":
-        values["drop_token"] = draw(st.sampled_from(["random", "4"]))
+        values["drop_token"] = draw(st.sampled_from(["random", "uniform", "4"]))
     if draw(st.booleans()):
         values["keep_surprising"] = draw(st.sampled_from([0.0, 0.1, 0.5, 4.0]))
     rates = draw(st.lists(st.floats(0, 1), min_size=2, max_size=2).map(sorted))
@@ -262,7 +270,10 @@ def test_masks_are_what_the_contract_says(rows: Rows, recipe: Recipe, protected:
 
 @pytest.mark.parametrize(
     ("target", "select", "scope", "schedule", "progress"),
-    list(product(TARGETS, SELECTS, ["corpus", "row"], SCHEDULES, ["epoch", "row"])),
+    [
+        *product(TARGETS, SELECTS, ["corpus", "row"], SCHEDULES, ["epoch", "row"]),
+        *product(TARGETS, SCORE_SELECTS, ["corpus", "row"], ["sigmoid"], ["epoch"]),
+    ],
 )
 def test_every_mode(target: Any, select: Any, scope: Any, schedule: Any, progress: Any) -> None:
     rows = many_rows(6, 13, np.float16)

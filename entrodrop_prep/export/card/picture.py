@@ -56,7 +56,9 @@ def _spread(spread: dict[str, Any], thresholds: list[float], select: str) -> Ite
     top, total = max(counts, default=0) or 1, sum(counts) or 1
     yield _text((left + right) / 2, 22, "Entropy of the trainable tokens", size=14)
     selection = SELECTIONS.get(select)
-    if len(thresholds) == 1 and selection is not None and selection.score == "entropy":
+    if selection is None or selection.score != "entropy":
+        thresholds = []
+    elif len(thresholds) == 1:
         at = left + min(thresholds[0], nats) * scale
         start, stop = (at, right) if selection.high else (left, at)
         yield _rect(start, _TOP, stop - start, _FLOOR - _TOP, _SHADE)

@@ -12,6 +12,7 @@ from entrodrop_prep.export.card.escape import code, words
 from entrodrop_prep.export.card.picture import NAME as PICTURE
 from entrodrop_prep.export.card.tables import epoch_table, left_out, markdown, source_table
 from entrodrop_prep.export.card.values import is_hub
+from entrodrop_prep.masking.sources import AGAINST, compared_with
 from entrodrop_prep.store import digest
 from entrodrop_prep.store.layout import PLAIN, VALIDATION
 
@@ -24,12 +25,14 @@ def block_text(manifest: dict[str, Any], repo: str = NO_REPO) -> str:
     """What the block says; ``repo`` is what its commands and code load."""
     scored = manifest["scored"]
     several = isinstance(scored, list)
+    select = manifest["recipe"].get("select", "low-entropy")
+    dropped = _DROPPED.get(select, "Tokens of " + words(select).replace("-", " "))
     extra = [code(name) for name in manifest["identity"].get("add_columns", [])]
     more = f", with {', '.join(extra)}" if extra else ""
     return "\n".join(
         [
             "Training data with entropy-guided token dropout applied in the data: one masked copy of the corpus for "
-            f"each epoch, made by {words(manifest['generator'])}. Tokens that a reference model finds easy to predict "
+            f"each epoch, made by {words(manifest['generator'])}. {dropped} "
             "are dropped from training, more of them in later epochs. Rows are `input_ids`, `attention_mask` and "
             f"`labels` (unshifted, -100 = no loss){more}.",
             "",
@@ -67,6 +70,14 @@ def block_text(manifest: dict[str, Any], repo: str = NO_REPO) -> str:
     )
 
 
+_DROPPED = {
+    "low-entropy": "Tokens that a reference model finds easy to predict",
+    "random": "Tokens chosen at random",
+    "low-excess": "Tokens that the reference model predicts no worse than another model, or hardly so,",
+    "high-excess": "Tokens that the reference model predicts much worse than another model",
+}
+
+
 def _picture() -> list[str]:
     return [f"![Entropy of the trainable tokens, and the share of them dropped in each epoch]({PICTURE})", ""]
 
@@ -93,13 +104,14 @@ def _training(manifest: dict[str, Any], repo: str) -> list[str]:
 
 def _verifying(manifest: dict[str, Any], repo: str) -> list[str]:
     """How to prove it."""
+    compared = " --against-scores SCORED2" if compared_with(manifest["identity"]) else ""
     digests, quoted = f"The content digest is {code(manifest['content_digest'])}.", shlex.quote(repo)
     return [
         "## How to verify it",
         "",
         "```bash",
         f"entrodrop verify {quoted}                    # the files are those of manifest.json",
-        f"entrodrop verify {quoted} --against SCORED   # and the masks follow from the scores",
+        f"entrodrop verify {quoted} --against SCORED{compared}   # and the masks follow from the scores",
         "```",
         "",
         f"{digests} `manifest.json` holds the digest of every file, the recipe, and where everything came from.",
@@ -118,6 +130,10 @@ def origin(scored: dict[str, Any]) -> list[str]:
         f"- tokenizer: {words(tokenizer.get('name', 'of the model'))} ({commit}digest {code(tokenizer['digest'])})",
         f"- scores: content digest {code(scored['content_digest'])}{dtype}",
         *versions("scored with", scored.get("environments", [])),
+        *(
+            f"- compared with {line.removeprefix('- ')}"
+            for line in (origin(scored[AGAINST])[1:] if AGAINST in scored else [])
+        ),
     ]
 
 

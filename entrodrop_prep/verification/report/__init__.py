@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from entrodrop_prep import __version__
 from entrodrop_prep.config import MaterializeConfig
-from entrodrop_prep.config.masking import SELECTIONS
 from entrodrop_prep.config.names import user_path
 from entrodrop_prep.errors import ConfigError, OutputError
 from entrodrop_prep.export.card.picture import thresholds_of
@@ -31,7 +31,7 @@ from entrodrop_prep.verification.report.statistics import (
     read_masks,
     read_scores,
 )
-from entrodrop_prep.verification.run import given_sources, kind_of
+from entrodrop_prep.verification.run import given_compared, given_sources, kind_of
 
 _PAGE = Path(__file__).parent / "page"
 _MARK = b'<meta name="generator" content="entrodrop report">'
@@ -44,6 +44,7 @@ def report(
     out: str | Path = "report.html",
     *,
     against: list[str] | None = None,
+    against_scores: Sequence[str] = (),
     recipe: str | None = None,
     epochs: int | None = None,
     rows: int = 24,
@@ -55,6 +56,7 @@ def report(
         directory: scored, or masked.
         out: the file; an earlier report is replaced, another file is not.
         against: of a masked directory the scored ones it was made from, ``SCORED`` or ``NAME=SCORED``.
+        against_scores: the scores that these were compared with, ``SCORED2`` or ``NAME=SCORED2``.
         recipe: of a scored directory the YAML or JSON file of settings that masks would be made with.
         epochs: of a scored directory how many epochs are shown; default those of the recipe, else 4.
         rows: how many rows are shown token by token, chosen at random.
@@ -84,13 +86,14 @@ def report(
             described = manifest.read(path, MASKED)
             given, _ = given_sources(path, described, against)
             sources: str | dict[str, str] = given if "sources" in described["identity"] else next(iter(given.values()))
-            masks = MaskedRows.like(path, sources, cache_dir=cache)
+            others = given_compared(path, described["identity"], against_scores)
+            masks = MaskedRows.like(path, sources, against_scores=others, cache_dir=cache)
         else:
             if against:
                 raise ConfigError("--against is for masked directories", fix="leave it out")
             described = ScoredDataset(path).manifest
             chosen: dict[str, Any] = {"epochs": epochs} if epochs else {} if recipe else {"epochs": 4}
-            masks = MaskedRows.open(path, recipe, cache_dir=cache, **chosen)
+            masks = MaskedRows.open(path, recipe, against_scores=against_scores, cache_dir=cache, **chosen)
         page = _page(path, described, masks.epoch_rows, masked=masked, count=rows, seed=seed)
     with writing(target), renamed_file(target) as file:
         file.write(page.encode("utf-8"))
@@ -131,7 +134,7 @@ def _page(path: Path, described: dict[str, Any], rows: EpochRows, *, masked: boo
         "sample": f"{len(shown)} of {len(rows.columns):,} rows, chosen at random (seed {seed}). Move the slider to see "
         "which tokens each epoch drops.",
         "surprising": surprising(shown, MOST_SURPRISING),
-        "charts": _charts(found, thresholds, eligible, rates, figures),
+        "charts": _charts(found, thresholds if config.selection.score == "entropy" else [], eligible, rates, figures),
         "tables": _tables(found, described, counts, tokenizer, trained),
         "version": __version__,
         "style": (_PAGE / "style.css").read_text(encoding="utf-8"),
@@ -171,7 +174,7 @@ def _lead(masked: bool, config: MaterializeConfig) -> str:
 
 def _eligible(config: MaterializeConfig, thresholds: list[float]) -> tuple[float, float] | None:
     """From and to which entropy tokens may be dropped, where one threshold says so."""
-    selection = SELECTIONS[config.select]
+    selection = config.selection
     if len(thresholds) != 1 or selection.score != "entropy":
         return None
     return (thresholds[0], float("inf")) if selection.high else (0.0, thresholds[0])
