@@ -1,0 +1,67 @@
+"""The texts of the study, from the Python that runs it: a general corpus, and two domains with train, dev and test."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+from entrodrop_prep.demo.corpus import documents
+
+DOMAINS = ("code", "prose")
+PARTS = ("train", "dev", "test")
+LONG_LINE, MOST_SEEN = 30, 0.2
+"""A document is a copy where more than this share of its lines of so many characters was seen before."""
+Document = tuple[str, str]
+"""Name and text."""
+
+
+def fraction(name: str) -> float:
+    """A number in [0, 1) that depends on ``name`` alone."""
+    return int.from_bytes(hashlib.sha256(f"study/{name}".encode()).digest()[:6]) / 2**48
+
+
+def general() -> list[Document]:
+    """The modules of the standard library that no domain is made of, in an order by hash."""
+    return sorted(documents(held_out=False), key=lambda d: fraction(d[0]))
+
+
+def domain(name: str) -> list[Document]:
+    """``code``: held-out modules; ``prose``: topics of the language reference; by hash, without copies."""
+    if name == "code":
+        found = documents(held_out=True)
+    else:
+        from pydoc_data.topics import topics
+
+        found = iter(topics.items())
+    return without_copies(sorted(found, key=lambda d: fraction(d[0])), general())
+
+
+def without_copies(found: Iterable[Document], known: Iterable[Document] = ()) -> list[Document]:
+    """The documents of ``found`` most of whose long lines are new, compared with ``known`` and those before."""
+    seen = {line for _, text in known for line in _lines(text)}
+    kept = []
+    for name, text in found:
+        lines = _lines(text)
+        if sum(line in seen for line in lines) <= MOST_SEEN * len(lines):
+            kept.append((name, text))
+            seen.update(lines)
+    return kept
+
+
+def _lines(text: str) -> list[str]:
+    return [line for raw in text.splitlines() if len(line := raw.strip()) >= LONG_LINE]
+
+
+def parts(found: list[Document], sizes: dict[str, int], tokens: dict[str, int]) -> dict[str, list[Document]]:
+    """Documents to each of PARTS until it has its ``sizes`` in tokens; ``tokens`` are those of each document.
+
+    A document goes to the part that lacks the largest share of its size; one that would exceed a part by a tenth is left out.
+    """
+    made: dict[str, list[Document]] = {part: [] for part in sizes}
+    filled = dict.fromkeys(sizes, 0)
+    for name, text in found:
+        part = min(sizes, key=lambda p: filled[p] / sizes[p])
+        if filled[part] + tokens[name] <= 1.1 * sizes[part]:
+            made[part].append((name, text))
+            filled[part] += tokens[name]
+    return made
