@@ -11,9 +11,10 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 from study.corpus import Document
+from study.network import HEAD
 
 CONTEXT = 128
-SIZES = {"toy": (1, 16), "0.3M": (3, 64), "1M": (4, 128)}
+SIZES = {"toy": (1, 32), "0.3M": (3, 64), "1M": (4, 128)}
 """Layers and width."""
 RATE, BATCH = 3e-3, 16
 
@@ -38,7 +39,7 @@ def train_base(out: Path, tokenizer: Any, corpus: Iterable[Document], size: str,
     layers, width = SIZES[size]
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=len(tokenizer), n_positions=CONTEXT, n_layer=layers, n_embd=width, n_head=max(1, width // 32),
+        vocab_size=len(tokenizer), n_positions=CONTEXT, n_layer=layers, n_embd=width, n_head=width // HEAD,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
     )  # fmt: skip
     arguments = TrainingArguments(

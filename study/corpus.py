@@ -55,7 +55,7 @@ def _lines(text: str) -> list[str]:
 def parts(found: list[Document], sizes: dict[str, int], tokens: dict[str, int]) -> dict[str, list[Document]]:
     """Documents to each of PARTS until it has its ``sizes`` in tokens; ``tokens`` are those of each document.
 
-    A document goes to the part that lacks the largest share of its size; one that would exceed a part by a tenth is left out.
+    A document goes to the part that lacks the largest share of its size, unless that would exceed it by a tenth.
     """
     made: dict[str, list[Document]] = {part: [] for part in sizes}
     filled = dict.fromkeys(sizes, 0)

@@ -1,0 +1,123 @@
+"""The study in short: models as in transformers, rows as from the loader, figures as its runs give them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from entrodrop_prep import MaskedRows
+from entrodrop_prep.training.losses import trainable_token_loss
+from study import arms, corpus, page, prepare, train
+from study.network import logits, repeated
+
+ARMS = ["plain", "low-both", "uniform-inputs", "low-excess"]
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Arrays of a toy model, of the prose domain, by the whole path from texts on."""
+    out, torch_threads = tmp_path_factory.mktemp("study"), torch.get_num_threads()
+    torch.set_num_threads(1)
+    prepare.prepare(
+        out, ["toy"], ARMS, general=6000, passes=1, parts=dict.fromkeys(corpus.PARTS, 1500), epochs=2, seeds=(1,),
+        domains=("prose",), documents=12, vocabulary=300,
+    )  # fmt: skip
+    torch.set_num_threads(torch_threads)
+    return out
+
+
+def data_of(toy: Path, epochs: int = 2) -> train.Data:
+    files = (np.load(toy / "arrays-prose-toy" / f"{name}.npz") for name in ("plain", "rows"))
+    return train.Data(*(dict(f) for f in files), epochs, "cpu")
+
+
+@pytest.mark.training
+def test_rows_are_those_of_the_loader(toy: Path) -> None:
+    data = data_of(toy)
+    scored = {name: toy / f"scored-prose-{name}-toy" for name in ("train", "seen")}
+    for arm, strength in (("low-both", 0.8), ("uniform-inputs", 0.1), ("low-excess", 0.4)):
+        more = {"against_scores": scored["seen"]} if arm == "low-excess" else {}
+        rows = MaskedRows.open(
+            scored["train"], epochs=2, seed=1, shuffle="none", cache_dir=toy / "cache", **more,
+            **arms.ARMS[arm].rows(strength),
+        )  # fmt: skip
+        for epoch in range(2):
+            ids, labels = data.rows(train.Run(arm, 1e-3, strength, 1), epoch)
+            for row, i, j in zip(rows.take(range(*rows.span(epoch)))["labels"], ids, labels, strict=True):
+                assert j[: len(row)].tolist() == row
+                assert not (j[len(row) :] + 100).any()
+                assert (i[1:][j[1:] >= 0] == j[1:][j[1:] >= 0]).all() or arms.ARMS[arm].recipe["target"] != "labels"
+
+
+@pytest.mark.training
+def test_many_models_train_as_one_does(toy: Path) -> None:
+    """Three steps of transformers' model with AdamW and the loss of this package."""
+    from transformers import GPT2LMHeadModel
+
+    model = GPT2LMHeadModel.from_pretrained(toy / "base-toy")
+    data, run = data_of(toy), train.Run("low-both", 2e-3, 0.8, 1)
+    decay = train.Run("weight-decay", 1e-3, 0.3, 1)
+    start = train.from_base(toy / "base-toy")
+    weights = repeated(start, 2, "cpu")
+    ids = data.plain["train_ids"][:3]
+    torch.testing.assert_close(logits(weights, ids.expand(2, -1, -1))[1], model(ids).logits, atol=2e-5, rtol=1e-4)
+    next(train.trained(weights, [run, decay], data, 2))
+    order = np.random.Generator(np.random.Philox(key=1)).permutation(data.shape[0])
+    for at, (one, share) in enumerate(((run, 0.0), (decay, 0.3))):
+        model = GPT2LMHeadModel.from_pretrained(toy / "base-toy")
+        groups = [
+            {"params": [p for p in model.parameters() if (p.dim() > 1) == two], "weight_decay": share * two}
+            for two in (True, False)
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=one.rate, betas=train.BETAS)
+        every = data.rows(one, 0)
+        for step, first in enumerate(range(0, len(order), train.BATCH), 1):
+            some = torch.as_tensor(order[first : first + train.BATCH])
+            loss = trainable_token_loss(model(every[0][some]).logits, every[1][some], data.trainable[some])
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), train.CLIP)
+            for group in optimizer.param_groups:
+                group["lr"] = one.rate * min(1, step / train.WARM_UP)
+            optimizer.step()
+        for name, w in model.state_dict().items():
+            if name != "lm_head.weight":
+                torch.testing.assert_close(weights[name][at].detach(), w, atol=3e-4, rtol=3e-3)
+
+
+@pytest.mark.training
+def test_every_arm_runs(toy: Path, tmp_path: Path) -> None:
+    runs = [train.Run(a, *arms.trials(a)[0], 1) for a in ("plain", "low-excess", "dropout", "eaft")]
+    found = train.study(toy / "arrays-prose-toy", tmp_path / "out.json", runs, epochs=2, models=3)
+    assert found == json.loads((tmp_path / "out.json").read_text())
+    assert [len(r["test"]) for r in found["runs"]] == [3] * 4
+    assert all(np.isfinite(r["test"]).all() for r in found["runs"])
+    assert found["runs"][0]["test"][0] == found["runs"][3]["test"][0]
+    assert found["runs"][0]["test"][2] != found["runs"][1]["test"][2]
+
+
+def test_every_trial_of_the_plan() -> None:
+    assert {len(arms.trials(a)) for a in arms.ARMS} == {9}
+    plan = (page.HERE / "PLAN.md").read_text(encoding="utf-8")
+    assert all(name in plan for name in arms.ARMS)
+
+
+def test_statistics() -> None:
+    """Against published values: t = 2.776 at 4 degrees of freedom has p 0.05; Holm's own steps."""
+    unit = np.array([-2.0, -1.0, 0.0, 1.0, 2.0]) / np.sqrt(2.5)
+    assert page.p_value(unit + 2.776445 / np.sqrt(5)) == pytest.approx(0.05, abs=1e-6)
+    assert page.holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+    low, high = page.interval(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
+    assert 1 < low < 3 < high < 5
+
+
+def test_the_page_is_what_the_results_give() -> None:
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.renewed(text, page.HERE / "results") == text
+    changed: Any = text.replace("| plain |", "| plain  |")
+    assert page.renewed(changed, page.HERE / "results") == text
