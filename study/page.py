@@ -129,8 +129,8 @@ def figures(results: Path) -> str:
             f"### {domain}, {size}",
             "",
             f"{found['parameters']:,} parameters, {found['train_tokens']:,} training tokens, {found['epochs']} "
-            f"epochs, {len(found['runs']):,} runs on {found['device']} in {found['seconds']:,} s (torch {found['torch']}). "
-            f"Test loss before training: {start:.3f}.",
+            f"epochs, {len(found['runs']):,} runs on {found['device']} in {found['seconds']:,} s "
+            f"(torch {found['torch']}). Test loss before training: {start:.3f}.",
             "",
             *table(found),
             "",
