@@ -442,13 +442,21 @@ def run(arguments: list[str]) -> int:
     """Run one command line; returns the exit code. User mistakes become one line on stderr and code 2."""
     _set_up_output()
     try:
-        return int(app(arguments or ["--help"], prog_name="entrodrop", standalone_mode=False) or 0)
+        return int(app(_with_values(arguments) or ["--help"], prog_name="entrodrop", standalone_mode=False) or 0)
     except EntrodropError as e:
         message = str(e)
     except TyperException as e:
         message = one_line(e.format_message().replace("Value error, ", ""))
     print(f"error: {message}", file=sys.stderr)
     return 2
+
+
+def _with_values(arguments: list[str]) -> list[str]:
+    """``--ray`` may stand without its ADDRESS, which typer knows no option to do: it is then empty."""
+    after = [*arguments[1:], "-"]
+    return [
+        f"{word}=" if word == "--ray" and n.startswith("-") else word for word, n in zip(arguments, after, strict=False)
+    ]
 
 
 class _Printable(logging.Formatter):

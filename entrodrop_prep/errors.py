@@ -6,6 +6,7 @@
     │   └── RowError          one row of it is bad (number, file and line, column)
     ├── ModelError            a model or a tokenizer is missing, gated, or does not fit
     ├── ScoreError            the model gave no usable scores
+    │   └── EngineError       every engine has ended: another process, or another try, may do better
     ├── OutputError           the output directory cannot be used
     │   ├── MismatchError     it belongs to another run
     │   └── DiskSpaceError    it does not have the room
@@ -19,6 +20,9 @@ Anything else that escapes is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 from entrodrop_prep.terminal.text import one_line, printable, shown_url, without_secrets
 
 
@@ -28,6 +32,9 @@ class EntrodropError(Exception):
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
         self.what, self.where, self.fix = what, where, fix
         super().__init__(what, where, fix)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), where=self.where, fix=self.fix), (self.what,)
 
     def __str__(self) -> str:
         line = f"{self.what}; {self.fix}" if self.fix else self.what
@@ -56,6 +63,10 @@ class ModelError(EntrodropError):
 
 class ScoreError(EntrodropError):
     """The model returned scores that cannot be stored (not finite, too few)."""
+
+
+class EngineError(ScoreError):
+    """Every engine has ended; another process, or another try, may do better."""
 
 
 class OutputError(EntrodropError):

@@ -47,7 +47,7 @@ NOT_ALLOWED = {
 }
 """Rooms between which only files on disk pass, beyond what ``ROOMS`` says."""
 
-HEAVY = ("torch", "triton", "transformers", "datasets", "huggingface_hub", "vllm")
+HEAVY = ("torch", "triton", "transformers", "datasets", "huggingface_hub", "vllm", "ray")
 MAY_LOAD_HEAVY = (
     "backends.transformers",
     "training.stream",

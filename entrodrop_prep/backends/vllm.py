@@ -18,7 +18,7 @@ from entrodrop_prep.backends.engine_args import engine_options, scores_depend_on
 from entrodrop_prep.backends.engines import Engine, close_all, device_sets, engine_environment, those_ready
 from entrodrop_prep.backends.plugin_response import split_scores
 from entrodrop_prep.backends.weights import check_for_engine
-from entrodrop_prep.errors import ConfigError, ScoreError
+from entrodrop_prep.errors import ConfigError, EngineError, ScoreError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -192,7 +192,7 @@ class VllmBackend:
                 )
         queue.extendleft(reversed(lost))
         if not self._engines:
-            raise ScoreError(f"every vLLM engine has ended: {reason}", where=self.info.name, fix=ALL_ENDED)
+            raise EngineError(f"every vLLM engine has ended: {reason}", where=self.info.name, fix=ALL_ENDED)
 
     def close(self) -> None:
         """End the engines."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from entrodrop_prep.config.expansion import bounded
 from entrodrop_prep.config.settings import Setting, build, flag, validate
-from entrodrop_prep.config.workers import CLAIM_TIMEOUT, WORKER, check_worker
+from entrodrop_prep.config.workers import CLAIM_TIMEOUT, GPUS_PER_WORKER, RAY, WORKER, WORKERS, check_worker
 from entrodrop_prep.errors import ConfigError
 
 EXTRA_COLUMNS = ("n_trainable", "position_ids", "seq_lengths")
@@ -355,6 +355,9 @@ class MaterializeConfig(Recipe):
     ] = None
     worker: Annotated[str | None, WORKER] = None
     claim_timeout: Annotated[float, CLAIM_TIMEOUT] = 600.0
+    ray: Annotated[str | None, RAY] = None
+    workers: Annotated[int | None, WORKERS] = None
+    gpus_per_worker: Annotated[int, GPUS_PER_WORKER] = 0
     dry_run: Annotated[
         bool,
         Setting(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from entrodrop_prep.config.settings import Setting, validate
-from entrodrop_prep.config.workers import CLAIM_TIMEOUT, WORKER, check_worker
+from entrodrop_prep.config.workers import CLAIM_TIMEOUT, GPUS_PER_WORKER, RAY, WORKER, WORKERS, check_worker
 from entrodrop_prep.errors import ConfigError
 
 
@@ -259,6 +259,9 @@ class ScoreConfig:
     ] = "stop"
     worker: Annotated[str | None, WORKER] = None
     claim_timeout: Annotated[float, CLAIM_TIMEOUT] = 600.0
+    ray: Annotated[str | None, RAY] = None
+    workers: Annotated[int | None, WORKERS] = None
+    gpus_per_worker: Annotated[int, GPUS_PER_WORKER] = 0
     dry_run: Annotated[
         bool,
         Setting(

@@ -19,6 +19,15 @@ WORKER = Setting(
 CLAIM_TIMEOUT = Setting(
     "Seconds without a sign of life after which other workers take over what one has begun.", gt=0, role="operation"
 )
+RAY = Setting(
+    "Run --workers workers as tasks of Ray: on the cluster at ADDRESS; without ADDRESS on that of RAY_ADDRESS, or one "
+    "that runs here already, else on one that is started here.",
+    metavar="[ADDRESS]",
+    role="operation",
+)
+WORKERS = Setting("Workers that --ray runs, each with one CPU core.", ge=1, metavar="N", role="operation")
+GPUS_PER_WORKER = Setting("GPUs of each worker that --ray runs.", ge=0, metavar="N", role="operation")
+RAY_FIX = "start one with `ray start`, give its address, or --ray local"
 PAIRS = (
     ("SLURM_PROCID", "SLURM_NTASKS"),
     ("JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"),
@@ -61,14 +70,23 @@ def worker_of(text: str, environment: Mapping[str, str] = os.environ) -> Worker:
 
 
 def check_worker(config: Any) -> None:
-    """Raises ConfigError for a ``--worker`` that cannot be, or with a flag that one process must have for itself."""
-    if config.worker is None:
-        return
-    worker_of(config.worker)
-    if config.overwrite:
+    """Raises ConfigError for workers that cannot be, or with a flag that one process must have for itself."""
+    if config.ray is None and (config.workers is not None or config.gpus_per_worker):
         raise ConfigError(
-            "--overwrite and --worker exclude each other: each worker would throw away what the others made",
-            fix="remove the directory, or run once with --overwrite and without --worker",
+            f"{'--workers' if config.workers else '--gpus-per-worker'} is for --ray",
+            fix="add --ray, or start each worker yourself, with --worker I/N",
+        )
+    if config.ray is not None and config.workers is None:
+        raise ConfigError("--ray needs --workers", fix="say how many: --workers N")
+    if config.ray is not None and config.worker is not None:
+        raise ConfigError("--ray and --worker exclude each other", fix="leave out --worker: --ray starts all workers")
+    flag = "--ray" if config.ray is not None else "--worker"
+    if config.worker is not None:
+        worker_of(config.worker)
+    if config.overwrite and (config.ray is not None or config.worker is not None):
+        raise ConfigError(
+            f"--overwrite and {flag} exclude each other: each worker would throw away what the others made",
+            fix=f"remove the directory, or run once with --overwrite and without {flag}",
         )
 
 

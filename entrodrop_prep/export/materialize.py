@@ -30,6 +30,7 @@ from entrodrop_prep.store.layout import VALIDATION
 from entrodrop_prep.store.locks import locked, reading_lock
 from entrodrop_prep.store.ownership import Owned, remove_files, remove_leftovers
 from entrodrop_prep.store.parallel import in_order, unless
+from entrodrop_prep.store.ray_workers import WORK, on_ray
 from entrodrop_prep.store.schema import MASKED
 from entrodrop_prep.store.shards import local_directory, read_footer, shard_names, write_shard
 from entrodrop_prep.store.workers import Workers, busy, joined
@@ -78,6 +79,9 @@ def materialize(config: MaterializeConfig) -> MaterializeSummary:
     job = open_job(config)
     check_place(out, job)
     manifest.check_usable(out, "masked")
+    if config.ray is not None:
+        done = on_ray(materialize, config, out, "masked")
+        return replace(done.summary, directory=out, seconds=done.seconds, written_tokens=done.tokens)
     with reading_lock(*(scored.directory for scored in job.directories)):
         if config.worker is None:
             with locked(out):
@@ -300,6 +304,8 @@ def _write(
     with Progress("materializing", sum(map(rows, every.values())), "rows") as progress:
         items: Iterable[tuple[Part, int]] = every.values()
         if workers and job.config.worker:
+            total, folders = sum(part.layout.rows for part in task.parts), [part.folder for part in task.parts]
+            workers.write(WORK, {"total": total, "unit": "rows", "folders": folders})
             names = workers.claimed(
                 worker_of(job.config.worker),
                 lambda: (list(every), True),

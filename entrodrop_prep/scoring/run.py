@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from entrodrop_prep.store.disk import check_regular, writing
 from entrodrop_prep.store.environment import host_environment
 from entrodrop_prep.store.locks import locked
 from entrodrop_prep.store.ownership import Owned, remove_files, remove_leftovers
+from entrodrop_prep.store.ray_workers import WORK, on_ray
 from entrodrop_prep.store.schema import SCORED
 from entrodrop_prep.store.shards import local_directory, read_footer, write_shard
 from entrodrop_prep.store.workers import Workers, busy, joined
@@ -77,6 +78,9 @@ def score(config: ScoreConfig) -> ScoreSummary:
     out = local_directory(config.out)
     check_place(config.source, out)
     manifest.check_usable(out, "scored")
+    if config.ray is not None:
+        done = on_ray(score, config, out, "scored")
+        return replace(done.summary, directory=out, seconds=done.seconds, scored_tokens=done.tokens)
     if config.worker is None:
         with locked(out):
             manifest.check_usable(out, "scored")
@@ -195,6 +199,7 @@ def _make_missing(plan: Plan, out: Path, workers: Workers | None) -> tuple[float
     seconds, tokens = 0.0, 0
     with Progress("scoring", total, unit) as progress:
         if workers and plan.config.worker:
+            workers.write(WORK, {"total": total, "unit": unit, "folders": [""]})
             spans = claimed_spans(plan, out, progress, worker_of(plan.config.worker), workers)
             feed = PrefetchQueue(spans, ahead=1)  # what is read ahead, no other worker can take
         else:

@@ -48,9 +48,9 @@ def lock_alone(directory: Path, *, wait: bool = False) -> int:
 
 def remove_if_empty(directory: Path, made: list[Path]) -> None:
     """Leave nothing of folders that were ``made`` for a run of which nothing came."""
-    if made and _names(directory) == [LOCK]:
+    if made and _names(directory) in ([], [LOCK]):
         with contextlib.suppress(OSError):
-            (directory / LOCK).unlink()
+            (directory / LOCK).unlink(missing_ok=True)
             for folder in reversed(made):
                 folder.rmdir()
 

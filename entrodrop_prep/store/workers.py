@@ -143,10 +143,7 @@ class Workers:
 
     def read(self, name: str) -> Any:
         """What a worker wrote under a name, as JSON; None where nothing is there."""
-        try:
-            return json.loads((self._folder / f"{name}.json").read_bytes())
-        except FileNotFoundError:
-            return None
+        return read_note(self._directory, name)
 
     def write(self, name: str, value: Any) -> None:
         """Note a JSON value for the others, until all have left."""
@@ -310,6 +307,14 @@ class Workers:
                     return
             with contextlib.suppress(OSError):  # somebody joins
                 remove_tree(self._folder)
+
+
+def read_note(directory: Path, name: str) -> Any:
+    """What a worker of a directory wrote under a name, as JSON; None where nothing is there."""
+    try:
+        return json.loads((directory / WORKERS / f"{name}.json").read_bytes())
+    except FileNotFoundError:
+        return None
 
 
 def in_turn(items: Sequence[T], worker: Worker) -> list[T]:
