@@ -18,15 +18,17 @@ LINK = re.compile(r"\]\(([^)#\s]+)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """The pages of the repository, and the files that they link to."""
+    """The pages of the repository and the files that they link to, beside those of the theme."""
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
     linked = [page.parent / target for page in pages for target in LINK.findall(page.read_text(encoding="utf-8"))]
     paths = dict.fromkeys([*pages, *(path.resolve() for path in linked if path.is_file())])
     made = [File.generated(config, p.relative_to(ROOT).as_posix(), abs_src_path=str(p)) for p in paths]
-    return Files([*made, File.generated(config, "docs/api.md", content=api_page())])
+    theme = [file for file in files if ROOT / "docs" not in Path(file.abs_src_path or "").parents]
+    return Files([*theme, *made, File.generated(config, "docs/api.md", content=api_page())])
 
 
 def api_page() -> str:
     """Markdown for mkdocstrings: one directive for each public name."""
-    targets = "\n\n".join(f"::: {target.replace(':', '.')}" for target in PUBLIC.values())
+    directive = "::: {}\n    options:\n      heading: {}\n      toc_label: {}\n"
+    targets = "\n".join(directive.format(target.replace(":", "."), name, name) for name, target in PUBLIC.items())
     return f"# API\n\nEverything that `entrodrop_prep` exports, from its docstrings.\n\n{targets}\n"
