@@ -162,7 +162,8 @@ def test_the_task_of_skypilot(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", console_lines(PAGE), ids=lambda line: " ".join(line.words)[:60])
 def test_a_command_line_of_the_page_is_right(line: Any) -> None:
     assert line.arguments is not None
-    assert settings_of(line.arguments).worker is not None
+    config = settings_of(line.arguments)
+    assert (config.worker is None) == (config.workers is not None) == (config.ray is not None)
 
 
 def test_the_page_names_every_example_and_variable() -> None:
