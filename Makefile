@@ -5,7 +5,7 @@ BIN := .venv/bin
 LINT := $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 INPUTS := pyproject.toml constraints.txt scripts/setup.sh tests/environment/torchvision_beside_cpu_torch.py
 
-.PHONY: demo test lint test-heavy test-browser setup bench gpu bench-materialize bench-loader bench-storage bench-workers trainers docs clean
+.PHONY: demo test lint test-heavy test-browser setup bench gpu bench-materialize bench-loader bench-storage bench-workers faults fuzz audit trainers docs clean
 
 demo: .venv/.set-up-demo
 	$(BIN)/entrodrop demo --out demo-out
@@ -27,6 +27,25 @@ test-heavy: setup
 # The tests that open pages in Chromium, which must be there (Debian: apt-get install chromium).
 test-browser: setup
 	$(BIN)/python -m pytest -m browser
+
+# Commands that are killed, interrupted or refused by the system at exact calls, and single bytes changed in what they made;
+# the last lines list each with its outcome. It needs a C compiler. The last results are in docs/architecture.md.
+faults: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "" tests/faults
+
+# An hour of coverage-guided fuzzing of what reads outside data, with atheris in an environment of its own.
+fuzz: setup
+	$(BIN)/python -m venv --system-site-packages .venvs/fuzz
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > .venvs/fuzz-path
+	cp .venvs/fuzz-path "$$(.venvs/fuzz/bin/python -c 'import site; print(site.getsitepackages()[0])')/project.pth"
+	.venvs/fuzz/bin/python -m pip install --no-deps atheris
+	PYTHONPATH=.:tests .venvs/fuzz/bin/python tests/faults/fuzz.py 3600 .venvs/fuzz-found
+
+# What is known to be vulnerable among the packages of .venv, with pip-audit in an environment of its own.
+audit: setup
+	$(PYTHON) -m venv .venvs/audit
+	.venvs/audit/bin/python -m pip install -q pip-audit
+	.venvs/audit/bin/pip-audit --path "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')"
 
 setup: .venv/.set-up-test
 

@@ -105,6 +105,8 @@ def _load(found: str, name: str, revision: str | None, trust_remote_code: bool) 
                 fix=_FIX,
             )
         tokenizer("x")  # some of what is wrong with its files shows only now
+    for of_this_machine in ("local_files_only", "is_local"):  # which would be saved with it
+        tokenizer.init_kwargs.pop(of_this_machine, None)
     return tokenizer
 
 

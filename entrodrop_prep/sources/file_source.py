@@ -351,7 +351,14 @@ class _Cursor:
 
 def _reading(file: DataFile, call: Any, *arguments: Any) -> Any:
     """``call(*arguments)``; what goes wrong in reading the file becomes a SourceError that names it."""
-    errors: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
+    errors: tuple[type[Exception], ...] = (
+        OSError,
+        EOFError,
+        zlib.error,
+        lzma.LZMAError,
+        pa.ArrowException,
+        UnicodeError,
+    )
     if "aiohttp" in sys.modules:  # what fsspec reads http with; its errors are not all OSErrors
         errors += (sys.modules["aiohttp"].ClientError,)
     try:

@@ -66,7 +66,7 @@ def parse_object(text: str) -> Parsed:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as e:
-        return None, f"broken JSON: {e.msg} at column {e.colno}"
+        return None, f"broken JSON: {e.msg.removesuffix(' at')} at column {e.colno}"
     except RecursionError:
         return None, f"JSON nested more than {DEEPEST} levels deep"
     except ValueError as e:

@@ -26,10 +26,16 @@ class Rows:
     """Arrow rows as Python objects.
 
     Columns of JSON (``arrow.json``, the storage of the Json feature of ``datasets``) come as the objects they hold,
-    decoded as ``datasets`` decodes them; everything else as pyarrow gives it.
+    decoded as ``datasets`` decodes them; everything else as pyarrow gives it. What is mapped from a file is validated
+    first: offsets that lead out of it would be followed.
+
+    Args:
+        schema: of the batches.
+        valid: whether pyarrow made the batches itself, as from Parquet.
     """
 
-    def __init__(self, schema: pa.Schema) -> None:
+    def __init__(self, schema: pa.Schema, *, valid: bool = False) -> None:
+        self._valid = valid
         fields = [field for field in schema if "arrow.json" in str(field.type)]
         self._features: Any = None
         if fields:
@@ -40,7 +46,13 @@ class Rows:
         self._shared = any("dictionary<" in str(field.type) or "_view" in str(field.type) for field in schema)
 
     def parse(self, batch: pa.RecordBatch | pa.Table, longest: int = MAX_ROW_BYTES) -> Iterator[tuple[Parsed, int]]:
-        """((values, None) or (None, problem), bytes) of each row; few are decoded at once where they are large."""
+        """((values, None) or (None, problem), bytes) of each row; few are decoded at once where they are large.
+
+        Raises pyarrow.ArrowInvalid for batches that are damaged.
+        """
+        if not self._valid and _invalid_text(batch) is not None:
+            yield from (self._parse_one(batch.slice(n, 1), longest) for n in range(batch.num_rows))
+            return
         if batch.num_rows > 1 and batch.nbytes > BATCH_BYTES and not self._shared:
             half = batch.num_rows // 2
             yield from self.parse(batch.slice(0, half), longest)
@@ -57,6 +69,9 @@ class Rows:
             yield from rows
 
     def _parse_one(self, batch: pa.RecordBatch | pa.Table, longest: int) -> tuple[Parsed, int]:
+        name = None if self._valid else _invalid_text(batch)
+        if name is not None and not pa.types.is_string(batch.schema.field(name).type):
+            return (None, f"invalid UTF-8 in column {name!r}"), 0
         size = 0 if self._shared else batch.nbytes
         try:
             values = None
@@ -78,6 +93,19 @@ class Rows:
             return row
         decoded = self._features.decode_example({name: row[name] for name in self._features})
         return {name: decoded.get(name, value) for name, value in row.items()}
+
+
+def _invalid_text(batch: pa.RecordBatch | pa.Table) -> str | None:
+    """The first column with text that is no UTF-8. Raises pyarrow.ArrowInvalid for other damage."""
+    found = None
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as e:
+            if "UTF8" not in str(e):
+                raise
+            found = found or name
+    return found
 
 
 def _bytes_of(value: Any) -> int:
@@ -114,7 +142,7 @@ class ParquetReader(Reader):
         with _parquet(file) as parquet:
             names = _wanted(file, parquet.schema_arrow, columns)
             batches = _batches(file, parquet, names, start)
-            yield from _raws(file, batches, start, parquet.metadata.num_rows, self._longest)
+            yield from _raws(file, batches, start, parquet.metadata.num_rows, self._longest, valid=True)
 
     def parse(self, payload: Any) -> Parsed:
         values, problem = payload
@@ -201,12 +229,18 @@ def _numbered(batches: Iterator[pa.RecordBatch], names: list[str]) -> Iterator[t
 
 
 def _raws(
-    file: DataFile, batches: Iterator[tuple[int, Any]], start: int, total: int | None, longest: int
+    file: DataFile,
+    batches: Iterator[tuple[int, Any]],
+    start: int,
+    total: int | None,
+    longest: int,
+    *,
+    valid: bool = False,
 ) -> Iterator[Raw]:
     """The rows from ``start`` on, of batches that begin with the row whose number is given with them."""
     rows: Rows | None = None
     for first, batch in batches:
-        rows = rows or Rows(batch.schema)
+        rows = rows or Rows(batch.schema, valid=valid)
         for offset in range(max(0, min(start - first, batch.num_rows)), batch.num_rows, BATCH):
             parts = rows.parse(batch.slice(offset, BATCH), longest)
             for n, (parsed, size) in enumerate(parts, start=first + offset):

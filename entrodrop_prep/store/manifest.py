@@ -78,6 +78,8 @@ def read(directory: Path, schema: str) -> dict[str, Any]:
     if wrong:
         raise IntegrityError(f"the manifest cannot be right: {wrong}", where=str(path), fix=_RESTORE)
     manifest.get("recipe", {}).pop("bounds", None)  # null, of earlier versions
+    if kind == "scored":
+        manifest.pop("derived", None)  # which only a masked directory has
     for entry in (*manifest["files"], *manifest.get("derived", [])):
         inside.check_place(directory, entry["file"])
     return manifest

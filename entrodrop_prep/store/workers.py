@@ -238,7 +238,7 @@ class Workers:
         self.give_back(name)
 
     def _claim(self, name: str) -> Path:
-        return self._folder / f"claim-{name.replace('/', '-')}"
+        return self._folder / f"claim-{name.removesuffix('.parquet').replace('/', '-')}"  # readers look for .parquet
 
     def _new(self, name: str) -> int | None:
         """A file that was not there, open; it says who made it. None where it is there."""

@@ -14,14 +14,11 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
 import entrodrop_prep
-from entrodrop_prep.store.digest import ContentDigest
-from entrodrop_prep.store.shards import read_footer
 from entrodrop_prep.verification.run import verify
-from helpers.runs import Start, being_written, finish, names, starter, tables
+from helpers.runs import Start, being_written, check_final_names, finish, names, starter, tables
 from helpers.scored import some_rows, write_scored
 
 MODEL = Path(entrodrop_prep.__file__).parent / "demo" / "model"
@@ -48,19 +45,6 @@ def kill_while_writing(process: ForkServerProcess, out: Path, delay: float) -> N
     if process.is_alive():
         os.kill(process.pid, signal.SIGKILL)
     process.join()
-
-
-def check_final_names(out: Path) -> int:
-    """Every shard that has its name is whole; returns how many there are."""
-    shards = sorted(out.rglob("*.parquet"))
-    for shard in shards:
-        content = ContentDigest(pq.read_schema(shard))
-        with pq.ParquetFile(shard, page_checksum_verification=True) as f:
-            for batch in f.iter_batches():
-                content.update(batch)
-        assert content.hexdigest() == read_footer(shard).content_digest
-        assert not shard.name.startswith(".")
-    return len(shards)
 
 
 def check_kills(start: Start, kind: str, settings: dict[str, Any], folder: Path) -> None:

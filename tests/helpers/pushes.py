@@ -22,12 +22,12 @@ from helpers.hub import WRITER, Hub
 from helpers.scored import some_rows, write_scored
 from helpers.warm import Warm
 
-CLIENT = Warm(
+MODULES = (
     *("aiohttp", "anyio.to_thread", "dill", "filelock", "fsspec.implementations.dirfs", "httpcore2", "httpx", "httpx2"),
     *("jinja2", "multiprocess.pool", "pandas", "pyarrow.compute", "pyarrow.dataset", "pyarrow.json", "pyarrow.parquet"),
     *("pydantic.main", "tqdm.auto", "truststore", "typer", "unittest.mock", "xxhash", "yaml"),
-    nested=True,
 )
+CLIENT = Warm(*MODULES, nested=True)
 """What a push and the process that loads it back import, but for what reads where the Hub is."""
 ROOT = Path(__file__).resolve().parents[2]
 FAST = ("--retry-seconds", "0.05", "--timeout", "20")

@@ -13,6 +13,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from entrodrop_prep.config import MaterializeConfig, ScoreConfig
+from entrodrop_prep.store.digest import ContentDigest
+from entrodrop_prep.store.shards import read_footer
 
 PRELOAD = [
     "pandas",
@@ -84,3 +86,16 @@ def being_written(out: Path) -> bool:
 def tables(directory: Path) -> dict[str, Any]:
     """Every Parquet file by its name."""
     return {p.relative_to(directory).as_posix(): pq.read_table(p) for p in sorted(directory.rglob("*.parquet"))}
+
+
+def check_final_names(out: Path) -> int:
+    """Every shard that has its name is whole; returns how many there are."""
+    shards = sorted(out.rglob("*.parquet"))
+    for shard in shards:
+        content = ContentDigest(pq.read_schema(shard))
+        with pq.ParquetFile(shard, page_checksum_verification=True) as f:
+            for batch in f.iter_batches():
+                content.update(batch)
+        assert content.hexdigest() == read_footer(shard).content_digest
+        assert not shard.name.startswith(".")
+    return len(shards)

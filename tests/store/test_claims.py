@@ -42,7 +42,7 @@ def worker(out: Path, timeout: float = 60.0) -> Iterator[Workers]:
 
 def claim_of(out: Path, name: str, who: bytes, age: float) -> Path:
     """A claim of another worker, last touched so many seconds ago."""
-    path = out / WORKERS / f"claim-{name}"
+    path = out / WORKERS / f"claim-{name.removesuffix('.parquet')}"
     path.write_bytes(who)
     now = path.stat().st_mtime
     os.utime(path, (now - age, now - age))

@@ -197,7 +197,8 @@ def _message(answer: bytes) -> str:
 
 def _seconds(retry_after: str) -> float:
     """A Retry-After header in seconds; 0 without one (the form with a date is not used by servers under load)."""
-    return min(float(retry_after), LONGEST_RETRY_AFTER) if retry_after.strip().isdecimal() else 0.0
+    text = retry_after.strip()
+    return min(float(text), LONGEST_RETRY_AFTER) if text.isdecimal() else 0.0
 
 
 def _is_this_machine(url: str) -> bool:
