@@ -1,4 +1,5 @@
 // Moves the slider through all epochs of every row, points and uses keys, and measures contrast; into an element "found".
+found.opened = performance.now(); // milliseconds since the page began to load
 const slider = document.getElementById("epoch"), tokens = document.getElementById("tokens");
 const data = JSON.parse(document.getElementById("data").textContent);
 const spans = () => [...tokens.querySelectorAll("[data-t]")];
@@ -46,6 +47,11 @@ for (const e of document.querySelectorAll("h1,h2,p,dt,dd,figcaption,th,td,button
   const [low, high] = [luminance(pixel([...back, ink])), luminance(pixel(back))].sort((x, y) => x - y);
   const ratio = (high + 0.05) / (low + 0.05);
   if (ratio < 4.5) found.contrast.push([e.tagName, String(e.className), ratio]);
+}
+const least = innerWidth < 640 ? 44 : 24; // of what is tapped, in pixels: WCAG 2 at levels AAA and AA
+for (const e of document.querySelectorAll("button,input,select")) {
+  const { width, height } = e.getBoundingClientRect();
+  if (Math.min(width, height) < least) found.small.push([e.tagName, e.id, width, height]);
 }
 found.wide = document.documentElement.scrollWidth > innerWidth;
 const result = document.createElement("pre");

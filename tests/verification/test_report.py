@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from base64 import b64decode
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from entrodrop_prep import cli
-from entrodrop_prep.config import MaterializeConfig, ScoreConfig
+from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.export.materialize import materialize
-from entrodrop_prep.scoring.run import score
 from entrodrop_prep.store.rows import to_rows
 from entrodrop_prep.store.scored import ScoredDataset
 from entrodrop_prep.training.rows import MaskedRows
 from entrodrop_prep.verification.pieces import PARTIAL, pieces
 from entrodrop_prep.verification.report import report
 from helpers.mixtures import with_column
-from helpers.models import Markov
+from helpers.models import markov_model, run_score, write_rows
 from helpers.scored import some_rows, write_scored
 from helpers.tokenizers import byte_bpe
 
@@ -37,8 +37,18 @@ HOSTILE = [
     "nul \x00 bell \x07 escape \x1b[31m backspace \x08 and \u2028 lines \u2029",
     "right to left \u202e\u05d0\u05d1\u05d2 \u2066 \u0627\u0644\u0639\u0631\u0628\u064a\u0629",
     "emoji \U0001f469\u200d\U0001f52c \U0001f3f3\ufe0f\u200d\U0001f308 done",
-    "x" * 10_000,
+    "x" * 10_000,  # one token
 ]
+
+
+@pytest.fixture(scope="module")
+def of_bytes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose tokenizer has every byte, and one token of 10,000 characters."""
+    directory = markov_model(tmp_path_factory.mktemp("of-bytes") / "model", vocabulary=512).directory
+    tokenizer = byte_bpe()
+    tokenizer.add_tokens(HOSTILE[-1])
+    tokenizer.save_pretrained(directory)
+    return directory
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +59,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_scored(folder / "other", some_rows(20, seed=1, lengths=(2, 20)))
     one = MaterializeConfig(scored=str(folder / "scored"), out=str(folder / "masked"), epochs=EPOCHS)
     materialize(one)
+    materialize(replace(one, out=str(folder / "packed"), pack=64))
     mixed = (f"a={folder / 'scored'}", f"b={folder / 'other'}:0.5")
     materialize(MaterializeConfig(scored=mixed, out=str(folder / "mixed"), epochs=2, pack=64, target="both"))
     return folder
@@ -212,7 +223,7 @@ def test_the_same_directory_gives_the_same_page(made: Path, tmp_path: Path) -> N
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or "chromium"
 PROBE = """
 <script>
-const found = {errors: [], blocked: [], struck: [], details: "", keyboard: "", contrast: []};
+const found = {errors: [], blocked: [], struck: [], details: "", keyboard: "", contrast: [], small: []};
 window.addEventListener("error", (e) => found.errors.push(e.message));
 document.addEventListener("securitypolicyviolation", (e) => found.blocked.push(e.blockedURI));
 </script>
@@ -245,18 +256,52 @@ def in_browser(path: Path, tmp_path: Path, *, dark: bool = False, width: int = 1
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("kind", ["masked", "mixed", "scored"])
+@pytest.mark.parametrize("kind", ["masked", "packed", "mixed", "scored"])
 def test_a_browser_shows_it(kind: str, made: Path, tmp_path: Path) -> None:
     against = {
         "masked": [str(made / "scored")],
+        "packed": [str(made / "scored")],
         "mixed": [f"a={made / 'scored'}", f"b={made / 'other'}"],
         "scored": None,
     }
-    path = report(made / kind, tmp_path / f"{kind}.html", against=against[kind])
+    check_in_browser(report(made / kind, tmp_path / f"{kind}.html", against=against[kind]), tmp_path)
+
+
+@pytest.mark.browser
+def test_a_browser_shows_the_turns_of_a_chat(of_bytes: Path, tmp_path: Path) -> None:
+    turns = [("user", "What is 2 + 2?"), ("assistant", "2 + 2 = 4."), ("user", "And 3?"), ("assistant", "5, or 6?")]
+    chat = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    source = write_rows(tmp_path / "chats.jsonl", [chat] * 4)
+    run_score(source, of_bytes, tmp_path / "scored", chat_template="chatml")
+    materialize(MaterializeConfig(scored=str(tmp_path / "scored"), out=str(tmp_path / "masked"), epochs=EPOCHS))
+    page = check_in_browser(
+        report(tmp_path / "masked", tmp_path / "r.html", against=[str(tmp_path / "scored")]), tmp_path
+    )
+    assert page.data["turns"]
+    row = page.data["rows"][0]
+    trained = "".join(text for text, flags in zip(row["text"], row["flags"], strict=True) if flags & 1)
+    assert trained == "2 + 2 = 4.<|im_end|>5, or 6?<|im_end|>"
+
+
+@pytest.mark.browser
+def test_a_million_tokens_open_in_two_seconds(tmp_path: Path) -> None:
+    rows = some_rows(2200, lengths=(400, 600))
+    assert rows.lengths.sum() > 1_000_000
+    scored = write_scored(tmp_path / "scored", rows, rows_per_shard=500)
+    materialize(MaterializeConfig(scored=str(scored), out=str(tmp_path / "masked"), epochs=EPOCHS))
+    path = report(tmp_path / "masked", tmp_path / "r.html", against=[str(scored)])
+    assert path.stat().st_size < 3_000_000
+    found = in_browser(path, tmp_path)
+    print(f"{path.stat().st_size:,} bytes, open after {found['opened']:.0f} ms")
+    assert found["opened"] < 2000
+
+
+def check_in_browser(path: Path, tmp_path: Path) -> Page:
+    """Open a page in both themes, wide and narrow; returns it."""
     page = Page(path)
     for dark, width in ((False, 1440), (True, 500)):
         found = in_browser(path, tmp_path, dark=dark, width=width)
-        assert (found["errors"], found["blocked"], found["contrast"]) == ([], [], [])
+        assert (found["errors"], found["blocked"], found["contrast"], found["small"]) == ([], [], [], [])
         assert not found["wide"], "the page scrolls sideways"
         epochs = range(len(page.data["rates"]))
         for row, struck in zip(page.data["rows"], found["struck"], strict=True):
@@ -268,25 +313,19 @@ def test_a_browser_shows_it(kind: str, made: Path, tmp_path: Path) -> None:
         assert f"token 1: id {row['ids'][1]} " in found["details"]
         assert f"entropy {score_of / 1000:.3f}" in found["details"] or score_of < 0
         assert "token 2: " in found["keyboard"]
+    return page
 
 
 @pytest.mark.browser
-def test_a_browser_shows_hostile_rows_harmlessly(closed_form: Markov, tmp_path: Path) -> None:
-    source = tmp_path / "rows.jsonl"
-    source.write_text("".join(json.dumps({"text": text, "name": text[:60]}) + "\n" for text in HOSTILE))
-    byte_bpe().save_pretrained(tmp_path / "tokenizer")
-    config = ScoreConfig(
-        source=str(source),
-        model=str(closed_form.directory),
-        out=str(tmp_path / "scored"),
-        backend="transformers",
-        id_column="name",
-    )
-    score(config)
+def test_a_browser_shows_hostile_rows_harmlessly(of_bytes: Path, tmp_path: Path) -> None:
+    rows = [{"text": text, "name": text[:60]} for text in (*HOSTILE[:-1], f"a {HOSTILE[-1]} b")]
+    run_score(write_rows(tmp_path / "rows.jsonl", rows), of_bytes, tmp_path / "scored", id_column="name")
     path = report(tmp_path / "scored", tmp_path / "r.html")
-    found = in_browser(path, tmp_path, width=500)
-    assert (found["errors"], found["blocked"], found["wide"]) == ([], [], False)
+    for width in (500, 1440):
+        found = in_browser(path, tmp_path, width=width)
+        assert (found["errors"], found["blocked"], found["wide"], found["small"]) == ([], [], False, [])
     page = Page(path)
     assert HOSTILE[0][:60] in page.data["rows"][0]["label"]
+    assert [text for text in page.data["rows"][-1]["text"] if text.startswith("xxx") and "(10,000 characters)" in text]
     assert "<" not in page.scripts[0]
-    assert len(found["struck"]) == len(page.data["rows"])
+    assert len(found["struck"]) == len(page.data["rows"]) == len(HOSTILE)
