@@ -20,12 +20,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import typer.main
 
 import entrodrop_prep
 from entrodrop_prep.cli import app
+from entrodrop_prep.cli.help import grouped, names_of
 from entrodrop_prep.config import (
     MaterializeConfig,
     PushConfig,
@@ -36,6 +37,7 @@ from entrodrop_prep.config import (
     flag,
     settings,
 )
+from entrodrop_prep.config.settings import value_text
 from entrodrop_prep.export.derived import CONCATENATED
 from entrodrop_prep.trainers import TRAINERS, recipe_of
 from entrodrop_prep.trainers.facts import read_facts
@@ -87,23 +89,17 @@ def commands() -> dict[str, Any]:
     return dict(group.commands)
 
 
-def names_of(parameter: Any) -> list[str]:
-    """An option's names as typed, or an argument's in capitals."""
-    found = [*parameter.opts, *parameter.secondary_opts]
-    return found if found[0].startswith("-") else [parameter.metavar or parameter.name.upper()]
-
-
 def cli_page() -> str:
     """All of docs/cli.md."""
     main: Any = typer.main.get_command(app)
     parts = [HEAD, _table(main)]
     for name, command in commands().items():
-        arguments = [n for p in command.params for n in names_of(p) if not n.startswith("-")]
         parts += [
             f"## entrodrop {name}\n",
-            f"`{' '.join(['entrodrop', name, *arguments, '[OPTIONS]'])}`\n",
+            f"`{' '.join(['entrodrop', name, *command.collect_usage_pieces(None)])}`\n",
             f"{_paragraphs(command.help or '')}\n",
-            _table(command, CONFIGS.get(name)),
+            f"```console\n{command.epilog}\n```\n",
+            _table(command),
         ]
     parts += [
         "## Settings\n",
@@ -182,15 +178,15 @@ def _quoted(line: str) -> bool:
     return "tokens/s" not in line and not line.startswith("digest ")
 
 
-def _table(command: Any, cls: type | None = None) -> str:
-    kinds = settings(cls) if cls else {}
+def _table(command: Any) -> str:
+    """The options in their groups; a group's name stands in a row of its own."""
     rows = ["| option | |", "| --- | --- |"]
-    for p in command.params:
-        names = " / ".join(f"`{n}`" for n in names_of(p))
-        value = _value(*kinds[p.name][:2]) if p.name in kinds else p.metavar or ""
-        if value and names_of(p)[0].startswith("-"):
-            names = f"{names} `{value}`"
-        rows.append(f"| {_cell(names)} | {_cell(p.help or '')} |")
+    for name, parameters in grouped(command).items():
+        rows.append(f"| **{name}** | |")
+        for p in parameters:
+            value = f" {p.metavar}" if p.metavar and p.param_type_name == "option" else ""
+            names = re.sub(r"[^ ,/](?:[^ ,]*[^ ,])?", r"`\g<0>`", names_of(p).removesuffix(value))
+            rows.append(f"| {_cell(names + (f' `{value[1:]}`' if value else ''))} | {_cell(p.help or '')} |")
     return "\n".join(rows) + "\n"
 
 
@@ -208,20 +204,9 @@ def _settings(cls: type) -> str:
             shown = f"`{str(default).lower() if isinstance(default, bool) else default}`"
         typed = name.upper() if s.argument else flag(name)
         inside = "yes" if cls is MaterializeConfig and name in recipe else ""
-        cells = [f"`{name}`", f"`{typed}`", f"`{_value(kind, s) or 'true, false'}`", shown, s.role, inside]
+        cells = [f"`{name}`", f"`{typed}`", f"`{value_text(kind, s) or 'true, false'}`", shown, s.role, inside]
         rows.append("| " + " | ".join(_cell(c) for c in cells) + " |")
     return "\n".join(rows) + "\n"
-
-
-def _value(kind: Any, setting: Any) -> str:
-    """What a setting's value looks like; "" for a switch."""
-    kinds = [k for k in (get_args(kind) if type(None) in get_args(kind) else (kind,)) if k is not type(None)]
-    base = kinds[0]
-    if setting.metavar:
-        return str(setting.metavar)
-    if get_origin(base) is Literal:
-        return "|".join(get_args(base))
-    return {int: "N", float: "X", bool: ""}.get(base, "TEXT")
 
 
 def _cell(text: str) -> str:

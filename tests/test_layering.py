@@ -57,7 +57,7 @@ MAY_LOAD_HEAVY = (
     "vllm_plugin.models",
     "vllm_plugin.pooler",
 )
-LIGHT = {"": (), "errors": (), "terminal": (), "config": (), "cli": ("typer",)}
+LIGHT = {"": (), "errors": (), "terminal": (), "config": (), "cli": ("typer", f"{PACKAGE}.cli")}
 """What may be loaded beside the standard library and these rooms, so that ``--help`` answers at once."""
 
 

@@ -59,7 +59,9 @@ class Recipe:
     epochs: Annotated[int, Setting("Number of epochs to write.", ge=1, le=65535, role="operation")]
     target: Annotated[
         Literal["labels", "inputs", "both"],
-        Setting("What a dropped token loses: its label (-100), its input id (replaced), or both."),
+        Setting(
+            "What a dropped token loses: its label (-100), its input id (replaced), or both.", panel="What is dropped"
+        ),
     ] = "labels"
     drop_token: Annotated[
         str,
@@ -67,13 +69,15 @@ class Recipe:
             "Replacement for a dropped input id: random draws from the corpus's unigram distribution, uniform from the "
             "tokenizer's whole vocabulary, both without special tokens.",
             metavar="random|uniform|ID|TEXT",
+            panel="What is dropped",
         ),
     ] = "random"
     select: Annotated[
         Select,
         Setting(
             "Which tokens may be dropped; high-entropy and random are control arms. Surprisal is -logprob; excess is "
-            "the surprisal here minus that in --against-scores."
+            "the surprisal here minus that in --against-scores.",
+            panel="What is dropped",
         ),
     ] = "low-entropy"
     quantile: Annotated[
@@ -84,6 +88,7 @@ class Recipe:
             ge=0,
             le=1,
             default_text="0.5",
+            panel="What is dropped",
         ),
     ] = None
     threshold: Annotated[
@@ -92,6 +97,7 @@ class Recipe:
             "Entropy, surprisal or excess in nats, instead of --quantile: tokens at it or below may be dropped, with "
             "--select high-... those at it or above.",
             metavar="NATS",
+            panel="What is dropped",
         ),
     ] = None
     scope: Annotated[
@@ -100,6 +106,7 @@ class Recipe:
             "What the quantile is taken over: all trainable tokens, those of each row, of each source, or of each "
             "value of a kept column of the scored shards.",
             metavar="corpus|row|source|column:C",
+            panel="What is dropped",
         ),
     ] = "corpus"
     protect: Annotated[
@@ -107,6 +114,7 @@ class Recipe:
         Setting(
             "Tokens never dropped nor replaced: special ones and those that generation stops with, none, or a list.",
             metavar="special|none|ID,ID",
+            panel="What is dropped",
         ),
     ] = "special"
     keep_surprising: Annotated[
@@ -116,17 +124,21 @@ class Recipe:
             ge=0,
             metavar="NATS",
             default_text="off",
+            panel="What is dropped",
         ),
     ] = None
     schedule: Annotated[
         Literal["sigmoid", "linear", "cosine", "constant", "step"],
-        Setting("How the drop rate grows with progress p from 0 to 1."),
+        Setting("How the drop rate grows with progress p from 0 to 1.", panel="Curriculum"),
     ] = "sigmoid"
-    max_rate: Annotated[float, Setting("Highest drop rate of an eligible token.", ge=0, le=1)] = 0.8
-    min_rate: Annotated[float, Setting("Lowest drop rate of an eligible token.", ge=0, le=1)] = 0.0
-    steepness: Annotated[float, Setting("Slope K of the sigmoid, per unit of progress.", gt=0)] = 10.0
+    max_rate: Annotated[float, Setting("Highest drop rate of an eligible token.", ge=0, le=1, panel="Curriculum")] = 0.8
+    min_rate: Annotated[float, Setting("Lowest drop rate of an eligible token.", ge=0, le=1, panel="Curriculum")] = 0.0
+    steepness: Annotated[float, Setting("Slope K of the sigmoid, per unit of progress.", gt=0, panel="Curriculum")] = (
+        10.0
+    )
     midpoint: Annotated[
-        float, Setting("Progress at which the sigmoid is half-way, or the step happens.", ge=0, le=1)
+        float,
+        Setting("Progress at which the sigmoid is half-way, or the step happens.", ge=0, le=1, panel="Curriculum"),
     ] = 0.5
     rates: Annotated[
         tuple[float, ...] | None,
@@ -134,11 +146,12 @@ class Recipe:
             "Drop rate of each epoch in turn, instead of a schedule.",
             metavar="A,B,...",
             default_text="from the schedule",
+            panel="Curriculum",
         ),
     ] = None
     progress: Annotated[
         Literal["epoch", "row"],
-        Setting("Whether the rate is one number an epoch, or grows row by row in training order."),
+        Setting("Whether the rate is one number an epoch, or grows row by row in training order.", panel="Curriculum"),
     ] = "epoch"
     horizon: Annotated[
         int | None,
@@ -148,12 +161,14 @@ class Recipe:
             ge=1,
             le=65535,
             default_text="--epochs",
+            panel="Curriculum",
         ),
     ] = None
     shuffle: Annotated[
         Literal["epoch", "once", "none"],
         Setting(
-            "Row order: a new one each epoch, one for all epochs, or the source's. Trainers must then read in order."
+            "Row order: a new one each epoch, one for all epochs, or the source's. Trainers must then read in order.",
+            panel="Rows",
         ),
     ] = "epoch"
     seed: Annotated[int, Setting("Seed of every random choice.", ge=0, le=2**63 - 1)] = 0
@@ -255,6 +270,7 @@ class MaterializeConfig(Recipe):
             role="operation",
             repeat=True,
             whole=True,
+            panel="Rows",
         ),
     ] = ()
     against_scores: Annotated[
@@ -266,6 +282,7 @@ class MaterializeConfig(Recipe):
             role="operation",
             repeat=True,
             whole=True,
+            panel="What is dropped",
         ),
     ] = ()
     eval: Annotated[
@@ -278,7 +295,9 @@ class MaterializeConfig(Recipe):
     ] = None
     plain_config: Annotated[
         bool,
-        Setting("Write a configuration `plain` too: the rows of epoch 0 in its order, with nothing dropped."),
+        Setting(
+            "Write a configuration `plain` too: the rows of epoch 0 in its order, with nothing dropped.", panel="Rows"
+        ),
     ] = False
     only_epochs: Annotated[
         str | None,
@@ -287,6 +306,7 @@ class MaterializeConfig(Recipe):
             metavar="A-B",
             role="operation",
             default_text="all",
+            panel="Rows",
         ),
     ] = None
     recipe: Annotated[
@@ -303,6 +323,7 @@ class MaterializeConfig(Recipe):
             repeat=True,
             whole=True,
             default_text="epochs",
+            panel="Files",
         ),
     ] = ("epochs",)
     add_columns: Annotated[
@@ -312,6 +333,7 @@ class MaterializeConfig(Recipe):
             "document), seq_lengths (of the row's documents). Some trainers give every column to the model.",
             metavar="NAME,...",
             default_text="none",
+            panel="Files",
         ),
     ] = ()
     pack: Annotated[
@@ -322,6 +344,7 @@ class MaterializeConfig(Recipe):
             ge=2,
             metavar="TOKENS",
             default_text="off",
+            panel="Rows",
         ),
     ] = None
     rows_multiple: Annotated[
@@ -332,10 +355,13 @@ class MaterializeConfig(Recipe):
             ge=1,
             metavar="N",
             default_text="off",
+            panel="Rows",
         ),
     ] = None
-    rows_per_shard: Annotated[int, Setting("Rows in one output file.", ge=1)] = 100_000
-    compression: Annotated[Literal["zstd", "snappy", "none"], Setting("Compression of the Parquet files.")] = "zstd"
+    rows_per_shard: Annotated[int, Setting("Rows in one output file.", ge=1, panel="Files")] = 100_000
+    compression: Annotated[
+        Literal["zstd", "snappy", "none"], Setting("Compression of the Parquet files.", panel="Files")
+    ] = "zstd"
     jobs: Annotated[
         str,
         Setting(
@@ -343,6 +369,7 @@ class MaterializeConfig(Recipe):
             "no byte.",
             metavar="auto|N",
             role="operation",
+            panel="Resume and workers",
         ),
     ] = "auto"
     push_to_hub: Annotated[
@@ -351,6 +378,7 @@ class MaterializeConfig(Recipe):
             "Dataset repository to push the finished directory to, as `entrodrop push` does by default: private.",
             metavar="USER/NAME",
             role="operation",
+            panel="Hub",
         ),
     ] = None
     worker: Annotated[str | None, WORKER] = None
@@ -367,7 +395,10 @@ class MaterializeConfig(Recipe):
         ),
     ] = False
     overwrite: Annotated[
-        bool, Setting("Throw away what an earlier run left in --out and start over.", role="operation")
+        bool,
+        Setting(
+            "Throw away what an earlier run left in --out and start over.", role="operation", panel="Resume and workers"
+        ),
     ] = False
 
     def __post_init__(self) -> None:

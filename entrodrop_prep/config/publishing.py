@@ -68,9 +68,18 @@ class PushConfig:
         str | None,
         Setting("Recipe file to publish beside a scored directory, as recipe.yaml.", metavar="FILE", role="operation"),
     ] = None
-    token_stdin: Annotated[bool, Setting("Read the token from the first line of stdin.", role="operation")] = False
+    token_stdin: Annotated[
+        bool, Setting("Read the token from the first line of stdin.", role="operation", panel="Access and retries")
+    ] = False
     retries: Annotated[
-        int, Setting("How often a call is tried again after a passing failure.", ge=0, le=100, role="operation")
+        int,
+        Setting(
+            "How often a call is tried again after a passing failure.",
+            ge=0,
+            le=100,
+            role="operation",
+            panel="Access and retries",
+        ),
     ] = 6
     retry_seconds: Annotated[
         float,
@@ -79,11 +88,18 @@ class PushConfig:
             ge=0,
             metavar="S",
             role="operation",
+            panel="Access and retries",
         ),
     ] = 2.0
     timeout: Annotated[
         float,
-        Setting("Seconds without a byte from the Hub that count as a failure.", gt=0, metavar="S", role="operation"),
+        Setting(
+            "Seconds without a byte from the Hub that count as a failure.",
+            gt=0,
+            metavar="S",
+            role="operation",
+            panel="Access and retries",
+        ),
     ] = 300.0
 
     def __post_init__(self) -> None:

@@ -41,17 +41,19 @@ class ScoreConfig:
             "Revision (branch, tag or commit) of the model on the Hub; where the model is a local directory, of the "
             "Hub dataset, as --source-revision.",
             default_text="the default branch",
+            panel="Model",
         ),
     ] = None
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16", "auto"],
         Setting(
-            "Number format the model runs in; auto takes the checkpoint's. The entropy is float32 arithmetic always."
+            "Number format the model runs in; auto takes the checkpoint's. The entropy is float32 arithmetic always.",
+            panel="Model",
         ),
     ] = "auto"
     device: Annotated[
         Literal["auto", "cpu", "cuda", "mps"],
-        Setting("Where the model runs; auto takes a GPU where there is one.", role="operation"),
+        Setting("Where the model runs; auto takes a GPU where there is one.", role="operation", panel="Model"),
     ] = "auto"
     tokenizer: Annotated[
         str | None,
@@ -59,6 +61,7 @@ class ScoreConfig:
             "Tokenizer you will train with: directory or Hub id. Every id in use must mean the same token to the "
             "model.",
             default_text="the model's",
+            panel="Model",
         ),
     ] = None
     chat_template: Annotated[
@@ -67,16 +70,21 @@ class ScoreConfig:
             "Used instead of the tokenizer's chat template: a Jinja file, or chatml, a template that comes with this "
             "program (a file of that name goes first).",
             metavar="FILE|chatml",
+            panel="Chats",
         ),
     ] = None
     chat_template_kwargs: Annotated[
         dict[str, Any] | None,
-        Setting("JSON object of variables for the chat template, e.g. '{\"enable_thinking\": false}'.", metavar="JSON"),
+        Setting(
+            "JSON object of variables for the chat template, e.g. '{\"enable_thinking\": false}'.",
+            metavar="JSON",
+            panel="Chats",
+        ),
     ] = None
-    split: Annotated[str, Setting("Split to read, where the source has splits.")] = "train"
+    split: Annotated[str, Setting("Split to read, where the source has splits.", panel="Hub datasets")] = "train"
     config: Annotated[
         str | None,
-        Setting("Configuration (subset) of a Hub dataset.", metavar="NAME"),
+        Setting("Configuration (subset) of a Hub dataset.", metavar="NAME", panel="Hub datasets"),
     ] = None
     source_revision: Annotated[
         str | None,
@@ -84,6 +92,7 @@ class ScoreConfig:
             "Revision (branch, tag or commit) of a Hub dataset; what it resolves to is recorded.",
             metavar="TEXT",
             default_text="the default branch",
+            panel="Hub datasets",
         ),
     ] = None
     stream: Annotated[
@@ -91,11 +100,16 @@ class ScoreConfig:
         Setting(
             "Read a Hub dataset over the network as it is scored, and store nothing of it in the cache.",
             role="operation",
+            panel="Hub datasets",
         ),
     ] = False
     text_rows: Annotated[
         Literal["document", "line"],
-        Setting("What of a text file (.txt, .text) is one row: the whole document, or each line.", role="operation"),
+        Setting(
+            "What of a text file (.txt, .text) is one row: the whole document, or each line.",
+            role="operation",
+            panel="Rows",
+        ),
     ] = "document"
     max_row_bytes: Annotated[
         int,
@@ -106,22 +120,30 @@ class ScoreConfig:
             ge=1024,
             role="operation",
             default_text="33554432, 32 MiB",
+            panel="Rows",
         ),
     ] = 32 << 20
-    text_column: Annotated[str | None, Setting("Column of plain text.", default_text="detected")] = None
-    prompt_column: Annotated[str | None, Setting("Column of prompts.", default_text="detected")] = None
-    completion_column: Annotated[str | None, Setting("Column of completions.", default_text="detected")] = None
-    messages_column: Annotated[str | None, Setting("Column of chat messages.", default_text="detected")] = None
+    text_column: Annotated[str | None, Setting("Column of plain text.", default_text="detected", panel="Rows")] = None
+    prompt_column: Annotated[str | None, Setting("Column of prompts.", default_text="detected", panel="Rows")] = None
+    completion_column: Annotated[
+        str | None, Setting("Column of completions.", default_text="detected", panel="Rows")
+    ] = None
+    messages_column: Annotated[
+        str | None, Setting("Column of chat messages.", default_text="detected", panel="Chats")
+    ] = None
     train_on: Annotated[
         Literal["all-turns", "last-turn"],
         Setting(
             "Which of a chat's assistant messages are trained on: all, or the last. A message with `train` false or "
-            "`weight` 0 is not."
+            "`weight` 0 is not.",
+            panel="Chats",
         ),
     ] = "all-turns"
     id_column: Annotated[
         str | None,
-        Setting("Column that names each row; it is kept as `id`, must be unique, and is shown in messages."),
+        Setting(
+            "Column that names each row; it is kept as `id`, must be unique, and is shown in messages.", panel="Rows"
+        ),
     ] = None
     keep_columns: Annotated[
         tuple[str, ...],
@@ -129,6 +151,7 @@ class ScoreConfig:
             "Source columns to carry into the scored shards. Their types are those of the first 1,000 rows; a later "
             "row of another type is a bad row.",
             metavar="A,B",
+            panel="Rows",
         ),
     ] = ()
     limit: Annotated[int | None, Setting("Score only the first N rows.", ge=1)] = None
@@ -140,7 +163,8 @@ class ScoreConfig:
         Literal["auto", "split", "truncate", "drop", "error"],
         Setting(
             "What happens to rows over --max-length. auto splits plain and pre-tokenized text and drops (and lists) "
-            "chats and prompt/completion rows: half a conversation is not a conversation."
+            "chats and prompt/completion rows: half a conversation is not a conversation.",
+            panel="Long documents",
         ),
     ] = "auto"
     overlap: Annotated[
@@ -149,19 +173,22 @@ class ScoreConfig:
             "Tokens of the window before that each further window of a split document repeats as context. At least one "
             "is always repeated.",
             ge=0,
+            panel="Long documents",
         ),
     ] = 0
     window_bos: Annotated[
         Literal["auto", "off"],
         Setting(
             "Whether further windows of a split document begin with the BOS token, as context. auto: where the "
-            "document does."
+            "document does.",
+            panel="Long documents",
         ),
     ] = "auto"
     append_eos: Annotated[
         bool,
         Setting(
-            "End plain text and plain completions with the EOS token where they do not already (chats never need it)."
+            "End plain text and plain completions with the EOS token where they do not already (chats never need it).",
+            panel="Rows",
         ),
     ] = True
     rows_per_shard: Annotated[
@@ -170,22 +197,27 @@ class ScoreConfig:
             "Source rows in one shard: the unit of work, and the most that a killed run loses. One shard is held in "
             "memory: lower it for very long documents.",
             ge=1,
+            panel="Scores",
         ),
     ] = 2000
     score_dtype: Annotated[
         Literal["auto", "float16", "float32"],
         Setting(
             "Number format the scores are stored in. float16 halves their size and keeps about three digits. auto "
-            "takes it where the model runs in bfloat16 or float16, which give no more."
+            "takes it where the model runs in bfloat16 or float16, which give no more.",
+            panel="Scores",
         ),
     ] = "auto"
-    logprob: Annotated[bool, Setting("Store the log-probability of each token beside the entropy.")] = True
+    logprob: Annotated[bool, Setting("Store the log-probability of each token beside the entropy.", panel="Scores")] = (
+        True
+    )
     batch_tokens: Annotated[
         int,
         Setting(
             "Tokens in one forward pass, padding included. Halved on its own when memory runs out.",
             ge=1,
             role="operation",
+            panel="Speed",
         ),
     ] = 8192
     compile: Annotated[
@@ -194,6 +226,7 @@ class ScoreConfig:
             "Compile the model's layers, for --backend transformers on a CUDA GPU: twice as fast on an H100, after "
             "some 15 seconds.",
             role="operation",
+            panel="Speed",
         ),
     ] = False
     engine_arg: Annotated[
@@ -203,6 +236,7 @@ class ScoreConfig:
             metavar="KEY=VALUE",
             role="operation",
             repeat=True,
+            panel="vLLM",
         ),
     ] = ()
     replicas: Annotated[
@@ -211,6 +245,7 @@ class ScoreConfig:
             "vLLM engines to run side by side; auto starts one a GPU (or one a tensor-parallel group).",
             metavar="auto|N",
             role="operation",
+            panel="vLLM",
         ),
     ] = "auto"
     logits_mib: Annotated[
@@ -220,18 +255,35 @@ class ScoreConfig:
             ge=1,
             role="operation",
             default_text="1024, on a CPU 16",
+            panel="vLLM",
         ),
     ] = None
     server: Annotated[
         tuple[str, ...],
-        Setting("vLLM servers with the plugin, as `entrodrop serve` starts them.", metavar="URL,URL", role="operation"),
+        Setting(
+            "vLLM servers with the plugin, as `entrodrop serve` starts them.",
+            metavar="URL,URL",
+            role="operation",
+            panel="vLLM servers",
+        ),
     ] = ()
     timeout: Annotated[
         float,
-        Setting("Seconds that a server's answer may take. Doubled when one takes longer.", gt=0, role="operation"),
+        Setting(
+            "Seconds that a server's answer may take. Doubled when one takes longer.",
+            gt=0,
+            role="operation",
+            panel="vLLM servers",
+        ),
     ] = 60.0
     patience: Annotated[
-        float, Setting("Seconds without an answer from any server until the run stops.", gt=0, role="operation")
+        float,
+        Setting(
+            "Seconds without an answer from any server until the run stops.",
+            gt=0,
+            role="operation",
+            panel="vLLM servers",
+        ),
     ] = 120.0
     engine_timeout: Annotated[
         float,
@@ -240,6 +292,7 @@ class ScoreConfig:
             "to the others.",
             gt=0,
             role="operation",
+            panel="vLLM",
         ),
     ] = 900.0
     self_check: Annotated[
@@ -248,13 +301,16 @@ class ScoreConfig:
             "Before scoring with vLLM, score a fixed probe whole and in pieces, and against transformers where the "
             "model is small; stop at a difference.",
             role="operation",
+            panel="vLLM",
         ),
     ] = True
-    verbose: Annotated[bool, Setting("Show what the vLLM engine logs.", role="operation")] = False
+    verbose: Annotated[bool, Setting("Show what the vLLM engine logs.", role="operation", panel="Terminal")] = False
     on_bad_row: Annotated[
         Literal["stop", "skip"],
         Setting(
-            "Stop at the first bad row, or write it with the reason to rejected.jsonl and continue.", role="operation"
+            "Stop at the first bad row, or write it with the reason to rejected.jsonl and continue.",
+            role="operation",
+            panel="Rows",
         ),
     ] = "stop"
     worker: Annotated[str | None, WORKER] = None
@@ -272,19 +328,25 @@ class ScoreConfig:
     ] = False
     overwrite: Annotated[
         bool,
-        Setting("Throw away what an earlier run left in --out and start over.", role="operation"),
+        Setting(
+            "Throw away what an earlier run left in --out and start over.", role="operation", panel="Resume and workers"
+        ),
     ] = False
     accept_environment_change: Annotated[
         bool,
-        Setting("Continue a run that was begun with other library versions or another device.", role="operation"),
+        Setting(
+            "Continue a run that was begun with other library versions or another device.",
+            role="operation",
+            panel="Resume and workers",
+        ),
     ] = False
     trust_remote_code: Annotated[
         bool,
-        Setting("Run Python code that comes with the model or the tokenizer.", role="operation"),
+        Setting("Run Python code that comes with the model or the tokenizer.", role="operation", panel="Model"),
     ] = False
     allow_pickle: Annotated[
         bool,
-        Setting("Also load weights that are not safetensors. A pickle can run code.", role="operation"),
+        Setting("Also load weights that are not safetensors. A pickle can run code.", role="operation", panel="Model"),
     ] = False
 
     def __post_init__(self) -> None:
@@ -350,33 +412,45 @@ class ServeConfig:
     port: Annotated[int, Setting("Port to listen on.", ge=1, le=65535)] = 8000
     revision: Annotated[
         str | None,
-        Setting("Revision (branch, tag or commit) of the model on the Hub.", default_text="the default branch"),
+        Setting(
+            "Revision (branch, tag or commit) of the model on the Hub.",
+            default_text="the default branch",
+            panel="Model",
+        ),
     ] = None
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16", "auto"],
-        Setting("Number format the model runs in; auto takes the checkpoint's."),
+        Setting("Number format the model runs in; auto takes the checkpoint's.", panel="Model"),
     ] = "auto"
     max_length: Annotated[
         int | None,
-        Setting("Longest row in tokens.", ge=2, default_text="the model's context, at most 4096"),
+        Setting("Longest row in tokens.", ge=2, default_text="the model's context, at most 4096", panel="vLLM"),
     ] = None
-    batch_tokens: Annotated[int, Setting("Tokens in one forward pass.", ge=1)] = 8192
+    batch_tokens: Annotated[int, Setting("Tokens in one forward pass.", ge=1, panel="vLLM")] = 8192
     engine_arg: Annotated[
         tuple[str, ...],
         Setting(
             "Option of the vLLM engine, such as tensor_parallel_size=2 or gpu_memory_utilization=0.8. May be repeated.",
             metavar="KEY=VALUE",
             repeat=True,
+            panel="vLLM",
         ),
     ] = ()
     logits_mib: Annotated[
         int | None,
-        Setting("Device memory in MiB for the logits that are reduced at a time.", ge=1, default_text="as score's"),
+        Setting(
+            "Device memory in MiB for the logits that are reduced at a time.",
+            ge=1,
+            default_text="as score's",
+            panel="vLLM",
+        ),
     ] = None
-    trust_remote_code: Annotated[bool, Setting("Run Python code that comes with the model.")] = False
-    allow_pickle: Annotated[bool, Setting("Also load weights that are not safetensors. A pickle can run code.")] = False
+    trust_remote_code: Annotated[bool, Setting("Run Python code that comes with the model.", panel="Model")] = False
+    allow_pickle: Annotated[
+        bool, Setting("Also load weights that are not safetensors. A pickle can run code.", panel="Model")
+    ] = False
     print_command: Annotated[bool, Setting("Print vLLM's own command line and stop.")] = False
-    verbose: Annotated[bool, Setting("Show everything vLLM logs.")] = False
+    verbose: Annotated[bool, Setting("Show everything vLLM logs.", panel="Terminal")] = False
 
     def __post_init__(self) -> None:
         validate(self)

@@ -25,7 +25,8 @@ class Setting:
     """What the command line, the schemas and the docs say about one field.
 
     ``repeat``: the flag may be given again. ``whole``: a text is one value of a list, whatever commas it holds.
-    ``off``: the flag that says no to a setting that is true by default, where it is not ``--no-...``.
+    ``off``: the flag that says no to a setting that is true by default, where it is not ``--no-...``. ``panel``: the
+    group of flags in which the help and the docs show it.
     """
 
     help: str
@@ -39,11 +40,22 @@ class Setting:
     whole: bool = False
     default_text: str | None = None
     off: str | None = None
+    panel: str = "Main"
 
 
 def flag(name: str) -> str:
     """``max_length`` -> ``--max-length``."""
     return "--" + name.replace("_", "-")
+
+
+def value_text(kind: Any, s: Setting) -> str:
+    """What a value of the setting looks like, such as ``N`` or ``auto|cpu``; "" for a switch."""
+    base = next((k for k in get_args(kind) if k is not type(None)), kind) if type(None) in get_args(kind) else kind
+    if s.metavar:
+        return s.metavar
+    if get_origin(base) is Literal:
+        return "|".join(get_args(base))
+    return {int: "N", float: "X", bool: ""}.get(base, "TEXT")
 
 
 def settings(cls: type) -> dict[str, tuple[Any, Setting, Any]]:

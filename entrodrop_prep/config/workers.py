@@ -15,18 +15,27 @@ WORKER = Setting(
     "first. auto takes the numbers of Slurm, of an indexed Kubernetes job, or of Open MPI.",
     metavar="I/N|auto",
     role="operation",
+    panel="Resume and workers",
 )
 CLAIM_TIMEOUT = Setting(
-    "Seconds without a sign of life after which other workers take over what one has begun.", gt=0, role="operation"
+    "Seconds without a sign of life after which other workers take over what one has begun.",
+    gt=0,
+    role="operation",
+    panel="Resume and workers",
 )
 RAY = Setting(
     "Run --workers workers as tasks of Ray: on the cluster at ADDRESS; without ADDRESS on that of RAY_ADDRESS, or one "
     "that runs here already, else on one that is started here.",
     metavar="[ADDRESS]",
     role="operation",
+    panel="Resume and workers",
 )
-WORKERS = Setting("Workers that --ray runs, each with one CPU core.", ge=1, metavar="N", role="operation")
-GPUS_PER_WORKER = Setting("GPUs of each worker that --ray runs.", ge=0, metavar="N", role="operation")
+WORKERS = Setting(
+    "Workers that --ray runs, each with one CPU core.", ge=1, metavar="N", role="operation", panel="Resume and workers"
+)
+GPUS_PER_WORKER = Setting(
+    "GPUs of each worker that --ray runs.", ge=0, metavar="N", role="operation", panel="Resume and workers"
+)
 RAY_FIX = "start one with `ray start`, give its address, or --ray local"
 PAIRS = (
     ("SLURM_PROCID", "SLURM_NTASKS"),

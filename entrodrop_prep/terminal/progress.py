@@ -7,6 +7,8 @@ import threading
 import time
 from types import TracebackType
 
+from entrodrop_prep.terminal.output import shows_progress
+
 LOG_EVERY = 30.0
 
 
@@ -26,7 +28,7 @@ class Progress:
             unit=f" {unit}",
             unit_scale=True,
             desc=what,
-            disable=not sys.stderr.isatty(),
+            disable=not (shows_progress() and sys.stderr.isatty()),
             dynamic_ncols=True,
             leave=False,
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}{postfix}]"
@@ -37,6 +39,8 @@ class Progress:
     def begin(self) -> None:
         """What came before was preparation: speed and estimate count from now."""
         self._start = self._said = time.monotonic()
+        if not self._bar.disable:
+            self._bar.start_t = self._bar.last_print_t = time.time()
 
     def skip(self, units: float) -> None:
         """Some was done by an earlier run."""
@@ -44,8 +48,9 @@ class Progress:
             self._first += units
             self._units += units
             if not self._bar.disable:
-                self._bar.initial += units
-                self._bar.update(units)
+                for name in ("initial", "n", "last_print_n"):  # no progress of this run, to the bar's estimate either
+                    setattr(self._bar, name, getattr(self._bar, name) + units)
+                self._bar.refresh()
 
     def add(self, units: float, tokens: int) -> None:
         """Some more is done."""
@@ -60,7 +65,7 @@ class Progress:
         if not self._bar.disable:
             self._bar.set_postfix_str(f"{speed:,.0f} {self._per}/s", refresh=False)
             self._bar.update(units)
-        elif now - self._said > LOG_EVERY:
+        elif shows_progress() and now - self._said > LOG_EVERY:
             self._said = now
             done = f"{self._share()}{self._tokens:,} {self._per}, {speed:,.0f} {self._per}/s"
             print(f"{self._what}: {done}{self._eta(now)}", file=sys.stderr, flush=True)
@@ -71,7 +76,7 @@ class Progress:
             now = time.monotonic()
             if not self._bar.disable:
                 self._bar.set_postfix_str(f"waiting: {what}")
-            elif now - self._said > LOG_EVERY:
+            elif shows_progress() and now - self._said > LOG_EVERY:
                 self._said = now
                 print(f"{self._what}: {self._share()}waiting: {what}", file=sys.stderr, flush=True)
 

@@ -115,7 +115,7 @@ def _masked(described: dict[str, Any]) -> Iterator[str]:
     yield from aligned(epoch_table(described["epochs"]))
     yield from left_out(described["epochs"])
     if any("sources" in e for e in described["epochs"]):
-        yield from aligned(source_table(described["epochs"]))
+        yield from aligned(source_table(described["epochs"]), keys=2)
     for name in ("plain", "validation"):
         if name in described:
             text = described[name]

@@ -102,10 +102,10 @@ def test_help_is_quick() -> None:
 @pytest.mark.parametrize(("command", "cls"), [("score", ScoreConfig), ("materialize", MaterializeConfig)])
 def test_every_setting_has_exactly_one_flag(command: str, cls: type) -> None:
     parameters = commands()[command].params
-    assert [p.name for p in parameters] == list(settings(cls))
+    assert [p.name for p in parameters if p.name in settings(cls)] == list(settings(cls))
     used = Counter(name for p in parameters for name in [*p.opts, *p.secondary_opts])
     assert set(used.values()) == {1}
-    for parameter in parameters:
+    for parameter in (p for p in parameters if p.name in settings(cls)):
         kind, setting, default = settings(cls)[parameter.name]
         if setting.argument:
             assert parameter.opts == [parameter.name]
@@ -121,6 +121,7 @@ def test_every_setting_has_exactly_one_flag(command: str, cls: type) -> None:
         (["scoer"], "scoer"),
         (["--nope"], "--nope"),
         (["score", "x", "--modle", "y"], "--model"),
+        (["verify", "x", "--horizon", "4"], "--horizon; it is an option of materialize"),
         (["score"], "SOURCE"),
         (["score", "x.jsonl", "--out", "o"], "--model"),
         (["score", "x.jsonl", "--model", "m", "--out", "o", "--dtype", "float8"], "float8"),

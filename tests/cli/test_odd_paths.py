@@ -104,7 +104,7 @@ def test_names_that_are_not_utf8(tmp_path: Path, source: Path, model: Path, capf
 
 
 def test_stdout_takes_any_name(tmp_path: Path) -> None:
-    code = f"from entrodrop_prep import cli; cli._set_up_output(); print({BAD!r})"
+    code = f"from entrodrop_prep.terminal.output import print_anything; print_anything(); print({BAD!r})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert run.stdout == b"bad\\udcff\n"
 

@@ -69,7 +69,7 @@ def test_every_command_and_option_is_documented(command: str) -> None:
     section = re.search(rf"^## entrodrop {command}\n(.*?)(?=^## |\Z)", _text("docs/cli.md"), re.MULTILINE | re.DOTALL)
     assert section, f"docs/cli.md has no section on {command}"
     for parameter in docs.commands()[command].params:
-        for name in docs.names_of(parameter):
+        for name in re.split(r", | / ", docs.names_of(parameter).removesuffix(f" {parameter.metavar}")):
             assert f"`{name}`" in section[1], f"{name} of {command} is not documented"
         assert parameter.help, f"{command} {parameter.name} has no help text"
 
@@ -365,8 +365,7 @@ def test_code_blocks_are_code(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_options_named_in_the_docs_exist(page: Path) -> None:
     known = {n for c in docs.commands().values() for p in c.params for n in [*p.opts, *p.secondary_opts]} | {
-        "--version",
-        "--help",
+        *("--version", "--help", "--install-completion", "--show-completion"),
         "--middleware",  # of the vLLM server that `entrodrop serve` starts
         "--dataset",  # of ms-swift
         "--train",  # of LitGPT, as in --train.epochs

@@ -32,7 +32,7 @@ from entrodrop_prep.verification.inspect import show
 from entrodrop_prep.verification.run import verify
 from helpers.scored import all_bytes, copy, rewrite_footer, rewrite_manifest
 
-MODEL = Path(cli.__file__).parent / "demo" / "model"
+MODEL = Path(cli.__file__).parents[1] / "demo" / "model"
 SHARD, FILE = "shard-00001.parquet", "epoch_001/train-00000-of-00001.parquet"
 
 

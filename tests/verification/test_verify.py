@@ -133,7 +133,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from entrodrop_prep.scoring.run import score
 
     folder = tmp_path_factory.mktemp("real")
-    model = Path(cli.__file__).parent / "demo" / "model"
+    model = Path(cli.__file__).parents[1] / "demo" / "model"
     lines = [{"text": "def f(x):\n    return x + 1\n" * n, "name": f"n{n}", "when": {"year": n}} for n in range(1, 9)]
     lines += [{"text": "", "name": f"empty{n}", "when": None} for n in range(4)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))

@@ -21,7 +21,7 @@ from entrodrop_prep.store import manifest
 from entrodrop_prep.verification.run import verify
 from helpers.scored import without_digests
 
-MODEL = Path(cli.__file__).parent / "demo" / "model"
+MODEL = Path(cli.__file__).parents[1] / "demo" / "model"
 EDITS = 250
 Edit = tuple[tuple[Any, ...], str, Any]
 

@@ -7,6 +7,9 @@ from typing import Any
 from entrodrop_prep.export.card.escape import words
 from entrodrop_prep.terminal.text import printable
 
+WIDTH = 80
+"""Columns of the narrowest terminal."""
+
 
 def epoch_table(epochs: list[dict[str, Any]]) -> list[list[str]]:
     """The per-epoch figures as text, header first."""
@@ -48,11 +51,19 @@ def source_table(epochs: list[dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
-def aligned(rows: list[list[str]]) -> list[str]:
-    """A table as lines, cells set right in columns."""
+def aligned(rows: list[list[str]], keys: int = 1) -> list[str]:
+    """A table as lines, cells set right in columns.
+
+    Where it is wider than ``WIDTH``, further columns follow below, beside the first ``keys`` columns again.
+    """
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    blocks = [list(range(keys))]
+    for i in range(keys, len(widths)):
+        if len(blocks[-1]) > keys and sum(widths[j] + 2 for j in blocks[-1]) + widths[i] > WIDTH:
+            blocks.append(list(range(keys)))
+        blocks[-1].append(i)
+    return ["  ".join(row[i].rjust(widths[i]) for i in block) for block in blocks for row in rows]
 
 
 def markdown(table: list[list[str]]) -> list[str]:

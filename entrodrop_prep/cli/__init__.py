@@ -9,36 +9,31 @@ from entrodrop_prep.terminal.interrupt import INTERRUPTED, loaded  # isort: skip
 
 import dataclasses
 import errno
-import inspect
-import io
-import logging
 import os
 import shlex
 import sys
 import traceback
-import warnings
-from collections.abc import Callable
 from contextlib import nullcontext
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
 
 from entrodrop_prep import __version__
+from entrodrop_prep.cli.help import Program
+from entrodrop_prep.cli.options import command
 from entrodrop_prep.config import (
     MaterializeConfig,
     PushConfig,
     RecipeConfig,
     ScoreConfig,
     ServeConfig,
-    Setting,
     build,
-    flag,
-    settings,
 )
 from entrodrop_prep.errors import EntrodropError
 from entrodrop_prep.sources import given_paths as places
+from entrodrop_prep.terminal.output import print_anything, say, tell
 from entrodrop_prep.terminal.preemption import EXIT_CODE, Preempted, preemptible
 from entrodrop_prep.terminal.text import one_line, printable, without_secrets
 
@@ -49,84 +44,22 @@ app = typer.Typer(
     name="entrodrop",
     help="Entropy-guided token dropout as data preparation: score a corpus once with a frozen reference model, then "
     "write masked datasets, one an epoch, that trainers read unchanged.",
-    add_completion=False,
+    cls=Program,
+    context_settings={"help_option_names": ["--help", "-h"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    epilog="$ entrodrop demo",
 )
-
-
-def _say(line: str) -> None:
-    """Print a line that may hold names: nothing in it acts on the terminal."""
-    print(printable(without_secrets(line)), flush=True)
 
 
 Directory = Annotated[str, typer.Argument(metavar="DIR", help="Scored or masked directory.")]
 
 
-def _from_settings(cls: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of a settings class; what the user left out is left out of its keyword arguments."""
-
-    def wrap(function: Callable[..., None]) -> Callable[..., None]:
-        def command(**values: Any) -> None:
-            function(**{k: v for k, v in values.items() if v is not None})
-
-        command.__name__, command.__doc__ = function.__name__, function.__doc__
-        parameters = [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=None if not s.argument else ...,
-                annotation=_annotation(name, kind, s, default),
-            )
-            for name, (kind, s, default) in settings(cls).items()
-        ]
-        parameters = [p.replace(default=inspect.Parameter.empty) if p.default is ... else p for p in parameters]
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {p.name: p.annotation for p in parameters}
-        return command
-
-    return wrap
-
-
-def _annotation(name: str, kind: Any, s: Setting, default: Any) -> Any:
-    """The typer annotation of one setting."""
-    base = next((k for k in get_args(kind) if k is not type(None)), kind) if type(None) in get_args(kind) else kind
-    metavar = s.metavar
-    if s.repeat:
-        base = list[str]
-    elif get_origin(base) in (tuple, dict) or base in (int, float):  # text here: the settings say what is wrong with it
-        metavar = metavar or {int: "N", float: "X"}.get(base)
-        base = str
-    if s.argument:
-        base = list[str] if s.repeat else str
-        return Annotated[base, typer.Argument(metavar=s.metavar or name.upper(), help=s.help, show_default=False)]
-    silent = default is None or default == () or isinstance(default, bool) or default is dataclasses.MISSING
-    text = s.default_text or ("" if silent else _plain(default))
-    note = "  [required]" if default is dataclasses.MISSING else f"  [default: {text}]" if text else ""
-    names = [flag(name)]
-    if base is bool and default is True:
-        names = [f"{flag(name)}/{s.off or '--no-' + name.replace('_', '-')}"]
-        note = ""
-    return Annotated[
-        base | None,
-        typer.Option(*names, help=s.help + _limits(s) + note, metavar=metavar, show_default=False),
-    ]
-
-
-def _limits(s: Setting) -> str:
-    low = f"at least {s.ge:g}" if s.ge is not None else f"above {s.gt:g}" if s.gt is not None else ""
-    if s.le is None or s.le > 1e9:
-        return f" ({low})" if low and s.ge != 0 else ""
-    return f" ({s.ge:g} to {s.le:g})" if s.ge is not None else ""
-
-
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 @app.callback(invoke_without_command=True)
 def _main(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", rich_help_panel="Terminal")
+    ] = False,
 ) -> None:
     if version:
         print(f"entrodrop-prep {__version__}")
@@ -145,9 +78,14 @@ def _check_score(config: ScoreConfig) -> None:
         places.check_model(config.tokenizer, "tokenizer")
 
 
-@app.command("score")
-@_from_settings(ScoreConfig)
-def score_command(**values: Any) -> None:
+@command(
+    app,
+    "score",
+    of=ScoreConfig,
+    result="directory, already_complete, counts, scored_tokens and seconds; with --dry-run its estimates",
+    example="$ entrodrop score rows.jsonl --model Qwen/Qwen3-0.6B --out scored",
+)
+def score_command(**values: Any) -> Any:
     """Score every token of SOURCE with a frozen model: exact entropy and log-probability, into Parquet shards.
 
     Running the same command again continues a run that was stopped, and does nothing to a finished one.
@@ -157,16 +95,17 @@ def score_command(**values: Any) -> None:
     if config.dry_run:
         from entrodrop_prep.scoring.estimate import estimate
 
-        for line in estimate(config).lines:
-            _say(line)
-        return
+        found = estimate(config)
+        for line in found.lines:
+            say(line)
+        return found
     with preemptible() if config.worker else nullcontext():
         from entrodrop_prep.scoring.run import score
 
         summary = score(config)
     c = summary.counts
     if summary.already_complete:
-        _say(f"already complete: {summary.directory}")
+        say(f"already complete: {summary.directory}")
     left_out = [
         (c["short_rows"], "with fewer than two tokens"),
         (c["dropped_long_rows"], "over --max-length"),
@@ -183,17 +122,23 @@ def score_command(**values: Any) -> None:
     if c["truncated_rows"]:
         print(f"truncated: {c['truncated_rows']:,} rows")
     if c["rows_without_loss"]:
-        print(f"warning: {c['rows_without_loss']:,} rows have nothing to train on", file=sys.stderr)
+        tell("warning", f"{c['rows_without_loss']:,} rows have nothing to train on")
     if summary.scored_tokens:
-        _say(
+        say(
             f"scored {summary.scored_tokens:,} tokens in {summary.seconds:.1f} s "
             f"({summary.scored_tokens / summary.seconds:,.0f} tokens/s) into {summary.directory}"
         )
-    _say(f"look at it: entrodrop report {shlex.quote(str(summary.directory))}")
+    say(f"look at it: entrodrop report {shlex.quote(str(summary.directory))}")
+    return summary
 
 
-@app.command("serve")
-@_from_settings(ServeConfig)
+@command(
+    app,
+    "serve",
+    of=ServeConfig,
+    quiet=False,
+    example="$ entrodrop serve Qwen/Qwen3-0.6B --port 8000",
+)
 def serve_command(**values: Any) -> None:
     """Serve MODEL with vLLM for scoring, here or from other machines, until Ctrl-C.
 
@@ -202,12 +147,17 @@ def serve_command(**values: Any) -> None:
     config = build(ServeConfig, values)
     from entrodrop_prep.backends.serve import serve
 
-    serve(config, _say)
+    serve(config, say)
 
 
-@app.command("materialize")
-@_from_settings(MaterializeConfig)
-def materialize_command(**values: Any) -> None:
+@command(
+    app,
+    "materialize",
+    of=MaterializeConfig,
+    result="directory, already_complete, epochs, written_tokens, seconds and pushed; with --dry-run its estimates",
+    example="$ entrodrop materialize scored --epochs 4 --out masked",
+)
+def materialize_command(**values: Any) -> Any:
     """Write the masked dataset of each epoch from a SCORED directory, or a mixture of several.
 
     A mask depends only on the seed, the row, the token, the epoch, the scores and the recipe. Running the same command
@@ -219,9 +169,10 @@ def materialize_command(**values: Any) -> None:
     if config.dry_run:
         from entrodrop_prep.export.estimate import estimate
 
-        for line in estimate(config).lines:
-            _say(line)
-        return
+        found = estimate(config)
+        for line in found.lines:
+            say(line)
+        return found
     with preemptible() if config.worker else nullcontext():
         from entrodrop_prep.export.card import aligned, epoch_table, left_out, source_table
         from entrodrop_prep.masking.sources import without_weight
@@ -229,25 +180,31 @@ def materialize_command(**values: Any) -> None:
 
         summary = materialize(config)
     if summary.already_complete:
-        _say(f"already complete: {summary.directory}")
+        say(f"already complete: {summary.directory}")
     print("\n".join([*aligned(epoch_table(summary.epochs)), *left_out(summary.epochs)]))
     if any("sources" in e for e in summary.epochs):
-        print("\n".join(aligned(source_table(summary.epochs))))
+        print("\n".join(aligned(source_table(summary.epochs), keys=2)))
     if summary.written_tokens:
-        _say(
+        say(
             f"wrote {summary.written_tokens:,} tokens in {summary.seconds:.1f} s "
             f"({summary.written_tokens / max(summary.seconds, 1e-9):,.0f} tokens/s) into {summary.directory}"
         )
     sources = " ".join(f"--against {shlex.quote(without_weight(s))}" for s in (*config.sources, *config.plain))
     sources += "".join(f" --against-scores {shlex.quote(s)}" for s in config.against_scores)
-    _say(f"look at it: entrodrop report {shlex.quote(str(summary.directory))} {sources}")
+    say(f"look at it: entrodrop report {shlex.quote(str(summary.directory))} {sources}")
     if summary.pushed:
         _say_pushed(summary.pushed)
+    return summary
 
 
-@app.command("push")
-@_from_settings(PushConfig)
-def push_command(**values: Any) -> None:
+@command(
+    app,
+    "push",
+    of=PushConfig,
+    result="repo, commit, tag, files, uploaded_bytes, already_there and load",
+    example="$ entrodrop push masked USER/NAME",
+)
+def push_command(**values: Any) -> Any:
     """Push a finished directory to a dataset repository on the Hub, in one commit, and load it back from there.
 
     The token is that of HF_TOKEN, of `hf auth login`, or on stdin. Running the same command again sends what is
@@ -261,18 +218,20 @@ def push_command(**values: Any) -> None:
         places.check_file(config.recipe, "--recipe", "recipe")
     from entrodrop_prep.publish.push import push
 
-    _say_pushed(push(config))
+    summary = push(config)
+    _say_pushed(summary)
+    return summary
 
 
 def _say_pushed(summary: PushSummary) -> None:
     if summary.already_there:
-        _say(f"already there: {summary.repo} at {summary.commit}")
+        say(f"already there: {summary.repo} at {summary.commit}")
     else:
-        _say(f"{summary.files:,} files, {summary.uploaded_bytes:,} bytes, in commit {summary.commit} of {summary.repo}")
+        say(f"{summary.files:,} files, {summary.uploaded_bytes:,} bytes, in commit {summary.commit} of {summary.repo}")
     if summary.tag:
-        _say(f"tag {summary.tag}")
+        say(f"tag {summary.tag}")
     print("loaded back and compared; load it with")
-    _say(f"  {summary.load}")
+    say(f"  {summary.load}")
 
 
 AgainstScores = Annotated[
@@ -286,7 +245,12 @@ AgainstScores = Annotated[
 ]
 
 
-@app.command("verify")
+@command(
+    app,
+    "verify",
+    result="directory, ok, notes and findings",
+    example="$ entrodrop verify masked --against scored",
+)
 def verify_command(
     directory: Directory,
     against: Annotated[
@@ -307,7 +271,7 @@ def verify_command(
             help="Branch, tag or commit of a dataset on the Hub.  [default: the default branch]",
         ),
     ] = None,
-) -> None:
+) -> dict[str, Any]:
     """Prove that a scored or masked directory is whole and unchanged; with --against, that its masks are right.
 
     DIR may be a dataset on the Hub, USER/NAME, too: what its manifest lists is downloaded into the cache of
@@ -320,16 +284,21 @@ def verify_command(
         places.check_named(text, "scored", hub=True)
     from entrodrop_prep.verification.run import verify
 
-    report = verify(directory, against or None, revision, against_scores or ())
-    for line in report.notes:
-        _say(line)
-    for finding in report.findings:
-        print(f"error: {printable(without_secrets(finding))}", file=sys.stderr)
-    if report.findings:
-        raise typer.Exit(2)
+    found = verify(directory, against or None, revision, against_scores or ())
+    for line in found.notes:
+        say(line)
+    for finding in found.findings:
+        tell("error", printable(without_secrets(finding)))
+    return {"directory": directory, "ok": not found.findings, **dataclasses.asdict(found)}
 
 
-@app.command("inspect")
+@command(
+    app,
+    "inspect",
+    result="directory and lines",
+    quiet=False,
+    example="$ entrodrop inspect masked\n$ entrodrop inspect masked --row 0",
+)
 def inspect_command(
     directory: Directory,
     row: Annotated[
@@ -342,16 +311,23 @@ def inspect_command(
             "a masked one that at position N of each epoch's order. Both count from 0.",
         ),
     ] = None,
-) -> None:
+) -> dict[str, Any]:
     """Say what a scored or masked directory holds, or show one of its rows token by token."""
     places.check_directory(directory)
     from entrodrop_prep.verification.inspect import show
 
-    for line in show(directory, row):
-        _say(line)
+    lines = list(show(directory, row))
+    for line in lines:
+        say(line)
+    return {"directory": directory, "lines": lines}
 
 
-@app.command("report")
+@command(
+    app,
+    "report",
+    result="report, the page",
+    example="$ entrodrop report masked --against scored",
+)
 def report_command(
     directory: Directory,
     out: Annotated[
@@ -384,7 +360,7 @@ def report_command(
     ] = None,
     rows: Annotated[int, typer.Option("--rows", metavar="N", min=0, max=500, help="Rows to show token by token.")] = 24,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of the choice of these rows.")] = 0,
-) -> None:
+) -> dict[str, Any]:
     """Write one page that shows the scores, what the masks drop in each epoch, and rows token by token.
 
     It is a single file that loads nothing from a network. Of a scored directory it shows what a recipe would drop.
@@ -400,12 +376,19 @@ def report_command(
     page = report(
         directory, out, against=against, against_scores=compared, recipe=recipe, epochs=epochs, rows=rows, seed=seed
     )
-    _say(f"wrote {page}")
+    say(f"wrote {page}")
+    return {"report": page}
 
 
-@app.command("recipe")
-@_from_settings(RecipeConfig)
-def recipe_command(**values: Any) -> None:
+@command(
+    app,
+    "recipe",
+    of=RecipeConfig,
+    result="trainer and recipe, the text",
+    quiet=False,
+    example="$ entrodrop recipe transformers masked > train.py",
+)
+def recipe_command(**values: Any) -> dict[str, Any]:
     """Print a ready configuration that trains on a masked directory as it was written: a script, or a file of settings.
 
     Redirect it into a file and run that.
@@ -414,40 +397,55 @@ def recipe_command(**values: Any) -> None:
     places.check_directory(config.directory, "masked")
     from entrodrop_prep.trainers import recipe
 
-    print(recipe(config.trainer, config.directory, config.train_model, config), end="")
+    text = recipe(config.trainer, config.directory, config.train_model, config)
+    print(text, end="")
+    return {"trainer": config.trainer, "recipe": text}
 
 
-@app.command("schema")
+@command(
+    app,
+    "schema",
+    result="files",
+    example="$ entrodrop schema --write schemas",
+)
 def schema_command(
     write: Annotated[str, typer.Option("--write", metavar="DIR", help="Directory for the JSON Schema files.")],
-) -> None:
+) -> dict[str, Any]:
     """Write the JSON Schemas of scored rows, masked rows, manifests and recipes."""
     from entrodrop_prep.store.json_schemas import write_schemas
 
-    for path in write_schemas(write):
-        _say(str(path))
+    files = write_schemas(write)
+    for path in files:
+        say(str(path))
+    return {"files": files}
 
 
-@app.command("demo")
+@command(
+    app,
+    "demo",
+    result="directory",
+    example="$ entrodrop demo",
+)
 def demo_command(
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="Directory for what the demo makes.")] = "demo-out",
-) -> None:
+) -> dict[str, Any]:
     """Run the whole path on real input: score this Python's own library, write 4 epochs, train on two of them."""
     from entrodrop_prep.demo.run import demo
 
     demo(out)
+    return {"directory": out}
 
 
 def run(arguments: list[str]) -> int:
     """Run one command line; returns the exit code. User mistakes become one line on stderr and code 2."""
-    _set_up_output()
+    print_anything()
     try:
         return int(app(_with_values(arguments) or ["--help"], prog_name="entrodrop", standalone_mode=False) or 0)
     except EntrodropError as e:
         message = str(e)
     except TyperException as e:
-        message = one_line(e.format_message().replace("Value error, ", ""))
-    print(f"error: {message}", file=sys.stderr)
+        message = one_line(_elsewhere(e) or e.format_message().replace("Value error, ", ""))
+    tell("error", message)
     return 2
 
 
@@ -459,36 +457,12 @@ def _with_values(arguments: list[str]) -> list[str]:
     ]
 
 
-class _Printable(logging.Formatter):
-    """Each message in one line, without secrets of URLs."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        return printable(without_secrets(super().formatMessage(record)))
-
-
-def _set_up_output() -> None:
-    """What a run says goes to stdout, its warnings to stderr; libraries are heard only where they fail."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that cannot be printed is no reason to stop
-        sys.stdout.reconfigure(errors="backslashreplace")
-    to_stdout, warned = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
-    to_stdout.addFilter(lambda record: record.levelno < logging.WARNING)
-    warned.setLevel(logging.WARNING)
-    to_stdout.setFormatter(_Printable("%(message)s"))
-    warned.setFormatter(_Printable("warning: %(message)s"))
-    if logging.lastResort is not None:  # what libraries say that set up nothing of their own
-        logging.lastResort.setFormatter(_Printable("%(message)s"))
-    ours = logging.getLogger("entrodrop_prep")
-    ours.handlers[:], ours.propagate = [to_stdout, warned], False
-    ours.setLevel(logging.INFO)
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")
-    for name, value in (
-        ("TRANSFORMERS_VERBOSITY", "error"),
-        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
-        ("HF_HUB_VERBOSITY", "error"),
-        ("DATASETS_VERBOSITY", "error"),
-    ):
-        os.environ.setdefault(name, value)
+def _elsewhere(error: TyperException) -> str | None:
+    """What to say of an option that other commands have."""
+    name = getattr(error, "option_name", None)
+    program: Any = typer.main.get_command(app)
+    owners = [c for c, other in program.commands.items() if any(name in p.opts for p in other.params)]
+    return f"No such option: {name}; it is an option of {', '.join(owners)}" if owners else None
 
 
 def _show_bug(kind: type[BaseException], error: BaseException, tb: TracebackType | None) -> None:
@@ -511,7 +485,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone, or has no room
         code = 1
         if e.errno == errno.ENOSPC:
-            print("error: no space left for what is printed; free some, or print elsewhere", file=sys.stderr)
+            tell("error", "no space left for what is printed; free some, or print elsewhere")
             code = 2
     except Preempted as e:
         print(e, file=sys.stderr)

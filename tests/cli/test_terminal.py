@@ -1,0 +1,229 @@
+"""What the program shows on terminals of several widths, in a pipe, under NO_COLOR, with --quiet and with --json."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from entrodrop_prep import cli
+from entrodrop_prep.cli.help import PANELS, grouped
+from entrodrop_prep.export.card.tables import aligned
+from helpers.scored import some_rows, write_scored
+
+ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
+COLOUR = re.compile(r"\x1b\[(?:[0-9;]*;)?3[0-7]m")
+PROGRAM: Any = typer.main.get_command(cli.app)
+LONGEST = 120
+
+
+def on_terminal(arguments: list[str], columns: int, code: str = "", **environment: str) -> str:
+    """What a program prints on a terminal of so many columns: the command, or a piece of Python."""
+    program = [sys.executable, "-c", code] if code else [sys.executable, "-m", "entrodrop_prep", *arguments]
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "LINES")}
+    done = subprocess.Popen(
+        program, stdin=slave, stdout=slave, stderr=slave, env={**kept, "TERM": "xterm-256color", **environment}
+    )
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(master, 1 << 16)
+        except OSError:  # Linux says so where the other end is closed
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(master)
+    done.wait()
+    return shown.decode().replace("\r\n", "\n")
+
+
+def in_pipe(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-m", "entrodrop_prep", *arguments]
+    return subprocess.run(program, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("columns", [80, LONGEST])
+@pytest.mark.parametrize("command", ["", "score", "materialize"])
+def test_help_on_a_terminal_has_panels_and_colour_and_fits(command: str, columns: int) -> None:
+    shown = on_terminal([*([command] if command else []), "-h"], columns)
+    assert COLOUR.search(shown)
+    lines = [ESCAPE.sub("", line) for line in shown.splitlines()]
+    assert max(map(len, lines)) == columns
+    assert lines[0].startswith("Usage: entrodrop")
+    titles = [line.split()[1] for line in lines if line.startswith("╭─ ")]
+    of: Any = PROGRAM.commands.get(command, PROGRAM)
+    names = [*(["Commands"] if not command else []), *grouped(of), "Example"]
+    assert titles == [name.split()[0] for name in names]
+    plain = "".join("".join(line.strip("│╭╰─╮╯ ").split()) for line in lines)
+    for parameter in of.params:
+        assert "".join((parameter.help or "").split())[:12] in plain
+
+
+def test_no_color_leaves_the_panels_and_a_pipe_nothing() -> None:
+    shown = on_terminal(["verify", "-h"], 80, NO_COLOR="1")
+    assert "╭─" in shown
+    assert not COLOUR.search(shown)
+    piped = in_pipe("verify", "-h").stdout
+    assert piped == in_pipe("verify", "--help").stdout
+    assert piped.isascii()
+    assert "\x1b" not in piped
+    assert max(map(len, piped.splitlines())) <= 80
+
+
+def test_errors_are_coloured_on_a_terminal_only() -> None:
+    assert on_terminal(["verify", "nowhere"], 80).startswith("\x1b[31merror:\x1b[0m nowhere")
+    assert on_terminal(["verify", "nowhere"], 80, NO_COLOR="1").startswith("error: nowhere")
+    assert in_pipe("verify", "nowhere").stderr.startswith("error: nowhere")
+
+
+def test_the_main_help_has_whole_sentences() -> None:
+    shown = " ".join(in_pipe().stdout.split())
+    assert "..." not in shown.partition("Commands:")[2].partition("Terminal:")[0]
+    for command in PROGRAM.commands.values():
+        assert " ".join(command.help.split("\n\n")[0].split()) in shown
+
+
+@pytest.mark.parametrize("command", list(PROGRAM.commands))
+def test_every_command_has_groups_and_an_example_that_parses(command: str) -> None:
+    of = PROGRAM.commands[command]
+    assert set(grouped(of)) <= set(PANELS)
+    for line in of.epilog.splitlines():
+        words = line.partition(" > ")[0].split()
+        assert words[:3] == ["$", "entrodrop", command]
+        of.make_context(command, words[3:], resilient_parsing=False)
+
+
+def test_completion_can_be_had() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "entrodrop_prep", "--show-completion", "bash"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
+    )
+    assert "complete -o default -F _entrodrop_completion entrodrop" in done.stdout
+    words = {"COMP_WORDS": "entrodrop score --ba", "COMP_CWORD": "2", "_ENTRODROP_COMPLETE": "complete_bash"}
+    done = subprocess.run(
+        [sys.executable, "-m", "entrodrop_prep"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **words},
+        check=False,
+    )
+    assert done.stdout.split() == ["--backend", "--batch-tokens"]
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("terminal") / "scored"
+    write_scored(directory, some_rows(6, lengths=(3, 6)))
+    return directory
+
+
+def fields_of(command: str) -> set[str]:
+    """What the help of --json names."""
+    text = next(p.help for p in PROGRAM.commands[command].params if p.name == "json")
+    listed = text.rpartition("Its fields: ")[2].partition(";")[0].rstrip(".").partition(", the ")[0]
+    return set(re.split(r", | and ", listed))
+
+
+def test_json_is_all_there_is_on_stdout_and_has_the_fields_of_the_help(scored: Path, tmp_path: Path) -> None:
+    masked = str(tmp_path / "masked")
+    for command, arguments in {
+        "materialize": [str(scored), "--epochs", "2", "--out", masked],
+        "verify": [masked, "--against", str(scored)],
+        "inspect": [masked],
+        "recipe": ["transformers", masked],
+        "schema": ["--write", str(tmp_path / "schemas")],
+    }.items():
+        done = in_pipe(command, *arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("\n") == 1
+        found = json.loads(done.stdout)
+        assert found.pop("command") == command
+        assert set(found) == fields_of(command)
+        assert done.stderr
+
+
+def test_json_of_what_is_wrong(scored: Path, tmp_path: Path) -> None:
+    done = in_pipe("verify", "nowhere", "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    broken = tmp_path / "broken"
+    subprocess.run(["cp", "-r", str(scored), str(broken)], check=True)
+    next(broken.glob("*.parquet")).unlink()
+    done = in_pipe("verify", str(broken), "--json", "--quiet")
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["ok"]) == (2, False)
+    assert [f"error: {line}" for line in found["findings"]] == done.stderr.splitlines()
+
+
+def test_quiet_says_nothing_where_all_is_well(scored: Path, tmp_path: Path) -> None:
+    arguments = ["materialize", str(scored), "--epochs", "2", "--out", str(tmp_path / "masked")]
+    done = in_pipe(*arguments, "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert on_terminal([*arguments, "--quiet"], 80) == ""
+    assert "already complete" in in_pipe(*arguments).stdout
+
+
+def test_what_a_started_program_prints_is_not_on_stdout_beside_json() -> None:
+    code = (
+        "import subprocess\nfrom entrodrop_prep.terminal.output import command_output\n"
+        "with command_output(as_json=True) as found:\n"
+        "    print('for people')\n    subprocess.run(['echo', 'of a child'])\n    found['a'] = 1\nprint('after')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == '{"a": 1}\nafter\n'
+    assert done.stderr == "for people\nof a child\n"
+
+
+def test_log_lines_and_the_bar_do_not_tear_each_other() -> None:
+    code = (
+        "import logging, time\nfrom entrodrop_prep.terminal.output import command_output\n"
+        "from entrodrop_prep.terminal.progress import Progress\n"
+        "log = logging.getLogger('entrodrop_prep.x')\n"
+        "with command_output(), Progress('score', 10, 'rows') as p:\n"
+        "    for i in range(10):\n        time.sleep(0.11)\n        p.add(1, 100)\n"
+        "        (log.info if i % 2 else log.warning)('line %d', i)\n"
+    )
+    shown = on_terminal([], 80, code, NO_COLOR="1")
+    lines = [line.rpartition("\r")[2].replace("\x1b[A", "") for line in shown.split("\n")]
+    said = [line for line in lines if "line" in line]
+    assert said == [f"{'' if i % 2 else 'warning: '}line {i}" for i in range(10)]
+    assert "score:  90%" in shown
+
+
+def test_the_estimate_after_a_resume_counts_what_is_left_only() -> None:
+    """990 of 1,000 rows were there; one of the other ten takes 0.15 s."""
+    code = (
+        "import time\nfrom entrodrop_prep.terminal.progress import Progress\n"
+        "with Progress('score', 100_000, 'rows') as p:\n"
+        "    time.sleep(1.2)\n    p.begin()\n    p.skip(99_000)\n"
+        "    for i in range(8):\n        time.sleep(0.15)\n        p.add(1, 100)\n"
+    )
+    shown = on_terminal([], 80, code)
+    left = [int(m) * 60 + int(s) for m, s in re.findall(r"<(\d+):(\d+)", shown)]
+    assert 100 < left[-1] < 200
+
+
+def test_a_wide_table_goes_on_below() -> None:
+    rows = [["epoch", *(f"column {i}" for i in range(12))], *([str(e), *["123,456,789"] * 12] for e in range(2))]
+    lines = aligned(rows)
+    assert max(map(len, lines)) <= 80
+    assert len(lines) == 9
+    assert [line.split()[0] for line in lines] == ["epoch", "0", "1"] * 3
+    assert sum(line.count("123,456,789") for line in lines) == 24
