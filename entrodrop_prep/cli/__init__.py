@@ -277,7 +277,7 @@ def verify_command(
     DIR may be a dataset on the Hub, USER/NAME, too: what its manifest lists is downloaded into the cache of
     huggingface_hub and checked there. Where its scores are published with it, its masks are proved from them.
 
-    Exits with 0 if it holds and with 2 if not.
+    Exits with 0 and the line "OK: verified DIR", or with 2 and a line on each thing that is wrong.
     """
     places.check_directory(directory, hub=True)
     for text in (*(against or ()), *(against_scores or ())):

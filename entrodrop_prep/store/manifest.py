@@ -280,11 +280,10 @@ def check_identity(directory: Path, before: dict[str, Any], now: dict[str, Any])
     """Raises MismatchError naming the keys in which two identities differ."""
     changed = differences(before, now)
     if changed:
-        raise MismatchError(
-            f"it was made with other settings: {'; '.join(changed)}",
-            where=str(directory),
-            fix="use the settings it was made with, another --out, or --overwrite",
-        )
+        fix = "use the settings it was made with, another --out, or --overwrite"
+        if len(changed) == 1 and changed[0].startswith("horizon was "):
+            fix = f"add --horizon {before['horizon']} to add epochs and leave the others as they are"
+        raise MismatchError(f"it was made with other settings: {'; '.join(changed)}", where=str(directory), fix=fix)
 
 
 def _short(value: Any) -> str:

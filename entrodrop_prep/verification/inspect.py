@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from entrodrop_prep.errors import ConfigError
 from entrodrop_prep.export.card import aligned, epoch_table, left_out, source_table
+from entrodrop_prep.export.card.tables import in_force
 from entrodrop_prep.masking.mask import IGNORE
 from entrodrop_prep.store import manifest
 from entrodrop_prep.store.locks import reading_lock
@@ -108,7 +109,7 @@ def _masked(described: dict[str, Any]) -> Iterator[str]:
             yield f"source     {s['name']}: {text}{', never masked' if s['plain'] else ''}"
     else:
         yield f"{MASKED}  from {scored['source']['name']}, scored by {scored['model']['name']}"
-    yield "recipe     " + ", ".join(f"{k} {v}" for k, v in described["recipe"].items() if v is not None)
+    yield "recipe     " + ", ".join(f"{k} {v}" for k, v in in_force(described).items())
     if described["tau_nats"] is not None:
         yield f"threshold  {_thresholds(described['tau_nats'])}"
     yield f"digest     {described['content_digest']}"

@@ -85,7 +85,7 @@ def verify(
     others = [local_directory(name) for text in (*(against or ()), *compared) for name in {text, named_path(text)[1]}]
     with reading_lock(path, *others):
         _check(path, against, compared, report)
-    report.notes.append("it does not hold" if report.findings else "it holds")
+    report.notes.append(f"FAILED: {len(report.findings)} findings" if report.findings else f"OK: verified {directory}")
     return report
 
 

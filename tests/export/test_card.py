@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from entrodrop_prep import MaterializeConfig, materialize
+from entrodrop_prep import MaterializeConfig, cli, materialize
 from entrodrop_prep.export.card import BEGIN, END, license_of, merged_card, with_license, write_card
 from entrodrop_prep.export.card.picture import HEIGHT, WIDTH, picture
 from entrodrop_prep.export.card.values import values
@@ -33,15 +33,16 @@ ROWS = some_rows(40)
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``scored``, and ``masked`` with a validation split and a plain configuration."""
     folder = tmp_path_factory.mktemp("made")
-    write_scored(folder / "scored", ROWS, rows_per_shard=9)
-    described = read(folder / "scored", "scored/1")
     card = {"license": "cc-by-4.0", "language": ["en"]}
-    rewrite_manifest(
-        folder / "scored",
-        identity={**described["identity"], "source": SOURCE},
-        source={**described["source"], "name": "org/texts", "card": card},
-    )
-    materialize(settings(folder, folder / "masked", eval=str(folder / "scored"), plain_config=True))
+    for name, rows in (("scored", ROWS), ("held", some_rows(40, seed=5))):
+        write_scored(folder / name, rows, rows_per_shard=9)
+        described = read(folder / name, "scored/1")
+        rewrite_manifest(
+            folder / name,
+            identity={**described["identity"], "source": SOURCE},
+            source={**described["source"], "name": "org/texts", "card": card},
+        )
+    materialize(settings(folder, folder / "masked", eval=str(folder / "held"), plain_config=True))
     return folder
 
 
@@ -58,6 +59,12 @@ def meta_of(card: str) -> dict[str, Any]:
 
 
 # What it says.
+
+
+def test_the_quantile_taken_by_default_is_named(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "quantile 0.5" in card_of(made / "masked")
+    assert cli.run(["inspect", str(made / "masked")]) == 0
+    assert "quantile 0.5" in capsys.readouterr().out
 
 
 def test_its_counts_are_those_that_datasets_finds(made: Path, tmp_path: Path) -> None:
@@ -147,7 +154,7 @@ def test_the_histogram_counts_the_trainable_tokens(made: Path) -> None:
     expected = [int(((entropy >= i / 8) & (entropy < (i + 1) / 8)).sum()) for i in range(len(told["counts"]))]
     assert told == {"bins_per_nat": 8, "counts": expected}
     assert sum(expected) == len(entropy)
-    assert not verify(str(made / "masked"), [str(made / "scored"), f"eval={made / 'scored'}"]).findings
+    assert not verify(str(made / "masked"), [str(made / "scored"), f"eval={made / 'held'}"]).findings
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])

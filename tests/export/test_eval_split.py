@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import yaml
 
 from entrodrop_prep import cli
 from entrodrop_prep.config import MaterializeConfig, Recipe
-from entrodrop_prep.errors import IntegrityError, MismatchError, OutputError, SourceError
+from entrodrop_prep.errors import ConfigError, IntegrityError, MismatchError, OutputError, SourceError
 from entrodrop_prep.export.materialize import MaterializeSummary, materialize
 from entrodrop_prep.store.json_schemas import schemas
 from entrodrop_prep.store.rows import Rows
@@ -212,7 +213,7 @@ def masked(made: Path, tmp_path: Path) -> Path:
 
 def test_it_is_proved(made: Path, masked: Path) -> None:
     train, held = str(made / "train"), f"eval={made / 'held'}"
-    assert verify(str(masked)).notes[-1] == "it holds"
+    assert verify(str(masked)).notes[-1] == f"OK: verified {masked}"
     told = verify(str(masked), train)
     assert not told.findings
     assert any("validation rows not checked" in note for note in told.notes)
@@ -275,6 +276,11 @@ def test_the_manifest_fits_its_schema(made: Path, tmp_path: Path) -> None:
 def test_mistakes(made: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="inside the scored one"):
         run(made, made / "held" / "out", eval=str(made / "held"))
+    with pytest.raises(ConfigError, match="train: --eval has the same scores"):
+        run(made, tmp_path / "out", eval=str(made / "train"))
+    shutil.copytree(made / "train", tmp_path / "copy")
+    with pytest.raises(ConfigError, match="copy: --eval has the same scores"):
+        run(made, tmp_path / "out", eval=str(tmp_path / "copy"))
     with pytest.raises(IntegrityError, match="nowhere"):
         run(made, tmp_path / "out", eval=str(tmp_path / "nowhere"))
     rows = some_rows(5)

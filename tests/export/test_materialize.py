@@ -321,7 +321,7 @@ def test_fewer_epochs_than_are_there_take_none_away(scored_at: Path, tmp_path: P
 
 def test_another_horizon_is_another_dataset(scored_at: Path, tmp_path: Path) -> None:
     run(scored_at, tmp_path / "out", epochs=2)
-    with pytest.raises(MismatchError, match=r"horizon was 2, now 3"):
+    with pytest.raises(MismatchError, match=r"horizon was 2, now 3; add --horizon 2 to add epochs"):
         run(scored_at, tmp_path / "out", epochs=3)
 
 

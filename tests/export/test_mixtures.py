@@ -99,7 +99,7 @@ def test_a_mixture_is_what_the_rules_say(settings: dict[str, Any], made: Path, t
             assert e[name] == sum(f[name] for f in figures.values())
     report = verify(str(tmp_path / "out"), against(made))
     assert not report.findings
-    assert report.notes[-1] == "it holds"
+    assert report.notes[-1] == f"OK: verified {tmp_path / 'out'}"
 
 
 @pytest.mark.parametrize("select", ["low-entropy", "high-entropy"])

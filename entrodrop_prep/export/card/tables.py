@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from entrodrop_prep.config import RECIPE_FIELDS
 from entrodrop_prep.export.card.escape import words
 from entrodrop_prep.terminal.text import printable
 
@@ -49,6 +50,12 @@ def source_table(epochs: list[dict[str, Any]]) -> list[list[str]]:
             figures = [f"{s[n]:,}" for n in (rows_or, "tokens", "trainable", "dropped", "labels_left")]
             rows.append([str(e["epoch"]), name, *figures])
     return rows
+
+
+def in_force(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a masked directory's recipe, the quantile that is taken by default among them."""
+    recipe = {**manifest["recipe"], "quantile": manifest["identity"].get("quantile")}
+    return {name: recipe[name] for name in RECIPE_FIELDS if recipe.get(name) is not None}
 
 
 def aligned(rows: list[list[str]], keys: int = 1) -> list[str]:

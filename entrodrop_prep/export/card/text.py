@@ -7,10 +7,9 @@ import re
 import shlex
 from typing import Any
 
-from entrodrop_prep.config import RECIPE_FIELDS
 from entrodrop_prep.export.card.escape import code, words
 from entrodrop_prep.export.card.picture import NAME as PICTURE
-from entrodrop_prep.export.card.tables import epoch_table, left_out, markdown, source_table
+from entrodrop_prep.export.card.tables import epoch_table, in_force, left_out, markdown, source_table
 from entrodrop_prep.export.card.values import is_hub
 from entrodrop_prep.masking.sources import AGAINST, compared_with
 from entrodrop_prep.store import digest
@@ -155,8 +154,7 @@ def _source(scored: dict[str, Any]) -> str:
 
 def _recipe(manifest: dict[str, Any]) -> list[str]:
     """The settings, the seed among them, and what the run is known by."""
-    recipe = manifest["recipe"]
-    settings = ", ".join(f"{k} {words(recipe[k])}" for k in RECIPE_FIELDS if recipe.get(k) is not None)
+    settings = ", ".join(f"{k} {words(v)}" for k, v in in_force(manifest).items())
     return [f"- recipe: {settings}", f"- fingerprint: `{digest.of_json(manifest['identity'])}`"]
 
 
