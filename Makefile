@@ -5,7 +5,7 @@ BIN := .venv/bin
 LINT := $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 INPUTS := pyproject.toml constraints.txt scripts/setup.sh tests/environment/torchvision_beside_cpu_torch.py
 
-.PHONY: demo test lint test-heavy test-browser setup bench gpu bench-materialize bench-loader bench-storage bench-workers faults fuzz audit trainers docs clean
+.PHONY: demo test lint test-heavy test-browser setup bench gpu bench-materialize bench-loader bench-storage bench-workers study study-full faults fuzz audit trainers docs clean
 
 demo: .venv/.set-up-demo
 	$(BIN)/entrodrop demo --out demo-out
@@ -57,6 +57,19 @@ setup: .venv/.set-up-test
 
 .venv/.set-up-docs: $(INPUTS)
 	scripts/setup.sh docs
+
+# The study of docs/study.md. `study` repeats base and headline arms at the settings that were chosen, `study-full` every
+# trial (DEVICE=cuda: minutes on a GPU; without one, days).
+STUDY := study/out
+study: setup
+	$(BIN)/python -m study.prepare $(STUDY) --size 1M --domain code --headline
+	$(BIN)/python -m study.train $(STUDY)/arrays-code-1M $(STUDY)/code-1M.json --models 8 --chosen study/results/code-1M.json
+	$(BIN)/python -m study.page --print $(STUDY)/code-1M.json
+
+study-full: setup
+	$(BIN)/python -m study.prepare $(STUDY) --size 1M
+	for d in code prose; do $(BIN)/python -m study.train $(STUDY)/arrays-$$d-1M study/results/$$d-1M.json --device $(or $(DEVICE),cpu) || exit 1; done
+	$(BIN)/python -m study.page
 
 # How fast scoring is with each backend, beside other ways, and without a model; the last figures are in benchmarks/README.md.
 bench: setup

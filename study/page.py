@@ -118,10 +118,10 @@ def _difference(values: Array) -> str:
     return f"{values.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
-def figures(results: Path) -> str:
-    """All tables, of what is in ``results``."""
+def figures(paths: list[Path]) -> str:
+    """The tables of some results."""
     lines = []
-    for path in sorted(results.glob("*.json")):
+    for path in paths:
         found = json.loads(path.read_text(encoding="utf-8"))
         _, domain, size = found["arrays"].split("-")
         start = found["runs"][0]["test"][0][0]
@@ -141,13 +141,16 @@ def figures(results: Path) -> str:
 def renewed(page: str, results: Path) -> str:
     """The page with its figures made again."""
     head, rest = page.split(BEGIN)
-    return f"{head}{BEGIN}\n\n{figures(results)}\n{END}{rest.split(END)[1]}"
+    return f"{head}{BEGIN}\n\n{figures(sorted(results.glob('*.json')))}\n{END}{rest.split(END)[1]}"
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--print", nargs="+", type=Path, metavar="RESULTS.json", help="only print the tables of these")
     given = parser.parse_args()
+    if given.print:
+        raise SystemExit(print(figures(given.print)))
     before = PAGE.read_text(encoding="utf-8")
     after = renewed(before, HERE / "results")
     if given.check and before != after:

@@ -231,11 +231,29 @@ def planned(arms: list[str]) -> list[Run]:
     return sorted(every, key=lambda r: (bool(ARMS[r.arm].trainer), r.arm, r.seed))
 
 
+def again(results: Path) -> list[Run]:
+    """The runs of the headline arms at the settings that were chosen in ``results``, and what they were chosen by."""
+    from study.page import chosen
+
+    found = json.loads(results.read_text(encoding="utf-8"))["runs"]
+    picked = {
+        (a, c.rate, c.strength)
+        for a in {r["arm"] for r in found}
+        if ARMS[a].headline
+        for c in [chosen(found, a, last=True)]
+    }
+    return sorted((Run(*p, seed) for p in picked for seed in (TUNING_SEED, *SEEDS)), key=lambda r: (r.arm, r.seed))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("arrays", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--models", type=int, default=64)
+    parser.add_argument(
+        "--chosen", type=Path, help="train only the headline arms, at the settings chosen in these results"
+    )
     given = parser.parse_args()
-    study(given.arrays, given.out, planned(list(ARMS)), models=given.models, device=given.device)
+    runs = again(given.chosen) if given.chosen else planned(list(ARMS))
+    study(given.arrays, given.out, runs, models=given.models, device=given.device)

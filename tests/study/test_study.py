@@ -116,6 +116,31 @@ def test_statistics() -> None:
     assert 1 < low < 3 < high < 5
 
 
+def test_a_table_of_known_runs(tmp_path: Path) -> None:
+    """Settings are chosen by dev of the tuning seed, differences are paired by seed, test losses of it are not shown."""
+    curves = {  # dev and test loss of each epoch
+        ("plain", 0.0): ([3.0, 2.0, 2.5], [3.0, 2.1, 2.6]),
+        ("low-labels", 0.4): ([3.0, 2.2, 2.4], [3.0, 2.3, 2.5]),
+        ("low-labels", 0.8): ([3.0, 1.9, 2.6], [3.0, 2.0, 2.7]),
+    }
+    runs = []
+    for (arm, strength), (dev, test) in curves.items():
+        for seed in (arms.TUNING_SEED, *arms.SEEDS):
+            shift = 9.0 if seed == arms.TUNING_SEED else seed / 100 * (arm == "plain")
+            runs.append({"arm": arm, "rate": 1e-3, "strength": strength, "seed": seed,
+                         "dev": [[v, v, v] for v in dev], "test": [[v + shift] * 3 for v in test]})  # fmt: skip
+    first, _, *lines = page.table({"runs": runs})
+    assert [line.split(" | ")[0] for line in lines] == ["| low-labels", "| plain"]
+    low = lines[0].split(" | ")
+    assert low[1:4] == ["0.001, 0.4", "2.500", "-0.130 [-0.142, -0.118]"]
+    assert low[6:8] == ["0.001, 0.8", "2.000"]
+    assert low[8].startswith("-0.130 ")
+    assert len(first.split(" | ")) == len(low)
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps({"runs": [r for r in runs if r["arm"] == "plain"]}), encoding="utf-8")
+    assert train.again(results) == [train.Run("plain", 1e-3, 0.0, s) for s in (*arms.SEEDS, arms.TUNING_SEED)]
+
+
 def test_the_page_is_what_the_results_give() -> None:
     text = page.PAGE.read_text(encoding="utf-8")
     assert page.renewed(text, page.HERE / "results") == text
