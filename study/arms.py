@@ -8,8 +8,12 @@ from typing import Any
 EPOCHS = 12
 TUNING_SEED = 100
 SEEDS = (1, 2, 3, 4, 5)
-RATES = (5e-4, 1e-3, 2e-3)
-PLAIN_RATES = tuple(2.5e-4 * 16 ** (i / 8) for i in range(9))
+RATES = {"planned": (5e-4, 1e-3, 2e-3), "low": tuple(3e-5 * 10 ** (i / 8) for i in (0, 4, 8))}
+"""Learning rates that are tried: those of the plan, and those of its second run."""
+PLAIN_RATES = {
+    "planned": tuple(2.5e-4 * 16 ** (i / 8) for i in range(9)),
+    "low": tuple(3e-5 * 10 ** (i / 8) for i in range(9)),
+}
 CURRICULUM = (0.4, 0.8, 1.0)
 
 
@@ -69,10 +73,10 @@ ARMS = {
 }
 
 
-def trials(arm: str) -> list[tuple[float, float]]:
+def trials(arm: str, rates: str = "planned") -> list[tuple[float, float]]:
     """The (learning rate, strength) pairs that are tried, nine for every arm; strength 0 where there is none."""
     strengths = ARMS[arm].strengths
-    return [(r, s) for r in RATES for s in strengths] if strengths else [(r, 0.0) for r in PLAIN_RATES]
+    return [(r, s) for r in RATES[rates] for s in strengths] if strengths else [(r, 0.0) for r in PLAIN_RATES[rates]]
 
 
 def rows_key(arm: str, strength: float) -> str:

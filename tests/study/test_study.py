@@ -117,7 +117,7 @@ def test_statistics() -> None:
 
 
 def test_a_table_of_known_runs(tmp_path: Path) -> None:
-    """Settings are chosen by dev of the tuning seed, differences are paired by seed, test losses of it are not shown."""
+    """Settings are chosen on dev with the tuning seed, whose test losses are not shown; seeds are paired."""
     curves = {  # dev and test loss of each epoch
         ("plain", 0.0): ([3.0, 2.0, 2.5], [3.0, 2.1, 2.6]),
         ("low-labels", 0.4): ([3.0, 2.2, 2.4], [3.0, 2.3, 2.5]),
