@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from study.arms import ARMS, EPOCHS, SEEDS, TUNING_SEED, rows_key, trials
+from study.arms import ARMS, EPOCHS, RATES, SEEDS, TUNING_SEED, rows_key, trials
 from study.network import Weights, logits, repeated
 
 BATCH, WARM_UP, BETAS, CLIP = 8, 20, (0.9, 0.95), 1.0
@@ -225,9 +225,9 @@ def study(
     return result
 
 
-def planned(arms: list[str]) -> list[Run]:
+def planned(arms: list[str], rates: str) -> list[Run]:
     """Every trial of the arms with every seed, runs alike together."""
-    every = [Run(a, r, s, seed) for a in arms for r, s in trials(a) for seed in (TUNING_SEED, *SEEDS)]
+    every = [Run(a, r, s, seed) for a in arms for r, s in trials(a, rates) for seed in (TUNING_SEED, *SEEDS)]
     return sorted(every, key=lambda r: (bool(ARMS[r.arm].trainer), r.arm, r.seed))
 
 
@@ -251,9 +251,12 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--models", type=int, default=64)
+    parser.add_argument("--rates", choices=RATES, default="planned")
+    parser.add_argument("--headline", action="store_true", help="only the headline arms")
     parser.add_argument(
         "--chosen", type=Path, help="train only the headline arms, at the settings chosen in these results"
     )
     given = parser.parse_args()
-    runs = again(given.chosen) if given.chosen else planned(list(ARMS))
+    arms = [name for name, arm in ARMS.items() if arm.headline or not given.headline]
+    runs = again(given.chosen) if given.chosen else planned(arms, given.rates)
     study(given.arrays, given.out, runs, models=given.models, device=given.device)
