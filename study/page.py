@@ -107,6 +107,24 @@ def table(result: dict[str, Any]) -> Iterator[str]:
         )
 
 
+def equal_rates(result: dict[str, Any]) -> Iterator[str]:
+    """Each arm minus plain at the same learning rate: test loss after the last epoch, strength chosen on dev."""
+    runs = result["runs"]
+    shared = sorted({r["rate"] for r in runs if r["arm"] != "plain"})
+    some = {rate: [r for r in runs if math.isclose(r["rate"], rate, rel_tol=1e-6)] for rate in shared}
+    plain = {rate: chosen(some[rate], "plain", last=True).last for rate in shared}
+    yield "| arm | " + " | ".join(f"rate {rate:.2g}" for rate in shared) + " |"
+    yield "| --- |" + " --- |" * len(shared)
+    yield "| plain | " + " | ".join(f"{plain[rate].mean():.3f}" for rate in shared) + " |"
+    found = {}
+    for arm in (a for a in ARMS if a != "plain" and any(r["arm"] == a for r in runs)):
+        own = {rate: chosen(some[rate], arm, last=True) for rate in shared}
+        found[arm] = [own[rate].last - plain[rate] for rate in shared], [own[rate].strength for rate in shared]
+    for arm, (differences, strengths) in sorted(found.items(), key=lambda item: float(item[1][0][0].mean())):
+        cells = [f"{_difference(d)}, at {s:g}" for d, s in zip(differences, strengths, strict=True)]
+        yield f"| {arm} | " + " | ".join(cells) + " |"
+
+
 def _setting(one: Chosen) -> str:
     return f"{one.rate:.2g}" + (f", {one.strength:g}" if one.strength else "")
 
@@ -123,16 +141,20 @@ def figures(paths: list[Path]) -> str:
     lines = []
     for path in paths:
         found = json.loads(path.read_text(encoding="utf-8"))
-        _, domain, size = found["arrays"].split("-")
+        domain, size, *low = path.stem.split("-")
         start = found["runs"][0]["test"][0][0]
         lines += [
-            f"### {domain}, {size}",
+            f"### {domain}, {size}{', lower learning rates' if low else ''}",
             "",
             f"{found['parameters']:,} parameters, {found['train_tokens']:,} training tokens, {found['epochs']} "
             f"epochs, {len(found['runs']):,} runs on {found['device']} in {found['seconds']:,} s "
             f"(torch {found['torch']}). Test loss before training: {start:.3f}.",
             "",
             *table(found),
+            "",
+            "After the last epoch, minus plain at the same learning rate:",
+            "",
+            *equal_rates(found),
             "",
         ]
     return "\n".join(lines)
