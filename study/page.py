@@ -50,7 +50,7 @@ def chosen(runs: list[dict[str, Any]], arm: str, *, last: bool) -> Chosen:
     dev = {(r["rate"], r["strength"]): [e[0] for e in r["dev"]] for r in own if r["seed"] == TUNING_SEED}
     rate, strength = min(dev, key=lambda s: dev[s][-1] if last else min(dev[s]))
     by_seed = {r["seed"]: r for r in own if (r["rate"], r["strength"]) == (rate, strength)}
-    some = [by_seed[s] for s in SEEDS]
+    some = [by_seed[s] for s in SEEDS if s in by_seed]
     return Chosen(
         rate, strength, np.array([[e[0] for e in r["dev"]] for r in some]), np.array([r["test"] for r in some])
     )
