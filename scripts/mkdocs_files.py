@@ -19,7 +19,12 @@ LINK = re.compile(r"\]\(([^)#\s]+)")
 
 def on_files(files: Files, config: Any) -> Files:
     """The pages of the repository and the files that they link to, beside those of the theme."""
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
+    folders = ("benchmarks", "examples", "study")
+    pages = [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(p for name in folders for p in (ROOT / name).glob("*.md")),
+    ]
     linked = [page.parent / target for page in pages for target in LINK.findall(page.read_text(encoding="utf-8"))]
     paths = dict.fromkeys([*pages, *(path.resolve() for path in linked if path.is_file())])
     made = [File.generated(config, p.relative_to(ROOT).as_posix(), abs_src_path=str(p)) for p in paths]

@@ -21,7 +21,10 @@ from entrodrop_prep.config import MaterializeConfig, Recipe, RecipeConfig, flag,
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "entrodrop_prep" / "demo" / "model"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md")), MODEL / "MODEL_CARD.md"]
-LINKING = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md"))]
+LINKING = [
+    *PAGES,
+    *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md", "examples/README.md")),
+]
 TEXTS = [
     *PAGES,
     *(p for folder in ("docs", "examples", "scripts", "entrodrop_prep") for p in sorted((ROOT / folder).rglob("*.py"))),
