@@ -166,6 +166,10 @@ def materialize_command(**values: Any) -> Any:
     config = MaterializeConfig.load(**values)
     for text in (*config.sources, *config.plain, *config.against_scores, *([config.eval] if config.eval else [])):
         places.check_named(text, "scored")
+    if config.eval:
+        from entrodrop_prep.export.job import check_held_out
+
+        check_held_out(config)
     if config.dry_run:
         from entrodrop_prep.export.estimate import estimate
 

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from entrodrop_prep.config import MaterializeConfig
+from entrodrop_prep.errors import ConfigError
 from entrodrop_prep.export.columns import table_of
 from entrodrop_prep.export.epoch import Layout, Part, ShardCounts, folder
 from entrodrop_prep.export.identity import identity_of
@@ -144,6 +145,17 @@ def layout_of(rows: EpochRows, epoch: int) -> Layout:
     packed = rows.packed.get(epoch)
     size = (packed.rows, packed.tokens) if packed else rows.size(epoch)
     return Layout.of(*size, rows.config.rows_per_shard, rows.config.rows_multiple)
+
+
+def check_held_out(config: MaterializeConfig) -> None:
+    """Raises ConfigError where the validation rows are those that are trained on."""
+    job = open_job(config)
+    if job.validation and job.validation.content_digest in {s.scored.content_digest for s in job.sources.all}:
+        raise ConfigError(
+            "--eval has the same scores as the rows that are trained on",
+            where=str(job.validation.directory),
+            fix="score rows that are held out, and give their directory",
+        )
 
 
 def open_job(config: MaterializeConfig) -> Job:

@@ -201,13 +201,7 @@ def _agreed(
 
 
 def check_place(out: Path, job: Job) -> None:
-    """Raises OutputError where the directory would be one of its sources, or inside one; ConfigError for such rows."""
-    if job.validation and job.validation.content_digest in {s.scored.content_digest for s in job.sources.all}:
-        raise ConfigError(
-            "--eval has the same scores as the rows that are trained on",
-            where=str(job.validation.directory),
-            fix="score rows that are held out, and give their directory",
-        )
+    """Raises OutputError where the directory would be one of its sources, or inside one."""
     for scored in job.directories:
         if out.resolve() == scored.directory.resolve() or scored.directory.resolve() in out.resolve().parents:
             raise OutputError(
