@@ -55,7 +55,7 @@ class Trainer:
         accumulate: batches in a step.
         going_on: arguments that make it go on from the checkpoint of a step, ``{}`` in them; the recipe's own command
             does, where there are none.
-        lora: whether it has a recipe with adapters.
+        lora: whether it can train adapters on a CPU.
     """
 
     package: str
@@ -105,6 +105,7 @@ TRAINERS = {
             ),
         },
         environment={"AXOLOTL_DO_NOT_TRACK": "1", "CUDA_VISIBLE_DEVICES": ""},
+        lora=False,  # its kernels for adapters need a GPU
     ),
     "llama-factory": Trainer(
         package="llamafactory",

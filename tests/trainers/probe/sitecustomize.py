@@ -37,6 +37,8 @@ class Probe:
         if name == "lm_head" and submodule is not None:
             module.register_forward_pre_hook(self.called, with_kwargs=True)
             submodule.register_forward_hook(self.predicted)
+        if name == "base_model" and type(module).__name__.startswith("PeftModel"):  # calls no hook of the model inside
+            module.register_forward_pre_hook(self.called, with_kwargs=True)
 
     def called(self, module: Any, args: Any, kwargs: Any) -> None:
         import torch
