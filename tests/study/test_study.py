@@ -61,14 +61,14 @@ def test_many_models_train_as_one_does(toy: Path) -> None:
 
     model = GPT2LMHeadModel.from_pretrained(toy / "base-toy")
     data, run = data_of(toy), train.Run("low-both", 2e-3, 0.8, 1)
-    decay = train.Run("weight-decay", 1e-3, 0.3, 1)
+    decay = train.Run("weight-decay", 1e-2, 0.8, 1)
     start = train.from_base(toy / "base-toy")
     weights = repeated(start, 2, "cpu")
     ids = data.plain["train_ids"][:3]
     torch.testing.assert_close(logits(weights, ids.expand(2, -1, -1))[1], model(ids).logits, atol=2e-5, rtol=1e-4)
     next(train.trained(weights, [run, decay], data, 2))
     order = np.random.Generator(np.random.Philox(key=1)).permutation(data.shape[0])
-    for at, (one, share) in enumerate(((run, 0.0), (decay, 0.3))):
+    for at, (one, share) in enumerate(((run, 0.0), (decay, 0.8))):
         model = GPT2LMHeadModel.from_pretrained(toy / "base-toy")
         groups = [
             {"params": [p for p in model.parameters() if (p.dim() > 1) == two], "weight_decay": share * two}
@@ -87,7 +87,7 @@ def test_many_models_train_as_one_does(toy: Path) -> None:
             optimizer.step()
         for name, w in model.state_dict().items():
             if name != "lm_head.weight":
-                torch.testing.assert_close(weights[name][at].detach(), w, atol=3e-4, rtol=3e-3)
+                torch.testing.assert_close(weights[name][at].detach(), w, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.training
