@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Generator, Iterable
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -273,7 +273,7 @@ def _write(
     common = footer_of(job)
     stopped, slots = preemption.ended if preemption else threading.Event(), threading.Semaphore(job.jobs)
 
-    def tables(part: Part, shard: int, counts: ShardCounts) -> Iterator[pa.Table]:
+    def tables(part: Part, shard: int, counts: ShardCounts) -> Generator[pa.Table, None, None]:
         with slots:  # what flushes a file to the disk waits for it, and lets another thread work
             yield from unless(stopped, job.tables(part, shard, counts))
 
@@ -282,11 +282,12 @@ def _write(
         name = part.name(shard)
         counts, path = job.counts(part), out / name
         info: dict[str, Any] = {"schema": MASKED, **part.label, "shard": shard, **common}
-        with workers.finishing(name) if workers else nullcontext():
+        # Closed where writing fails, too: the error, which is kept, would keep the slot that the others wait for.
+        with workers.finishing(name) if workers else nullcontext(), closing(tables(part, shard, counts)) as made:
             footer = write_shard(
                 path,
                 job.schema,
-                tables(part, shard, counts),
+                made,
                 lambda: info | counts.info(),
                 compression=job.config.compression,
                 flush_name=workers is not None,

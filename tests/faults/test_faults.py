@@ -34,7 +34,7 @@ CI = [
     *[Fault("materialize", what, 0.5) for what in ("SIGTERM", "SIGINT", "replaced", "another", "clock +3650")],
     *[Fault("materialize", what, 0.6, "fsync") for what in ("EIO", "EDQUOT")],
     Fault("materialize", "EROFS on", 0.5, "open"),
-    Fault("materialize", "room", 0.5, "write"),
+    Fault("materialize", "room", 0.25, "write"),
     Fault("materialize --worker", "SIGKILL", 0.5),
     Fault("materialize --worker", "SIGTERM", 0.3),
     Fault("materialize --worker", "claims-past", 0.4),

@@ -116,6 +116,19 @@ def table(name: str, **columns: Any) -> Callable[[], object]:
     return write
 
 
+def broken_offsets() -> None:
+    """An Arrow file of ten texts whose last one ends behind all of them."""
+    import pyarrow as pa
+
+    found = pa.table({"text": [f"w{n} w5" for n in range(10)]})
+    with pa.ipc.new_file("a.arrow", found.schema) as writer:
+        writer.write_table(found)
+    data = Path("a.arrow").read_bytes()
+    offsets = found["text"].chunk(0).buffers()[1].to_pybytes()[:44]
+    assert data.count(offsets) == 1
+    Path("a.arrow").write_bytes(data.replace(offsets, offsets[:40] + (2**30).to_bytes(4, "little")))
+
+
 def all_of(*makers: Callable[[], object]) -> Callable[[], object]:
     """One after the other."""
     return lambda: [make() for make in makers]
@@ -231,6 +244,7 @@ CASES: dict[str, list[Case]] = {
         Case('no Parquet', SCORE.replace('rows.jsonl', 'a.parquet'), 'a.parquet: its name says Parquet, but it is something else: it does not begin with PAR1; rename it after what it is, or convert it', put('a.parquet', 'w5 w6' * 9)),
         Case('Parquet that is cut short', SCORE.replace('rows.jsonl', 'a.parquet'), 'a.parquet: cannot be read: Parquet magic bytes not found in footer. Either the file is corrupted or this is not a parquet file.; check that the file is whole and in its format', all_of(table('a.parquet', text=['w5 w6'] * 50), halved('a.parquet'))),
         Case('no Arrow', SCORE.replace('rows.jsonl', 'a.arrow'), 'a.arrow: cannot be read: Expected to read 1998599543 metadata bytes, but only read 41; check that the file is whole and in its format', put('a.arrow', 'w5 w6' * 9)),
+        Case('Arrow whose offsets lead out of it', SCORE.replace('rows.jsonl', 'a.arrow'), 'a.arrow: cannot be read: …; check that the file is whole and in its format', broken_offsets),
         Case('no gzip', SCORE.replace('rows.jsonl', 'a.jsonl.gz'), 'a.jsonl.gz: its name says gzip, but it is not gzip data; rename it after what it is, or convert it', put('a.jsonl.gz', '{"text": "w5"}\n')),
         Case('gzip that is cut short', SCORE.replace('rows.jsonl', 'a.jsonl.gz'), 'a.jsonl.gz: cannot be read: Compressed file ended before the end-of-stream marker was reached; check that the file is whole and in its format', put('a.jsonl.gz', gzip.compress(b'{"text": "w5 w6"}\n' * 99)[:40])),
         Case('no Zstandard', SCORE.replace('rows.jsonl', 'a.jsonl.zst'), 'a.jsonl.zst: cannot be read: ZSTD decompress failed: Unsupported frame parameter; check that the file is whole and in its format', put('a.jsonl.zst', b'(\xb5/\xfd' + b'x' * 9)),
@@ -277,6 +291,8 @@ CASES: dict[str, list[Case]] = {
         Case('', SCORE.replace('--model model', "--model ''"), "the model's name is empty; give a model directory or a Hub id"),
         Case('no weights', SCORE, 'model: the directory has no weights; it needs *.safetensors files', remove('model/model.safetensors')),
         Case('weights that are pickles', SCORE, 'model: its weights are pickles, which can run code when loaded; convert them to safetensors, or add --allow-pickle', with_pickles),
+        Case('weights that are a folder', SCORE, 'model: the directory has no weights; it needs *.safetensors files', all_of(remove('model/model.safetensors'), lambda: os.mkdir('model/model.safetensors'))),
+        Case('a model without attention heads', SCORE, 'model: cannot load the model, its files are not as they should be: ZeroDivisionError…', config(num_attention_heads=0)),
         Case('weights cut short', SCORE, 'model: cannot load the model: Error while deserializing header: incomplete metadata, file not fully covered; a file of weights is damaged: fetch it again', halved('model/model.safetensors')),
         Case('weights of another shape', SCORE, "model: its weight lm_head.weight is [61, 32], its configuration makes it [64, 32]; correct the model's config.json", config(vocab_size=64)),
         Case('no config.json', SCORE, 'model: the directory has no config.json, so it is no model; give a directory made by save_pretrained, or a Hub id', remove('model/config.json')),

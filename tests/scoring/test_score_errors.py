@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import BertConfig, LlamaModel, T5Config, T5ForConditionalGeneration
 
 from entrodrop_prep import cli
 from entrodrop_prep.errors import ModelError, SourceError
@@ -338,36 +336,7 @@ def test_nothing_is_left(place: Place, capsys: Capture) -> None:
 
 # --- settings ---------------------------------------------------------------------------------------------------------
 
-SETTINGS: list[tuple[tuple[str, ...], str]] = [
-    (("--max-length", "8", "--overlap", "8"), "--overlap 8 is not below --max-length 8"),
-    (("--overlap", str(CONTEXT)), f"--overlap {CONTEXT} is not below the longest row, {CONTEXT} tokens"),
-    (("--max-length", str(CONTEXT + 1)), f"--max-length {CONTEXT + 1} is over the model's context of {CONTEXT} tokens"),
-    (("--max-length", "1"), "--max-length '1': input should be greater than or equal to 2"),
-    (("--overlap", "-1"), "--overlap '-1': input should be"),
-    (("--rows-per-shard", "0"), "--rows-per-shard '0': input should be"),
-    (("--batch-tokens", "0"), "--batch-tokens '0': input should be"),
-    (("--limit", "0"), "--limit '0': input should be"),
-    (("--prompt-column", "input_ids"), "--prompt-column and --completion-column go together"),
-    (("--text-column", "a", "--messages-column", "b"), "exclude each other"),
-    (("--chat-template-kwargs", "{"), "--chat-template-kwargs '{': is not JSON"),
-    (("--chat-template", "absent.jinja"), "absent.jinja: cannot read the chat template"),
-    (("--config", "x"), "--config x has no use with files"),
-    (("--split", "test"), "--split test: files have no splits"),
-    (("--keep-columns", "a,a"), "--keep-columns names a column twice"),
-    (("--keep-columns", "input_ids"), "cannot keep a column called 'input_ids'"),
-]
-
-
-@pytest.mark.parametrize(("flags", "says"), SETTINGS, ids=[" ".join(flags) for flags, _ in SETTINGS])
-def test_settings_that_do_not_work(place: Place, capsys: Capture, flags: tuple[str, ...], says: str) -> None:
-    assert says in refused(place, capsys, *flags)
-
-
 # --- the model and the tokenizer --------------------------------------------------------------------------------------
-
-
-def without_weights(path: Path) -> None:
-    (path / "model.safetensors").unlink()
 
 
 def with_pickles(path: Path) -> None:
@@ -375,92 +344,9 @@ def with_pickles(path: Path) -> None:
     (path / "model.safetensors").unlink()
 
 
-def without_config(path: Path) -> None:
-    (path / "config.json").unlink()
-
-
-def with_broken_config(path: Path) -> None:
-    (path / "config.json").write_text('{"model_type": "llama",')
-
-
-def with_unknown_type(path: Path) -> None:
-    edit_config(path, model_type="unheard_of", architectures=None)
-
-
 def with_half_the_weights(path: Path) -> None:
     data = (path / "model.safetensors").read_bytes()
     (path / "model.safetensors").write_bytes(data[: len(data) // 2])
-
-
-def without_heads(path: Path) -> None:
-    edit_config(path, num_attention_heads=0)
-
-
-def as_a_folder(path: Path) -> None:
-    (path / "model.safetensors").unlink()
-    (path / "model.safetensors").mkdir()
-
-
-def with_another_vocabulary(path: Path) -> None:
-    edit_config(path, vocab_size=V + 3)
-
-
-def as_a_body(path: Path) -> None:
-    LlamaModel(tiny_llama(V)).save_pretrained(path)
-
-
-def as_t5(path: Path) -> None:
-    config = T5Config(vocab_size=V, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    T5ForConditionalGeneration(config).save_pretrained(path)
-
-
-def as_bert(path: Path) -> None:
-    config = BertConfig(
-        vocab_size=V,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        initializer_range=0.5,
-    )
-    save_model(path, config)
-
-
-def without_tokenizer(path: Path) -> None:
-    for file in path.glob("token*"):
-        file.unlink()
-
-
-def edit_config(path: Path, **values: Any) -> None:
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps({**config, **values}))
-
-
-MODELS: list[tuple[Callable[[Path], None], str]] = [
-    (without_weights, "the directory has no weights; it needs *.safetensors files"),
-    (with_pickles, "its weights are pickles, which can run code when loaded; convert them to safetensors, or add"),
-    (without_config, "the directory has no config.json, so it is no model; "),
-    (with_broken_config, "cannot load the model: "),
-    (with_unknown_type, "cannot load the model: "),
-    (with_half_the_weights, "a file of weights is damaged: fetch it again"),
-    (without_heads, "cannot load the model, its files are not as they should be: ZeroDivisionError"),
-    (as_a_folder, "the directory has no weights; it needs *.safetensors files"),
-    (with_another_vocabulary, f"its configuration makes it [{V + 3}, 32]; correct the model's config.json"),
-    (as_a_body, "its weights lack lm_head.weight; give a complete causal language model"),
-    (as_t5, "t5 is not a causal language model; the reference model must predict the next token"),
-    (as_bert, "what it predicts depends on what comes after"),
-    (without_tokenizer, "the directory has no tokenizer files; name one with --tokenizer"),
-]
-
-
-@pytest.mark.parametrize(("breaks", "says"), MODELS)
-def test_a_model_that_cannot_be_used(place: Place, capsys: Capture, breaks: Callable[[Path], None], says: str) -> None:
-    path = place.own_model()
-    breaks(path)
-    message = refused(place, capsys, "--model", str(path))
-    assert message.startswith(f"{path}: ") or message.startswith("model: ")
-    assert says in message
 
 
 def test_a_model_that_is_not_there(place: Place, capsys: Capture) -> None:
@@ -476,12 +362,6 @@ def test_names_that_are_empty(place: Place, capsys: Capture) -> None:
         assert refused(place, capsys, "--model", name).startswith("the model's name is empty; ")
         assert cli.run(["score", name, *place.arguments()[2:]]) == 2
         assert capsys.readouterr().err.startswith("error: SOURCE is empty; ")
-
-
-def test_an_empty_chat_template(place: Place, capsys: Capture) -> None:
-    (place.root / "template.jinja").write_text(" \n")
-    message = refused(place, capsys, "--chat-template", str(place.root / "template.jinja"))
-    assert message == f"{place.root / 'template.jinja'}: the chat template is empty; check --chat-template"
 
 
 def test_a_rejected_row_without_an_id(place: Place) -> None:
