@@ -194,6 +194,7 @@ CASES: dict[str, list[Case]] = {
         Case('', 'score rows.jsonl --modle model --out out', 'No such option: --modle (Possible options: --compile, --model)'),
         Case('', 'score rows.jsonl more.jsonl --model model --out out', 'Got unexpected extra argument(s) (more.jsonl)'),
         Case('', 'materialize scored --out out', '--epochs is missing; number of epochs to write.'),
+        Case('an option of another command', 'verify scored --horizon 4', 'No such option: --horizon; it is an option of materialize'),
         Case('', 'inspect scored --row -1', "Invalid value for '--row': Input should be greater than or equal to 0"),
         Case('', 'recipe trainer masked', "unknown trainer 'trainer'; did you mean transformers?"),
         Case('', 'schema', "Missing option '--write'."),
