@@ -369,7 +369,7 @@ def test_code_blocks_are_code(page: Path) -> None:
 def test_options_named_in_the_docs_exist(page: Path) -> None:
     known = {n for c in docs.commands().values() for p in c.params for n in [*p.opts, *p.secondary_opts]} | {
         *("--version", "--help", "--install-completion", "--show-completion"),
-        "--nope",  # an unknown option among the mistakes
+        *("--nope", "--modle"),  # among the mistakes
         "--middleware",  # of the vLLM server that `entrodrop serve` starts
         "--dataset",  # of ms-swift
         "--train",  # of LitGPT, as in --train.epochs
