@@ -46,11 +46,14 @@ def lock_alone(directory: Path, *, wait: bool = False) -> int:
     return open_locked(directory / LOCK, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
-def remove_if_empty(directory: Path, made: list[Path]) -> None:
-    """Leave nothing of folders that were ``made`` for a run of which nothing came."""
-    if made and _names(directory) in ([], [LOCK]):
+def remove_if_empty(directory: Path, made: list[Path], *, locked: bool = True) -> None:
+    """Leave nothing of folders that were ``made`` for a run of which nothing came.
+
+    ``locked``: this process made the lock file. A directory without it was put there by others then, and stays.
+    """
+    if made and (_names(directory) == [LOCK] or (not locked and _names(directory) == [])):
         with contextlib.suppress(OSError):
-            (directory / LOCK).unlink(missing_ok=True)
+            (directory / LOCK).unlink(missing_ok=not locked)
             for folder in reversed(made):
                 folder.rmdir()
 

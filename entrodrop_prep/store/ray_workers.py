@@ -82,7 +82,7 @@ def on_ray(work: Callable[[Any], S], config: ScoreConfig | MaterializeConfig, ou
                 return _finished(ray, tasks, _Watch(out, kind), stopped)
             except EntrodropError:
                 _cancel(ray, tasks)
-                remove_if_empty(out, made)
+                remove_if_empty(out, made, locked=False)
                 raise
             finally:
                 _cancel(ray, tasks)

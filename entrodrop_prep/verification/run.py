@@ -119,8 +119,10 @@ def _found(name: str, revision: str | None, report: Report, *, with_scored: bool
         f"{name}: the dataset on the Hub at commit {got.commit}, as it is in the cache (`hf cache verify {name} "
         "--repo-type dataset` compares the two)"
     )
+    if got.scored is None:
+        return got.directory, None
     identity = manifest.read(got.directory, MASKED)["identity"]
-    if got.scored is None or "sources" in identity or compared_with(identity):
+    if "sources" in identity or compared_with(identity):
         return got.directory, None
     return got.directory, [str(got.scored)]
 

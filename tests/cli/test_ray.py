@@ -116,6 +116,7 @@ def nodes() -> Iterator[Nodes]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.heavy
 @pytest.mark.network
 def test_a_node_is_lost_while_rows_are_scored(nodes: Nodes, tmp_path: Path) -> None:
     """Then the run is asked to end, and run again: the result is one process's. A bad row is one line."""

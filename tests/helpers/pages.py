@@ -58,4 +58,6 @@ def settings_of(arguments: list[str]) -> Any:
     group: Any = typer.main.get_command(app)
     name, *rest = arguments
     values = {k: v for k, v in group.commands[name].make_context(name, rest).params.items() if v is not None}
-    return build(CONFIGS[name], values) if name in CONFIGS else values
+    if name not in CONFIGS:
+        return values
+    return build(CONFIGS[name], {k: v for k, v in values.items() if k not in ("quiet", "verbose", "json")})
