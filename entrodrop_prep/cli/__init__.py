@@ -301,7 +301,7 @@ def verify_command(
     "inspect",
     result="directory and lines",
     quiet=False,
-    example="$ entrodrop inspect masked\n$ entrodrop inspect masked --row 0",
+    example="$ entrodrop inspect masked\n$ entrodrop inspect masked --row 0 --against scored",
 )
 def inspect_command(
     directory: Directory,
@@ -311,18 +311,54 @@ def inspect_command(
             "--row",
             metavar="N",
             min=0,
-            help="Show the tokens of one row: of a scored directory that with row_id N, its position in the source; of "
-            "a masked one that at position N of each epoch's order. Both count from 0.",
+            help="Show one row: of a scored directory that with row_id N, its position in the source, token by token; "
+            "of a masked one that at position N of each epoch's order. Both count from 0.",
         ),
     ] = None,
+    row_id: Annotated[
+        int | None,
+        typer.Option("--row-id", metavar="N", min=0, help="Show the row at position N of the source, from 0."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--id", metavar="TEXT", help="Show the row with this name in the --id-column.")
+    ] = None,
+    epoch: Annotated[
+        int | None,
+        typer.Option("--epoch", metavar="N", min=0, help="Show this epoch alone.  [default: all of them]"),
+    ] = None,
+    ids: Annotated[
+        bool, typer.Option("--ids", help="Of a masked directory show ids and labels in place of text.")
+    ] = False,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--against",
+            metavar="[NAME=]SCORED",
+            help="Of a masked directory the scored one it was made from: rows are shown as text then, dropped tokens "
+            "marked. May be repeated.",
+        ),
+    ] = None,
+    against_scores: AgainstScores = None,
 ) -> dict[str, Any]:
-    """Say what a scored or masked directory holds, or show one of its rows token by token."""
+    """Say what a scored or masked directory holds, or show one of its rows."""
     places.check_directory(directory)
-    from entrodrop_prep.verification.inspect import show
+    for text in (*(against or ()), *(against_scores or ())):
+        places.check_named(text, "scored")
+    from entrodrop_prep.verification.inspect import DROPPED, show
 
-    lines = list(show(directory, row))
+    asked = show(
+        directory,
+        row,
+        row_id=row_id,
+        name=name,
+        epoch=epoch,
+        ids=ids,
+        against=against,
+        against_scores=against_scores or (),
+    )
+    lines = list(asked)
     for line in lines:
-        say(line)
+        say(line, DROPPED if against else ())
     return {"directory": directory, "lines": lines}
 
 

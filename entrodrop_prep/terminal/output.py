@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 from entrodrop_prep.terminal.text import printable, without_secrets
@@ -29,9 +29,15 @@ def print_anything() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def say(line: str) -> None:
-    """Print a line that may hold names: nothing in it acts on the terminal."""
-    write(printable(without_secrets(line)), sys.stdout)
+def say(line: str, struck: Sequence[str] = ()) -> None:
+    """Print a line that may hold names: nothing in it acts on the terminal.
+
+    What stands between the two marks in ``struck`` is struck through and red where the terminal has colour.
+    """
+    text = printable(without_secrets(line))
+    if struck and coloured(sys.stdout):
+        text = text.replace(struck[0], "\x1b[9;31m").replace(struck[1], "\x1b[0m")
+    write(text, sys.stdout)
 
 
 def tell(kind: str, message: str) -> None:

@@ -15,12 +15,12 @@ from entrodrop_prep.export.card.picture import thresholds_of
 from entrodrop_prep.masking.curriculum import epoch_rates
 from entrodrop_prep.masking.epoch_rows import EpochRows
 from entrodrop_prep.masking.quantile import quantile_of
-from entrodrop_prep.store import manifest
 from entrodrop_prep.store.disk import check_regular, renamed_file, scratch, writing
-from entrodrop_prep.store.schema import MASKED, family
+from entrodrop_prep.store.schema import family
 from entrodrop_prep.store.scored import ScoredDataset
 from entrodrop_prep.store.shards import local_directory
 from entrodrop_prep.training.rows import MaskedRows
+from entrodrop_prep.verification.masks import masks_of
 from entrodrop_prep.verification.report import charts
 from entrodrop_prep.verification.report.rows import Shown, add_masks, sample, surprising
 from entrodrop_prep.verification.report.statistics import (
@@ -31,7 +31,7 @@ from entrodrop_prep.verification.report.statistics import (
     read_masks,
     read_scores,
 )
-from entrodrop_prep.verification.run import given_compared, given_sources, kind_of
+from entrodrop_prep.verification.run import kind_of
 
 _PAGE = Path(__file__).parent / "page"
 _MARK = b'<meta name="generator" content="entrodrop report">'
@@ -77,17 +77,7 @@ def report(
         if masked:
             if recipe or epochs:
                 raise ConfigError("a masked directory has its recipe and epochs", fix="leave out --recipe and --epochs")
-            if not against:
-                raise ConfigError(
-                    "a masked directory holds no scores",
-                    where=str(path),
-                    fix="name what it was made from: --against SCORED, or --against NAME=SCORED for each source",
-                )
-            described = manifest.read(path, MASKED)
-            given, _ = given_sources(path, described, against)
-            sources: str | dict[str, str] = given if "sources" in described["identity"] else next(iter(given.values()))
-            others = given_compared(path, described["identity"], against_scores)
-            masks = MaskedRows.like(path, sources, against_scores=others, cache_dir=cache)
+            described, masks = masks_of(path, against, against_scores, cache)
         else:
             if against:
                 raise ConfigError("--against is for masked directories", fix="leave it out")
