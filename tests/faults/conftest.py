@@ -12,4 +12,4 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     if lines:
         failed = sum(r.outcome == "failed" and "tests/faults" in r.nodeid for r in reports)
         terminalreporter.write_line("\n".join(lines))
-        terminalreporter.write_line(f"{len(lines)} faults struck and nothing was lost; {failed} tests failed")
+        terminalreporter.write_line(f"{len(lines)} faults struck; {failed} tests failed")
