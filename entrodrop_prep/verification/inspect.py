@@ -257,8 +257,6 @@ def _masked_row(path: Path, described: dict[str, Any], row: int, epochs: Sequenc
     rows = max(e["rows"] for e in described["epochs"])
     if row >= rows:
         raise ConfigError(f"--row {row}: an epoch has rows 0 to {rows - 1}", fix="give one of them")
-    if hint:
-        yield "to see text: --against SCORED, what it was made from"
     for epoch in (e for e in described["epochs"] if e["epoch"] in epochs):
         position = row
         for entry in (e for e in described["files"] if e.get("epoch") == epoch["epoch"]):
@@ -269,6 +267,8 @@ def _masked_row(path: Path, described: dict[str, Any], row: int, epochs: Sequenc
                 yield _masked_tokens(path / entry["file"], entry["content_digest"], position)
                 break
             position -= entry["rows"]
+    if hint:
+        yield "to see text: --against SCORED, what it was made from"
 
 
 def _masked_tokens(file: Path, content_digest: str, position: int) -> str:

@@ -235,7 +235,7 @@ def test_what_a_task_gives_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """An engine that ended ends its process, which Ray starts again; a mistake is a result; a bug has its traceback."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ray_workers.progress, "LOG_EVERY", 1)
-    settings, mistake = Settings(tmp_path), RowError("bad", where="a.jsonl", fix="mend it")
+    settings, mistake = Settings(tmp_path), RowError("bad", where="a.jsonl", fix="correct it")
     assert ray_workers._work(work_that_raises(mistake), settings, ".") is mistake
     with pytest.raises(ZeroDivisionError):
         ray_workers._work(work_that_raises(ZeroDivisionError()), settings, ".")

@@ -1,4 +1,4 @@
-"""``score --dry-run``: what is told of a run is what the run then takes, and nothing is written."""
+"""``score --dry-run``: the estimate of a run is what the run then takes, and nothing is written."""
 
 from __future__ import annotations
 
