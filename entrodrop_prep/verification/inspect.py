@@ -109,6 +109,7 @@ def _texts(
         raise ConfigError("a packed row holds several documents", fix="choose one with --row-id or --id, or give --ids")
     arrays, found = rows.columns.arrays, False
     keys = None if row is not None else _keys(rows, row_id, name)
+    tokenizers: dict[int, PreTrainedTokenizerBase] = {}
     for epoch in epochs:
         index = rows.order(epoch).index
         if keys is None:
@@ -121,7 +122,8 @@ def _texts(
             ]
         for some, scored, made, _, number in rows.masked(epoch, positions):
             source_of = rows.sources.all[number]
-            tokenizer = source_of.scored.tokenizer()
+            if number not in tokenizers:
+                tokenizers[number] = source_of.scored.tokenizer()
             for r, at in enumerate(some.tolist()):
                 found = True
                 span = slice(int(scored.offsets[r]), int(scored.offsets[r + 1]))
@@ -130,7 +132,9 @@ def _texts(
                 window = f", window {scored.window[r]}" if scored.window[r] else ""
                 share = f"{int(dropped.sum()):,} of {int(trained.sum()):,} trainable tokens dropped"
                 yield f"-- epoch {epoch}, row {positions[at]}: {label}{window}, {share}"
-                yield from _marked(tokenizer, scored.input_ids[span], made.input_ids[span], dropped).split("\n")
+                yield from _marked(tokenizers[number], scored.input_ids[span], made.input_ids[span], dropped).split(
+                    "\n"
+                )
     if not found:
         wanted = f"--row {row}" if row is not None else f"--row-id {row_id}" if name is None else f"--id {name!r}"
         raise ConfigError(f"{wanted}: no such row, or it was left out", fix=f"there are {len(rows.columns):,} rows")
