@@ -5,7 +5,7 @@ BIN := .venv/bin
 LINT := $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 INPUTS := pyproject.toml constraints.txt scripts/setup.sh tests/environment/torchvision_beside_cpu_torch.py
 
-.PHONY: demo test lint test-heavy test-browser setup bench gpu bench-materialize bench-loader bench-storage bench-workers study study-full faults fuzz audit trainers docs clean
+.PHONY: demo test lint test-heavy test-browser setup bench gpu bench-materialize bench-loader bench-storage bench-workers study study-full study-gpu faults fuzz audit trainers docs clean
 
 demo: .venv/.set-up-demo
 	$(BIN)/entrodrop demo --out demo-out
@@ -61,10 +61,15 @@ setup: .venv/.set-up-test
 # The study of docs/study.md. `study` repeats base and headline arms at the settings that were chosen, `study-full` every
 # trial (DEVICE=cuda: minutes on a GPU; without one, days).
 STUDY := study/out
+AGAIN := --again study/results/code-1M.json
 study: setup
-	$(BIN)/python -m study.prepare $(STUDY) --size 1M --domain code --headline
-	$(BIN)/python -m study.train $(STUDY)/arrays-code-1M $(STUDY)/code-1M.json --models 8 --chosen study/results/code-1M.json
-	$(BIN)/python -m study.page --print $(STUDY)/code-1M.json
+	$(BIN)/python -m study.prepare $(STUDY) --size 0.3M --domain code $(AGAIN)
+	$(BIN)/python -m study.train $(STUDY)/arrays-code-0.3M $(STUDY)/code-0.3M.json --models 1 $(AGAIN)
+	$(BIN)/python -m study.page --print $(STUDY)/code-0.3M.json
+
+# The headline arms with a model and rows of one's own: make study-gpu MODEL=DIR DATA=rows.jsonl (ARGS: study/own.py)
+study-gpu: setup
+	$(BIN)/python -m study.own $(MODEL) $(DATA) $(STUDY)/own $(ARGS)
 
 study-full: setup
 	$(BIN)/python -m study.prepare $(STUDY) --size 1M

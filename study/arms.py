@@ -8,12 +8,13 @@ from typing import Any
 EPOCHS = 12
 TUNING_SEED = 100
 SEEDS = (1, 2, 3, 4, 5)
-RATES = {"planned": (5e-4, 1e-3, 2e-3), "low": tuple(3e-5 * 10 ** (i / 8) for i in (0, 4, 8))}
-"""Learning rates that are tried: those of the plan, and those of its second run."""
 PLAIN_RATES = {
     "planned": tuple(2.5e-4 * 16 ** (i / 8) for i in range(9)),
     "low": tuple(3e-5 * 10 ** (i / 8) for i in range(9)),
+    "own": tuple(1e-5 * 10 ** (i / 8) for i in range(9)),
 }
+RATES = {"planned": (5e-4, 1e-3, 2e-3), **{name: PLAIN_RATES[name][::4] for name in ("low", "own")}}
+"""Learning rates that are tried: those of the plan, those of its second run, and those for models of useful size."""
 CURRICULUM = (0.4, 0.8, 1.0)
 
 
@@ -29,6 +30,13 @@ class Arm:
     scores: str = "base"
     """Model that scored the rows: ``base``, or ``seen``, which was trained on them."""
     headline: bool = False
+    chats: bool = False
+    """Whether it is meant for CHATS only."""
+
+    @property
+    def needs_seen(self) -> bool:
+        """Whether a model that has seen the data must score the rows."""
+        return self.scores == "seen" or "excess" in self.recipe.get("select", "")
 
     def rows(self, strength: float) -> dict[str, Any]:
         """The recipe at a strength."""
@@ -52,6 +60,7 @@ ARMS = {
     "low-labels": Arm(_dropping("low-entropy", "labels"), headline=True),
     "low-inputs": Arm(_dropping("low-entropy", "inputs"), headline=True),
     "low-both": Arm(_dropping("low-entropy", "both"), headline=True),
+    "low-labels-unprotected": Arm({**_dropping("low-entropy", "labels"), "protect": "none"}, chats=True),
     "low-labels-mean": Arm(_dropping("low-entropy", "labels"), trainer={"mean": 1}),
     "random-labels": Arm(_dropping("random", "labels"), headline=True),
     "random-inputs": Arm(_dropping("random", "inputs"), headline=True),
@@ -77,6 +86,11 @@ def trials(arm: str, rates: str = "planned") -> list[tuple[float, float]]:
     """The (learning rate, strength) pairs that are tried, nine for every arm; strength 0 where there is none."""
     strengths = ARMS[arm].strengths
     return [(r, s) for r in RATES[rates] for s in strengths] if strengths else [(r, 0.0) for r in PLAIN_RATES[rates]]
+
+
+def middle(arm: str) -> float:
+    """The second of the three strengths of an arm; 0 where there is none."""
+    return ARMS[arm].strengths[1] if ARMS[arm].strengths else 0.0
 
 
 def rows_key(arm: str, strength: float) -> str:

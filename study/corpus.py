@@ -1,18 +1,45 @@
-"""The texts of the study, from the Python that runs it: a general corpus, and two domains with train, dev and test."""
+"""The texts of the study, from the Python that runs it: a general corpus, and domains with train, dev and test."""
 
 from __future__ import annotations
 
+import ast
+import functools
 import hashlib
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 
 from entrodrop_prep.demo.corpus import documents
 
-DOMAINS = ("code", "prose")
+DOMAINS, CHATS = ("code", "prose"), ("task", "chat")
+"""``CHATS`` are questions with one answer each."""
 PARTS = ("train", "dev", "test")
 LONG_LINE, MOST_SEEN = 30, 0.2
 """A document is a copy where more than this share of its lines of so many characters was seen before."""
 Document = tuple[str, str]
-"""Name and text."""
+"""Name and text; of CHATS the question and, in a line of its own, the answer."""
+WORDS = [
+    "self",
+    "name",
+    "value",
+    "type",
+    "list",
+    "path",
+    "data",
+    "test",
+    "file",
+    "class",
+    "return",
+    "not",
+    "with",
+    "from",
+    "code",
+    "line",
+    "size",
+    "text",
+    "mode",
+    "time",
+]
+QUESTIONS, REVERSED = 2000, 3
 
 
 def fraction(name: str) -> float:
@@ -20,20 +47,53 @@ def fraction(name: str) -> float:
     return int.from_bytes(hashlib.sha256(f"study/{name}".encode()).digest()[:6]) / 2**48
 
 
+@functools.cache
 def general() -> list[Document]:
     """The modules of the standard library that no domain is made of, in an order by hash."""
     return sorted(documents(held_out=False), key=lambda d: fraction(d[0]))
 
 
 def domain(name: str) -> list[Document]:
-    """``code``: held-out modules; ``prose``: topics of the language reference; by hash, without copies."""
+    """The documents of a domain, by hash, without copies.
+
+    ``code``: held-out modules; ``prose``: topics of the language reference; ``task``: words to be reversed; ``chat``:
+    what a function or class of a held-out module is, from its docstring.
+    """
     if name == "code":
         found = documents(held_out=True)
+    elif name == "task":
+        found = _reversals()
+    elif name == "chat":
+        found = _docstrings()
     else:
         from pydoc_data.topics import topics
 
         found = iter(topics.items())
     return without_copies(sorted(found, key=lambda d: fraction(d[0])), general())
+
+
+def _reversals() -> Iterator[Document]:
+    for question in {" ".join(_words(i)): None for i in range(QUESTIONS)}:
+        yield question, f"reverse: {question}\n{' '.join(reversed(question.split()))}"
+
+
+def _words(number: int) -> list[str]:
+    return [WORDS[int(fraction(f"{number}/{at}") * len(WORDS))] for at in range(REVERSED)]
+
+
+def _docstrings() -> Iterator[Document]:
+    """Answers of 20 to 120 characters that are one paragraph, each once."""
+    found: dict[str, str] = {}
+    for file, text in documents(held_out=True):
+        with warnings.catch_warnings(action="ignore"):
+            tree = ast.parse(text)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                answer = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
+                if 20 <= len(answer) <= 120 and answer.endswith("."):
+                    found.setdefault(answer, f"{file.removesuffix('.py').replace('/', '.')}.{node.name}")
+    names = {name: answer for answer, name in found.items()}
+    yield from ((name, f"What is {name}?\n{answer}") for name, answer in names.items())
 
 
 def without_copies(found: Iterable[Document], known: Iterable[Document] = ()) -> list[Document]:

@@ -5,11 +5,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 Weights = dict[str, Tensor]
+Network = Callable[[Weights, Tensor, Tensor | None], Tensor]
+"""What gives logits [M, B, T, V] as ``logits`` does."""
 HEAD = 32
 """Width of a head."""
 
@@ -60,3 +65,23 @@ def _dropped(x: Tensor, share: Tensor | None) -> Tensor:
         return x
     kept = 1 - share.view(-1, *[1] * (x.dim() - 1))
     return x * (torch.rand_like(x) < kept) / kept
+
+
+def of_transformers(directory: Path, device: str) -> tuple[Network, Weights]:
+    """Any causal model of transformers as a network without dropout, in bfloat16 on a GPU, and its float32 weights."""
+    from torch.func import functional_call
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).to(device).eval()
+
+    def network(weights: Weights, ids: Tensor, dropout: Tensor | None = None) -> Tensor:
+        if dropout is not None:
+            raise ValueError("dropout is an arm of the study's own network only")
+        with torch.autocast("cuda", torch.bfloat16, enabled=device == "cuda"):
+            found = [
+                functional_call(model, {n: w[i] for n, w in weights.items()}, (one,), {"use_cache": False}).logits
+                for i, one in enumerate(ids)
+            ]
+        return torch.stack(found).float()
+
+    return network, {n: w.detach() for n, w in model.named_parameters()}

@@ -1,8 +1,12 @@
-"""The tables of ``docs/study.md`` from ``study/results/``: ``python -m study.page``; ``--check`` only compares."""
+"""The tables, pictures and figures in the text of ``docs/study.md``, from ``study/results/`` and ``study/found.md``.
+
+python -m study.page              write them; --check only compares, --print RESULTS.json only prints tables
+"""
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 from collections.abc import Iterator
@@ -17,7 +21,7 @@ from study.arms import ARMS, SEEDS, TUNING_SEED
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "study.md"
-BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
+FOUND = HERE / "found.md"
 RESAMPLES = 10_000
 Array = NDArray[np.float64]
 
@@ -48,7 +52,10 @@ def chosen(runs: list[dict[str, Any]], arm: str, *, last: bool) -> Chosen:
     """The setting of an arm with the lowest dev loss, of the last epoch or of the best, with the tuning seed."""
     own = [r for r in runs if r["arm"] == arm]
     dev = {(r["rate"], r["strength"]): [e[0] for e in r["dev"]] for r in own if r["seed"] == TUNING_SEED}
-    rate, strength = min(dev, key=lambda s: dev[s][-1] if last else min(dev[s]))
+    fixed = {(r["rate"], r["strength"]) for r in own}
+    if len(fixed) > 1 and fixed != set(dev):
+        raise ValueError(f"{arm}: settings without a run of seed {TUNING_SEED}")
+    rate, strength = min(dev, key=lambda s: dev[s][-1] if last else min(dev[s])) if dev else fixed.pop()
     by_seed = {r["seed"]: r for r in own if (r["rate"], r["strength"]) == (rate, strength)}
     some = [by_seed[s] for s in SEEDS if s in by_seed]
     return Chosen(
@@ -107,18 +114,25 @@ def table(result: dict[str, Any]) -> Iterator[str]:
         )
 
 
+def at_equal_rates(result: dict[str, Any]) -> dict[float, dict[str, Chosen]]:
+    """Learning rate -> arm -> its strength that is best on dev after the last epoch; rates that all arms have."""
+    found = {}
+    for rate in sorted({r["rate"] for r in result["runs"] if r["arm"] != "plain"}):
+        some = [r for r in result["runs"] if math.isclose(r["rate"], rate, rel_tol=1e-6)]
+        found[rate] = {a: chosen(some, a, last=True) for a in ARMS if any(r["arm"] == a for r in some)}
+    return found
+
+
 def equal_rates(result: dict[str, Any]) -> Iterator[str]:
     """Each arm minus plain at the same learning rate: test loss after the last epoch, strength chosen on dev."""
-    runs = result["runs"]
-    shared = sorted({r["rate"] for r in runs if r["arm"] != "plain"})
-    some = {rate: [r for r in runs if math.isclose(r["rate"], rate, rel_tol=1e-6)] for rate in shared}
-    plain = {rate: chosen(some[rate], "plain", last=True).last for rate in shared}
+    by_rate = at_equal_rates(result)
+    shared, plain = list(by_rate), {rate: arms["plain"].last for rate, arms in by_rate.items()}
     yield "| arm | " + " | ".join(f"rate {rate:.2g}" for rate in shared) + " |"
     yield "| --- |" + " --- |" * len(shared)
     yield "| plain | " + " | ".join(f"{plain[rate].mean():.3f}" for rate in shared) + " |"
     found = {}
-    for arm in (a for a in ARMS if a != "plain" and any(r["arm"] == a for r in runs)):
-        own = {rate: chosen(some[rate], arm, last=True) for rate in shared}
+    for arm in (a for a in by_rate[shared[0]] if a != "plain"):
+        own = {rate: by_rate[rate][arm] for rate in shared}
         found[arm] = [own[rate].last - plain[rate] for rate in shared], [own[rate].strength for rate in shared]
     for arm, (differences, strengths) in sorted(found.items(), key=lambda item: float(item[1][0][0].mean())):
         cells = [f"{_difference(d)}, at {s:g}" for d, s in zip(differences, strengths, strict=True)]
@@ -152,18 +166,136 @@ def figures(paths: list[Path]) -> str:
             "",
             *table(found),
             "",
-            "After the last epoch, minus plain at the same learning rate:",
-            "",
-            *equal_rates(found),
-            "",
         ]
+        if len({r["rate"] for r in found["runs"]}) > 1:
+            lines += ["After the last epoch, minus plain at the same learning rate:", "", *equal_rates(found), ""]
+        if "answers" in found["runs"][0]:
+            lines += ["Answers to the test questions after the last epoch:", "", *answers(found), ""]
     return "\n".join(lines)
 
 
-def renewed(page: str, results: Path) -> str:
-    """The page with its figures made again."""
-    head, rest = page.split(BEGIN)
-    return f"{head}{BEGIN}\n\n{figures(sorted(results.glob('*.json')))}\n{END}{rest.split(END)[1]}"
+def answers(result: dict[str, Any]) -> Iterator[str]:
+    """Shares of greedy answers that are right and that end, means over the seeds, and minus plain."""
+    runs = result["runs"]
+    shares = {a: np.array([r["answers"] for r in runs if r["arm"] == a]) for a in ARMS}
+    yield "| arm | right | minus plain [95%] | end | minus plain [95%] |"
+    yield "| --- | ---: | --- | ---: | --- |"
+    for arm, found in sorted(
+        ((a, s) for a, s in shares.items() if len(s)), key=lambda item: -float(item[1][:, 0].mean())
+    ):
+        cells = [
+            f"{found[:, i].mean():.1%} | "
+            + ("" if arm == "plain" else _difference(found[:, i] - shares["plain"][:, i]))
+            for i in (0, 1)
+        ]
+        yield f"| {arm} | {' | '.join(cells)} |"
+
+
+def found_values(results: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """The figures in the text of ``found.md``, from the results of 1M parameters by name."""
+    full, low = ([f"{domain}-1M{end}" for domain in ("code", "prose")] for end in ("", "-low"))
+    last = {
+        n: {a: {r: c[a].last for r, c in at_equal_rates(results[n]).items() if a in c} for a in ARMS}
+        for n in full + low
+    }
+
+    def gains(arm: str, names: list[str], than: str = "plain") -> list[float]:
+        """How far an arm is below another, at each rate."""
+        return [float((last[n][than][r] - last[n][arm][r]).mean()) for n in names for r in last[n][arm]]
+
+    def picked(name: str, arm: str, *, last: bool) -> float:
+        one = chosen(results[name]["runs"], arm, last=last)
+        return float((one.last if last else one.best).mean())
+
+    labels = gains("low-labels", full + low)
+    against = [
+        gains(f"low-{t}", full + (low if t != "both" else []), f"random-{t}") for t in ("labels", "inputs", "both")
+    ]
+    guided = [x for some in against for x in some]
+    inputs, random = (gains(f"{kind}-inputs", full) for kind in ("low", "random"))
+    start = results["code-1M"]["runs"][0]["test"][0][0]
+    return {
+        "labels_above": -min(labels),
+        "labels_below": max(labels),
+        "plain_lost": max(float(x.mean()) for x in last["code-1M"]["plain"].values()) - start,
+        "comparisons": len(guided),
+        "random_wins": sum(x <= 0 for x in guided),
+        "low_ahead": max(guided),
+        "inputs_least": min(inputs),
+        "inputs_most": max(inputs),
+        "random_least": min(random),
+        "random_most": max(random),
+        "inputs_harm": -min(gains("low-inputs", low) + gains("random-inputs", low)),
+        "code_low_ahead": picked("code-1M-low", "plain", last=True)
+        - picked("code-1M-low", "uniform-inputs", last=True),
+        "code_gain": start - picked("code-1M-low", "plain", last=False),
+        **{
+            f"prose{end}_{arm.split('-')[0]}_{what}": picked(
+                f"prose-1M{end.replace('_', '-')}", arm, last=what == "last"
+            )
+            for end in ("", "_low")
+            for arm in ("plain", "uniform-inputs")
+            for what in ("last", "best")
+        },
+    }
+
+
+def pictures(results: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Files of pictures: test loss by epoch, and degradation, of the headline arms at the lowest rate of the plan."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    found = {n: one[min(one)] for n, r in results.items() if not n.endswith("-low") for one in [at_equal_rates(r)]}
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "entrodrop", "font.size": 9}
+    files = {}
+    with mpl.rc_context(style):
+        for name, draw, size in (("curves", _curves, 3.4), ("degradation", _bars, 2.6)):
+            figure = Figure(figsize=(9, size), layout="constrained")
+            for axes, (title, arms) in zip(figure.subplots(1, len(found)), found.items(), strict=True):
+                draw(axes, {a: c for a, c in arms.items() if ARMS[a].headline})
+                axes.set_title(title.replace("-", ", "))
+            if name == "curves":
+                figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+            text = io.StringIO()
+            figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+            files[f"study-{name}.svg"] = text.getvalue()
+    return files
+
+
+def _curves(axes: Any, arms: dict[str, Chosen]) -> None:
+    for number, (arm, one) in enumerate(arms.items()):
+        losses = one.test[:, :, 0]
+        low, high = np.array([interval(at) for at in losses.T]).T
+        epochs = np.arange(losses.shape[1])
+        axes.plot(epochs, losses.mean(0), color=f"C{number}", label=arm, linewidth=1.3)
+        axes.fill_between(epochs, low, high, color=f"C{number}", alpha=0.25, linewidth=0)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("test loss (nats a token)")
+
+
+def _bars(axes: Any, arms: dict[str, Chosen]) -> None:
+    for number, (arm, one) in enumerate(reversed(arms.items())):
+        lost = one.last - one.best
+        low, high = interval(lost)
+        axes.barh(arm, lost.mean(), color=f"C{len(arms) - 1 - number}")
+        axes.plot([low, high], [arm, arm], color="black", linewidth=1)
+    axes.set_xlabel("nats lost after the best epoch")
+
+
+def between(page: str, name: str, text: str) -> str:
+    """The page with ``text`` between the two comments of that name."""
+    begin, end = (f"<!-- {name}: {side} -->" for side in ("begin", "end"))
+    head, rest = page.split(begin)
+    return f"{head}{begin}\n\n{text}\n{end}{rest.split(end)[1]}"
+
+
+def renewed(page: str, results: Path) -> tuple[str, dict[str, str]]:
+    """The page with its figures made again, and the pictures by their file names."""
+    paths = sorted(results.glob("*.json"))
+    known = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    said = FOUND.read_text(encoding="utf-8").format(**found_values(known))
+    shown = {n: r for n, r in known.items() if "answers" not in r["runs"][0]}
+    return between(between(page, "found", said), "figures", figures(paths)), pictures(shown)
 
 
 if __name__ == "__main__":
@@ -173,8 +305,9 @@ if __name__ == "__main__":
     given = parser.parse_args()
     if given.print:
         raise SystemExit(print(figures(given.print)))
-    before = PAGE.read_text(encoding="utf-8")
-    after = renewed(before, HERE / "results")
-    if given.check and before != after:
-        raise SystemExit("docs/study.md is not what study/results give: run python -m study.page")
-    PAGE.write_text(after, encoding="utf-8")
+    text, drawn = renewed(PAGE.read_text(encoding="utf-8"), HERE / "results")
+    for path, now in {PAGE: text, **{PAGE.with_name(name): svg for name, svg in drawn.items()}}.items():
+        if not given.check:
+            path.write_text(now, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != now:
+            raise SystemExit(f"docs/{path.name} is not what study/results give: run python -m study.page")

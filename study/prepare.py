@@ -1,6 +1,6 @@
 """From texts to arrays, by the product: base models, scores, and the rows of every arm, epoch and seed from the loader.
 
-    python -m study.prepare OUT [--size 0.3M --size 1M] [--domain code --domain prose] [--headline]
+    python -m study.prepare OUT [--size 0.3M --size 1M] [--domain code --domain prose] [--again RESULTS.json]
 
 OUT gets, for each domain and size, ``arrays-DOMAIN-SIZE/``: ``plain.npz`` (rows [R, T] of train, dev and test),
 ``rows.npz`` (what differs from them, see ``pack``) and ``start.pt`` (the base model's weights). ``study.train`` needs
@@ -26,23 +26,24 @@ from entrodrop_prep.scoring.run import score
 from entrodrop_prep.store.rows import to_rows
 from entrodrop_prep.store.scored import ScoredDataset
 from study import base, corpus, train
-from study.arms import ARMS, EPOCHS, SEEDS, TUNING_SEED, rows_key, trials
+from study.arms import ARMS, EPOCHS, rows_key
 
 VOCABULARY, GENERAL_TOKENS, PASSES = 2048, 800_000, 2
 PARTS = {"train": 40_000, "dev": 20_000, "test": 20_000}
+CHAT_PARTS = {"train": 12_000, "dev": 4_000, "test": 4_000}
+TEMPLATE = Path(__file__).with_name("chat.jinja")
 SEEN_EPOCHS = 3
 
 
 def prepare(
     out: Path,
     sizes: list[str],
-    arms: list[str],
+    runs: list[train.Run],
     *,
     general: int = GENERAL_TOKENS,
     passes: int = PASSES,
-    parts: dict[str, int] = PARTS,
+    parts: dict[str, int] | None = None,
     epochs: int = EPOCHS,
-    seeds: tuple[int, ...] = (TUNING_SEED, *SEEDS),
     domains: tuple[str, ...] = corpus.DOMAINS,
     vocabulary: int = VOCABULARY,
     documents: int | None = None,
@@ -59,69 +60,71 @@ def prepare(
     for domain in domains:
         found = corpus.domain(domain)
         counts = {name: len(tokenizer(text, verbose=False)["input_ids"]) for name, text in found}
-        for part, kept in corpus.parts(found, parts, counts).items():
-            lines = [json.dumps({"id": name, "text": text}) for name, text in kept]
+        wanted = parts or (CHAT_PARTS if domain in corpus.CHATS else PARTS)
+        for part, kept in corpus.parts(found, wanted, counts).items():
+            lines = [json.dumps(row(domain, *document)) for document in kept]
             (out / f"{domain}-{part}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         for size in sizes:
             started = time.monotonic()
-            arrays_of(out, domain, size, arms, epochs, seeds)
+            model, template = out / f"base-{size}", str(TEMPLATE) if domain in corpus.CHATS else None
+            arrays_of(model, out, domain, size, runs, epochs, chat_template=template)
+            torch.save(train.from_base(model), out / f"arrays-{domain}-{size}" / "start.pt")
             print(f"{domain} {size}: {time.monotonic() - started:.0f} s", flush=True)
 
 
-def arrays_of(out: Path, domain: str, size: str, arms: list[str], epochs: int, seeds: tuple[int, ...]) -> None:
-    """Score a domain, and write its arrays."""
+def row(domain: str, name: str, text: str) -> dict[str, Any]:
+    """A document as ``score`` reads it."""
+    if domain not in corpus.CHATS:
+        return {"id": name, "text": text}
+    texts = zip(("user", "assistant"), text.split("\n"), strict=True)
+    return {"id": name, "messages": [{"role": role, "content": content} for role, content in texts]}
+
+
+def arrays_of(
+    model: Path, out: Path, domain: str, size: str, runs: list[train.Run], epochs: int, **scoring: Any
+) -> None:
+    """Score a domain with ``model``, with settings of ``score``, and write the arrays that ``runs`` need."""
     target = out / f"arrays-{domain}-{size}"
     target.mkdir(exist_ok=True)
-    model, plain, scored = out / f"base-{size}", {}, {}
+    plain, scored = {}, {}
     for part in corpus.PARTS:
-        scored[part] = scored_by(model, out, domain, part, f"{part}-{size}")
+        scored[part] = scored_by(model, out, domain, part, f"{part}-{size}", **scoring)
         plain |= {f"{part}_{name}": array for name, array in scored_arrays(scored[part]).items()}
     np.savez_compressed(target / "plain.npz", **plain)
-    network = train.from_base(model)
-    torch.save(network, target / "start.pt")
-    seen = out / f"seen-{domain}-{size}"
-    if not (seen / "model.safetensors").exists():
-        train.save_seen(model, seen, network, plain, SEEN_EPOCHS)
-    scored["seen"] = scored_by(seen, out, domain, "train", f"seen-{size}")
+    wanted = {(rows_key(r.arm, r.strength), r.seed): r for r in runs if ARMS[r.arm].recipe}
+    if any(ARMS[r.arm].needs_seen for r in wanted.values()):
+        seen = out / f"seen-{domain}-{size}"
+        if not (seen / "model.safetensors").exists():
+            train.save_seen(model, seen, train.from_base(model), plain, SEEN_EPOCHS)
+        scored["seen"] = scored_by(seen, out, domain, "train", f"seen-{size}", **scoring)
 
-    wanted = {
-        rows_key(arm, strength): (arm, strength) for arm in arms for _, strength in trials(arm) if ARMS[arm].recipe
-    }
     packed: dict[str, NDArray[Any]] = {}
     ids, labels = plain["train_ids"], plain["train_labels"]
-    for key, (arm, strength) in wanted.items():
-        recipe = ARMS[arm].rows(strength)
-        directory = scored["seen" if ARMS[arm].scores == "seen" else "train"]
+    for (key, seed), run in wanted.items():
+        recipe = ARMS[run.arm].rows(run.strength)
+        directory = scored["seen" if ARMS[run.arm].scores == "seen" else "train"]
         more = {"against_scores": scored["seen"]} if "excess" in recipe["select"] else {}
-        for seed in seeds:
-            rows = MaskedRows.open(
-                directory, epochs=epochs, seed=seed, shuffle="none", cache_dir=out / "cache", **recipe, **more
-            )
-            made = [padded(rows.epoch_rows.epoch(e)[:].stored, ids.shape) for e in range(epochs)]
-            packed |= pack(f"{key}|{seed}", made, ids, labels)
+        rows = MaskedRows.open(
+            directory, epochs=epochs, seed=seed, shuffle="none", cache_dir=out / "cache", **recipe, **more
+        )
+        made = [padded(rows.epoch_rows.epoch(e)[:].stored, ids.shape) for e in range(epochs)]
+        packed |= pack(f"{key}|{seed}", made, ids, labels)
     np.savez_compressed(target / "rows.npz", **packed)
 
 
-def scored_by(model: Path, out: Path, domain: str, part: str, name: str) -> Path:
-    """The scored directory of a part of a domain."""
+def scored_by(model: Path, out: Path, domain: str, part: str, name: str, **scoring: Any) -> Path:
+    """The scored directory of a part of a domain; ``scoring`` are settings of ``score``."""
     directory = out / f"scored-{domain}-{name}"
+    usual = {"max_length": base.CONTEXT, "long_documents": "split", "backend": "transformers", "device": "cpu"}
+    source = str(out / f"{domain}-{part}.jsonl")
     score(
-        ScoreConfig(
-            source=str(out / f"{domain}-{part}.jsonl"),
-            model=str(model),
-            out=str(directory),
-            max_length=base.CONTEXT,
-            long_documents="split",
-            backend="transformers",
-            device="cpu",
-            score_dtype="float32",
-        )
+        ScoreConfig(source=source, model=str(model), out=str(directory), score_dtype="float32", **{**usual, **scoring})
     )
     return directory
 
 
 def scored_arrays(directory: Path) -> dict[str, NDArray[Any]]:
-    """``ids`` [R, T] uint16, ``labels`` [R, T] int16, ``entropy`` [R, T] float32 of a scored directory's windows."""
+    """``ids`` [R, T] uint32, ``labels`` [R, T] int32, ``entropy`` [R, T] float32 of a scored directory's windows."""
     found: dict[str, list[Any]] = {"ids": [], "labels": [], "entropy": []}
     for batch in ScoredDataset(directory).batches():
         rows = to_rows(batch)
@@ -130,14 +133,15 @@ def scored_arrays(directory: Path) -> dict[str, NDArray[Any]]:
                 found["ids"].append(rows.input_ids[a:b])
                 found["labels"].append(np.where(rows.trainable[a:b], rows.input_ids[a:b], -100))
                 found["entropy"].append(np.nan_to_num(rows.entropy[a:b]))
-    kinds = {"ids": (np.uint16, 0), "labels": (np.int16, -100), "entropy": (np.float32, 0)}
-    return {n: _pad(found[n], (len(found[n]), base.CONTEXT), kind, fill) for n, (kind, fill) in kinds.items()}
+    kinds = {"ids": (np.uint32, 0), "labels": (np.int32, -100), "entropy": (np.float32, 0)}
+    shape = len(found["ids"]), max(map(len, found["ids"]))
+    return {n: _pad(found[n], shape, kind, fill) for n, (kind, fill) in kinds.items()}
 
 
 def padded(rows: MaskedColumns, shape: tuple[int, ...]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Ids and labels of rows as arrays of ``shape``."""
     filled = np.arange(shape[1]) < np.diff(rows.offsets)[:, None]
-    ids, labels = np.zeros(shape, np.uint16), np.full(shape, -100, np.int16)
+    ids, labels = np.zeros(shape, np.uint32), np.full(shape, -100, np.int32)
     ids[filled], labels[filled] = rows.input_ids, rows.labels
     return ids, labels
 
@@ -167,9 +171,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--size", action="append", default=None)
-    parser.add_argument("--domain", action="append", default=None, choices=corpus.DOMAINS)
-    parser.add_argument("--headline", action="store_true", help="only the headline arms")
+    parser.add_argument("--domain", action="append", default=None, choices=(*corpus.DOMAINS, *corpus.CHATS))
+    train.options(parser)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    some = [name for name, arm in ARMS.items() if arm.headline or not given.headline]
-    prepare(given.out, given.size or ["0.3M", "1M"], some, domains=tuple(given.domain or corpus.DOMAINS))
+    domains = tuple(given.domain or corpus.DOMAINS)
+    prepare(given.out, given.size or ["0.3M", "1M"], train.wanted(given), domains=domains)

@@ -1,6 +1,6 @@
 """Train every arm of a study from arrays, many models at once, on a CPU or a GPU; needs torch and NumPy only.
 
-python -m study.train ARRAYS OUT.json [--device cuda] [--models 64] [--headline --settings RESULTS.json]
+python -m study.train ARRAYS OUT.json [--device cuda] [--models 64] [--again RESULTS.json]
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from study.arms import ARMS, EPOCHS, RATES, SEEDS, TUNING_SEED, rows_key, trials
-from study.network import Weights, logits, repeated
+from study.arms import ARMS, EPOCHS, RATES, SEEDS, TUNING_SEED, middle, rows_key, trials
+from study.network import Network, Weights, logits, repeated
 
 BATCH, WARM_UP, BETAS, CLIP = 8, 20, (0.9, 0.95), 1.0
+QUESTIONS, LONGEST = 100, 40
+"""Test rows that are answered, and tokens of an answer."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,18 @@ def save_seen(base: Path, out: Path, start: Weights, plain: Any, epochs: int) ->
 class Data:
     """The rows of a domain, plain, and as each arm has them in an epoch."""
 
-    def __init__(self, plain: Any, packed: Any, epochs: int, device: str) -> None:
-        self.device, self._epochs = device, epochs
+    def __init__(self, plain: Any, packed: Any, epochs: int, device: str, network: Network = logits) -> None:
+        self.device, self.network, self._epochs = device, network, epochs
         kinds = {n: np.float32 if "entropy" in n else np.int64 for n in plain}
         self.plain = {n: torch.as_tensor(np.asarray(plain[n]).astype(kinds[n])).to(device) for n in plain}
         self._packed = packed
         self.shape = tuple(self.plain["train_ids"].shape)
         self.trainable = (self.plain["train_labels"] >= 0).sum(1)
+
+    @property
+    def asks(self) -> bool:
+        """Whether every test row begins with a question, which is not trained on."""
+        return bool((self.plain["test_labels"][:, 1] < 0).all())
 
     def rows(self, run: Run, epoch: int) -> tuple[Tensor, Tensor]:
         """Ids and labels [R, T] of a run in an epoch."""
@@ -137,7 +144,7 @@ def trained(weights: Weights, runs: list[Run], data: Data, epochs: int) -> Itera
             some = order[:, at : at + BATCH]
             ids, labels = (of_run[number, some] for of_run in every)
             trainable = data.trainable[some].sum(1)
-            loss = loss_of(logits(weights, ids, dropped), labels, trainable, mean, power)
+            loss = loss_of(data.network(weights, ids, dropped), labels, trainable, mean, power)
             gradients = torch.autograd.grad(loss.sum(), list(weights.values()))
             step += 1
             _update(weights, gradients, first, second, rate * min(1, step / WARM_UP), decay, step)
@@ -182,7 +189,7 @@ def evaluated(weights: Weights, data: Data, part: str, threshold: float) -> Tens
         some = slice(at, at + BATCH)
         batch, wanted = (t[some].expand(models, -1, -1) for t in (ids, labels))
         shifted = wanted[:, :, 1:].reshape(-1)
-        found = logits(weights, batch)[:, :, :-1].flatten(0, 2)
+        found = data.network(weights, batch, None)[:, :, :-1].flatten(0, 2)
         losses = F.cross_entropy(found, shifted, ignore_index=-100, reduction="none").view(models, -1)
         sums[:, 0] += (losses * low[some].flatten()).sum(1)
         sums[:, 1] += (losses * ~low[some].flatten()).sum(1)
@@ -191,16 +198,54 @@ def evaluated(weights: Weights, data: Data, part: str, threshold: float) -> Tens
     return torch.cat([sums.sum(1, keepdim=True) / counts.sum(), sums / counts], 1)
 
 
+@torch.no_grad()
+def answered(weights: Weights, data: Data) -> Tensor:
+    """[M, 2] shares of test questions whose greedy answer is that of the row, token for token, and that end at all.
+
+    The last trained token of a row is what ends an answer.
+    """
+    ids, labels = (data.plain[f"test_{n}"][:QUESTIONS] for n in ("ids", "labels"))
+    models, (rows, width) = next(iter(weights.values())).shape[0], ids.shape
+    trained, number = labels >= 0, torch.arange(len(ids), device=data.device)
+    first, count = trained.int().argmax(1), trained.sum(1)
+    end = ids[number, first + count - 1]
+    length = max(int(first.max()) + LONGEST, width)
+    text = torch.zeros(models, rows, length, dtype=torch.long, device=data.device)
+    text[:, :, :width] = torch.where(torch.arange(width, device=data.device) < first[:, None], ids, 0)
+    right = torch.ones(models, rows, dtype=torch.bool, device=data.device)
+    ended = torch.zeros_like(right)
+    for step in range(LONGEST):
+        at = first + step
+        new = data.network(weights, text, None)[:, number, at - 1].argmax(-1)
+        wanted = torch.where(step < count, ids[number, at.clamp_max(width - 1)], -1)
+        right &= ended | (new == wanted)
+        ended |= new == end
+        text[:, number, at] = new
+        if bool(ended.all()):
+            break
+    return torch.stack([(right & ended).float().mean(1), ended.float().mean(1)], 1)
+
+
 def study(
-    directory: Path, out: Path, runs: list[Run], *, epochs: int = EPOCHS, models: int = 64, device: str = "cpu"
+    directory: Path,
+    out: Path,
+    runs: list[Run],
+    *,
+    epochs: int = EPOCHS,
+    models: int = 64,
+    device: str = "cpu",
+    other: tuple[Network, Weights] | None = None,
 ) -> dict[str, Any]:
-    """Train ``runs``, so many ``models`` at once, and write their losses after each epoch as JSON."""
+    """Train ``runs``, so many ``models`` at once, and write their losses after each epoch as JSON.
+
+    ``other``: a network in place of the study's GPT-2, and what it starts with.
+    """
     with np.load(directory / "plain.npz") as file:
         plain = dict(file)
     with np.load(directory / "rows.npz") as file:
         packed = dict(file)
-    start = torch.load(directory / "start.pt", weights_only=True)
-    data = Data(plain, packed, epochs, device)
+    network, start = other or (logits, torch.load(directory / "start.pt", weights_only=True))
+    data = Data(plain, packed, epochs, device, network)
     torch.backends.cuda.matmul.allow_tf32 = True
     medians = {p: float(np.median(plain[f"{p}_entropy"][plain[f"{p}_labels"] >= 0])) for p in ("dev", "test")}
     found, began = [], time.monotonic()
@@ -211,17 +256,21 @@ def study(
         for _ in trained(weights, some, data, epochs):
             for part, curve in curves.items():
                 curve.append(evaluated(weights, data, part, medians[part]).cpu())
+        answers = answered(weights, data).tolist() if data.asks else []
         for i, run in enumerate(some):
-            kept = {p: [[round(float(x), 5) for x in c[i]] for c in curve] for p, curve in curves.items()}
-            found.append({**asdict(run), **kept})
+            kept: dict[str, Any] = {
+                p: [[round(float(x), 5) for x in c[i]] for c in curve] for p, curve in curves.items()
+            }
+            found.append({**asdict(run), **kept, **({"answers": answers[i]} if answers else {})})
+        result = {
+            "arrays": directory.name, "epochs": epochs, "torch": torch.__version__,
+            "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
+            "parameters": sum(w.numel() for w in start.values()), "seconds": round(time.monotonic() - began),
+            "train_tokens": int(data.trainable.sum()), "test_median_nats": medians["test"], "runs": found,
+        }  # fmt: skip
+        text = json.dumps(result, separators=(",", ":")).replace('{"arm"', '\n{"arm"')
+        out.write_text(f"{text}\n", encoding="utf-8")
         print(f"{at + len(some)} of {len(runs)} runs, {time.monotonic() - began:.0f} s", flush=True)
-    result = {
-        "arrays": directory.name, "epochs": epochs, "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
-        "parameters": sum(w.numel() for w in start.values()), "seconds": round(time.monotonic() - began),
-        "train_tokens": int(data.trainable.sum()), "test_median_nats": medians["test"], "runs": found,
-    }  # fmt: skip
-    out.write_text(json.dumps(result, separators=(",", ":")).replace('{"arm"', '\n{"arm"') + "\n", encoding="utf-8")
     return result
 
 
@@ -231,18 +280,44 @@ def planned(arms: list[str], rates: str) -> list[Run]:
     return sorted(every, key=lambda r: (bool(ARMS[r.arm].trainer), r.arm, r.seed))
 
 
-def again(results: Path) -> list[Run]:
-    """The headline arms at the settings that were chosen in ``results``, with two seeds beside that of the choice."""
+def again(results: Path, rate: float, seeds: int) -> list[Run]:
+    """The headline arms at a rate and the strengths that were chosen for it in ``results``, so many seeds."""
     from study.page import chosen
 
-    found = json.loads(results.read_text(encoding="utf-8"))["runs"]
-    picked = {
-        (a, c.rate, c.strength)
-        for a in {r["arm"] for r in found}
-        if ARMS[a].headline
-        for c in [chosen(found, a, last=True)]
-    }
-    return sorted((Run(*p, seed) for p in picked for seed in (TUNING_SEED, *SEEDS[:2])), key=lambda r: (r.arm, r.seed))
+    found = [
+        r
+        for r in json.loads(results.read_text(encoding="utf-8"))["runs"]
+        if math.isclose(r["rate"], rate, rel_tol=1e-6)
+    ]
+    arms = [a for a in ARMS if ARMS[a].headline and any(r["arm"] == a for r in found)]
+    strengths = {a: chosen(found, a, last=True).strength for a in arms}
+    return [Run(a, rate, strengths[a], seed) for seed in SEEDS[:seeds] for a in arms]
+
+
+def headline(rate: float, seeds: int, *, chats: bool = False) -> list[Run]:
+    """The headline arms, and with ``chats`` those for chats, at one rate and the second of their strengths."""
+    some = [name for name, arm in ARMS.items() if arm.headline or (chats and arm.chats)]
+    return [Run(a, rate, middle(a), seed) for seed in SEEDS[:seeds] for a in some]
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """The options that say which runs are meant."""
+    parser.add_argument("--rates", choices=RATES, default="planned")
+    parser.add_argument("--headline", action="store_true", help="only the headline arms")
+    parser.add_argument("--again", type=Path, help="headline arms at one rate, with the strengths chosen for it here")
+    parser.add_argument("--middle", action="store_true", help="headline arms and that for chats, at one rate each")
+    parser.add_argument("--rate", type=float, default=5e-4, help="the rate of --again and --middle")
+    parser.add_argument("--seeds", type=int, default=3, help="the seeds of --again and --middle")
+
+
+def wanted(given: argparse.Namespace) -> list[Run]:
+    """The runs that these options mean."""
+    if given.again:
+        return again(given.again, given.rate, given.seeds)
+    if given.middle:
+        return headline(given.rate, given.seeds, chats=True)
+    some = [name for name, arm in ARMS.items() if not arm.chats and (arm.headline or not given.headline)]
+    return planned(some, given.rates)
 
 
 if __name__ == "__main__":
@@ -251,12 +326,6 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--models", type=int, default=64)
-    parser.add_argument("--rates", choices=RATES, default="planned")
-    parser.add_argument("--headline", action="store_true", help="only the headline arms")
-    parser.add_argument(
-        "--chosen", type=Path, help="train only the headline arms, at the settings chosen in these results"
-    )
+    options(parser)
     given = parser.parse_args()
-    arms = [name for name, arm in ARMS.items() if arm.headline or not given.headline]
-    runs = again(given.chosen) if given.chosen else planned(arms, given.rates)
-    study(given.arrays, given.out, runs, models=given.models, device=given.device)
+    study(given.arrays, given.out, wanted(given), models=given.models, device=given.device)

@@ -180,6 +180,7 @@ def materialize_command(**values: Any) -> Any:
     with preemptible() if config.worker else nullcontext():
         from entrodrop_prep.export.card import aligned, epoch_table, left_out, source_table
         from entrodrop_prep.masking.sources import without_weight
+        from entrodrop_prep.masking.study import finding
         from entrodrop_prep.publish.materialize import materialize
 
         summary = materialize(config)
@@ -193,6 +194,8 @@ def materialize_command(**values: Any) -> Any:
             f"wrote {summary.written_tokens:,} tokens in {summary.seconds:.1f} s "
             f"({summary.written_tokens / max(summary.seconds, 1e-9):,.0f} tokens/s) into {summary.directory}"
         )
+    if found_by_study := finding(config):
+        say(found_by_study)
     sources = " ".join(f"--against {shlex.quote(without_weight(s))}" for s in (*config.sources, *config.plain))
     sources += "".join(f" --against-scores {shlex.quote(s)}" for s in config.against_scores)
     say(f"look at it: entrodrop report {shlex.quote(str(summary.directory))} {sources}")

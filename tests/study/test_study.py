@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,27 +11,27 @@ import torch
 
 from entrodrop_prep import MaskedRows
 from entrodrop_prep.training.losses import trainable_token_loss
-from study import arms, corpus, page, prepare, train
-from study.network import logits, repeated
+from study import arms, corpus, own, page, prepare, train
+from study.network import logits, of_transformers, repeated
 
 ARMS = ["plain", "low-both", "uniform-inputs", "low-excess"]
 
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Arrays of a toy model, of the prose domain, by the whole path from texts on."""
+    """Arrays of a toy model, of prose and of questions, by the whole path from texts on."""
     out, torch_threads = tmp_path_factory.mktemp("study"), torch.get_num_threads()
     torch.set_num_threads(1)
     prepare.prepare(
-        out, ["toy"], ARMS, general=6000, passes=1, parts=dict.fromkeys(corpus.PARTS, 1500), epochs=2, seeds=(1,),
-        domains=("prose",), documents=12, vocabulary=300,
+        out, ["toy"], [train.Run(a, 1e-3, s, 1) for a in ARMS for s in arms.ARMS[a].strengths], general=6000, passes=1,
+        parts=dict.fromkeys(corpus.PARTS, 1500), epochs=2, domains=("prose", "task"), documents=12, vocabulary=300,
     )  # fmt: skip
     torch.set_num_threads(torch_threads)
     return out
 
 
-def data_of(toy: Path, epochs: int = 2) -> train.Data:
-    files = (np.load(toy / "arrays-prose-toy" / f"{name}.npz") for name in ("plain", "rows"))
+def data_of(toy: Path, epochs: int = 2, domain: str = "prose") -> train.Data:
+    files = (np.load(toy / f"arrays-{domain}-toy" / f"{name}.npz") for name in ("plain", "rows"))
     return train.Data(*(dict(f) for f in files), epochs, "cpu")
 
 
@@ -101,6 +100,57 @@ def test_every_arm_runs(toy: Path, tmp_path: Path) -> None:
     assert found["runs"][0]["test"][2] != found["runs"][1]["test"][2]
 
 
+@pytest.mark.training
+def test_answers_are_those_of_transformers(toy: Path) -> None:
+    """Greedy answers of a model that was trained until some are right, beside those that ``generate`` gives."""
+    from transformers import GPT2LMHeadModel
+
+    data, weights = data_of(toy, domain="task"), repeated(train.from_base(toy / "base-toy"), 1, "cpu")
+    assert data.asks
+    assert not data_of(toy).asks
+    for name in ("ids", "labels"):  # asked what it was trained on
+        data.plain[f"test_{name}"] = data.plain[f"train_{name}"][:8]
+        data.plain[f"train_{name}"] = data.plain[f"train_{name}"][:8]
+    data.shape, data.trainable = tuple(data.plain["train_ids"].shape), data.trainable[:8]
+    for _ in train.trained(weights, [train.Run("plain", 1e-2, 0.0, 1)], data, 60):
+        pass
+    model = GPT2LMHeadModel.from_pretrained(toy / "base-toy").eval()
+    model.load_state_dict({n: w[0].detach() for n, w in weights.items()}, strict=False)
+    right = ended = 0
+    end = model.config.eos_token_id
+    for ids, labels in zip(data.plain["test_ids"], data.plain["test_labels"], strict=True):
+        first, wanted = int((labels >= 0).int().argmax()), labels[labels >= 0].tolist()
+        asked = ids[None, :first]
+        mask, settings = torch.ones_like(asked), {"do_sample": False, "pad_token_id": end}
+        new = model.generate(asked, attention_mask=mask, max_new_tokens=train.LONGEST, **settings)[0, first:].tolist()
+        right, ended = right + (new == wanted), ended + (end in new)
+    assert ended > 0
+    assert train.answered(weights, data)[0].tolist() == pytest.approx([right / 8, ended / 8])
+
+
+@pytest.mark.training
+def test_own_model_and_rows(toy: Path, tmp_path: Path) -> None:
+    """Any model of transformers gives what the study's own network gives; copies leave; the tables have every arm."""
+    topics = [text for _, text in corpus.domain("prose")[:40]]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"text": text[:200]}) + "\n" for text in [*topics, *topics]), encoding="utf-8")
+    runs = [r for r in train.headline(1e-3, 2) if r.arm in ("plain", "low-both", "uniform-inputs")]
+    found = own.own(toy / "base-toy", data, tmp_path / "out", runs, epochs=1, max_length=64, device="cpu")
+    assert [len(r["test"]) for r in found["runs"]] == [2] * len(runs)
+    kept = [line for part in corpus.PARTS for line in (tmp_path / f"out/own-{part}.jsonl").read_text().splitlines()]
+    assert len(kept) == len(set(kept)) <= 40
+    tables = page.figures([tmp_path / "out" / "own-base_toy.json"])
+    assert all(f"| {r.arm} |" in tables for r in runs)
+    network, start = of_transformers(toy / "base-toy", "cpu")
+    weights, ids = repeated(start, 2, "cpu"), data_of(toy).plain["train_ids"][:3].expand(2, -1, -1)
+    torch.testing.assert_close(
+        network(weights, ids, None),
+        logits(repeated(train.from_base(toy / "base-toy"), 2, "cpu"), ids),
+        atol=2e-5,
+        rtol=1e-4,
+    )
+
+
 def test_every_trial_of_the_plan() -> None:
     assert {len(arms.trials(a)) for a in arms.ARMS} == {9}
     plan = (page.HERE / "PLAN.md").read_text(encoding="utf-8")
@@ -138,14 +188,18 @@ def test_a_table_of_known_runs(tmp_path: Path) -> None:
     assert len(first.split(" | ")) == len(low)
     results = tmp_path / "results.json"
     results.write_text(json.dumps({"runs": [r for r in runs if r["arm"] == "plain"]}), encoding="utf-8")
-    assert train.again(results) == [train.Run("plain", 1e-3, 0.0, s) for s in (1, 2, arms.TUNING_SEED)]
+    assert train.again(results, 1e-3, 2) == [train.Run("plain", 1e-3, 0.0, s) for s in (1, 2)]
 
 
-def test_the_page_is_what_the_results_give() -> None:
+def test_the_page_is_what_the_results_give(tmp_path: Path) -> None:
+    """And is not, once a result, a table, a figure in the text or a picture is another."""
     text = page.PAGE.read_text(encoding="utf-8")
     for path in (page.HERE / "results").glob("*.json"):
         runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
-        assert len(runs) == len({r["arm"] for r in runs}) * 9 * 6  # none left out
-    assert page.renewed(text, page.HERE / "results") == text
-    changed: Any = text.replace("| plain |", "| plain  |")
-    assert page.renewed(changed, page.HERE / "results") == text
+        tuned = any(r["seed"] == arms.TUNING_SEED for r in runs)
+        assert len(runs) == len({r["arm"] for r in runs}) * (9 * 6 if tuned else len({r["seed"] for r in runs}))
+    now, drawn = page.renewed(text, page.HERE / "results")
+    assert now == text
+    for name, svg in drawn.items():
+        assert page.PAGE.with_name(name).read_text(encoding="utf-8") == svg
+        assert len(svg) < 60_000
