@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from entrodrop_prep.store.shards import read_footer
+from entrodrop_prep.terminal.preemption import EXIT_CODE
 from helpers.closed_form import check, shifted
 from helpers.models import Markov, random_rows, rows_of, run_score, shards, write_rows
 from helpers.vllm import VLLM, all_gone, descendants, engines, environment, quick_engines, until
@@ -141,6 +142,38 @@ def test_a_killed_run_leaves_no_engine_and_goes_on(
 
     run_score(source, closed_form.directory, out, **SETTINGS, self_check=False)
     assert self_checks(out) == ["passed"] * finished + ["off"] * (len(shards(scored)) - finished)
+    check_as_one_run(out, scored, rows, closed_form)
+    assert not engines()
+
+
+@pytest.mark.heavy
+def test_workers_that_come_and_go_make_one_runs_rows(
+    closed_form: Markov, rows: list[list[int]], source: Path, scored: Path, tmp_path: Path
+) -> None:
+    """Three workers, of which one is killed, one is asked to end and one comes late; then two. Each has an engine."""
+    out = tmp_path / "out"
+    options = ("--dtype", "float32", "--batch-tokens", str(STEP), "--rows-per-shard", str(ROWS_PER_SHARD))
+
+    def begin(worker: str) -> subprocess.Popen[bytes]:
+        given = command(source, closed_form.directory, out, *options, "--worker", worker)
+        return subprocess.Popen(given, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    killed, asked = begin("0/3"), begin("1/3")
+    assert until(lambda: len(shards(out)) >= 2)
+    killed.kill()
+    killed.wait()
+    late = begin("2/3")
+    assert until(lambda: len(shards(out)) >= 4)
+    asked.terminate()
+    assert asked.wait() == EXIT_CODE
+    assert not (out / "manifest.json").exists()
+    assert [process.wait() for process in (late, begin("0/2"), begin("1/2"))] == [0, 0, 0]
+    check_as_one_run(out, scored, rows, closed_form)
+    assert not engines()
+
+
+def check_as_one_run(out: Path, scored: Path, rows: list[list[int]], closed_form: Markov) -> None:
+    """The rows, ids and masks are those of ``scored``, the scores nearly so, and the closed form's."""
     found, whole = rows_of(out), rows_of(scored)
     for name in ("row_id", "window", "input_ids", "loss_mask"):
         assert [row[name] for row in found] == [row[name] for row in whole]
@@ -148,4 +181,3 @@ def test_a_killed_run_leaves_no_engine_and_goes_on(
     for name in ("entropy", "logprob"):
         differences = [np.subtract(a[name][1:], b[name][1:]) for a, b in zip(found, whole, strict=True)]
         assert np.abs(np.concatenate(differences)).max() < 1e-4
-    assert not engines()
