@@ -55,6 +55,7 @@ CONFIGS = {
     "recipe": RecipeConfig,
 }
 RECIPE = re.compile(r"(?<=<!-- recipe -->\n)(```\w+\n)(.*?)(?=^```)", re.DOTALL | re.MULTILINE)
+NOTES = re.compile(r"^#\n(?:#.*\n)+", re.MULTILINE)
 PAGES = {
     name: page
     for name in TRAINERS
@@ -169,11 +170,13 @@ def recipe_page(text: str, trainer: str, folder: Path) -> str:
     """A trainer's page with its recipe renewed, for what the README's commands left in ``folder``.
 
     As if the layout ``concatenated`` were there too, which some recipes need, and with a digest that does not depend on
-    the processor that made the scores.
+    the processor that made the scores. The notes on the dataset, which all recipes begin with, are on one page only.
     """
     with contextlib.chdir(folder):
         facts = dataclasses.replace(read_facts("masked"), layouts=(CONCATENATED,), content_digest="0123abcd")
         printed = recipe_of(trainer, facts)
+    if trainer != "transformers":
+        printed = NOTES.sub("#\n# (The table of epochs, and notes on this dataset.)\n", printed, count=1)
     return RECIPE.sub(lambda m: f"{m[1]}{printed}", text)
 
 
