@@ -27,6 +27,7 @@ import typer.main
 import entrodrop_prep
 from entrodrop_prep.cli import app
 from entrodrop_prep.cli.help import grouped, names_of
+from entrodrop_prep.cli.results import DRY_RUNS, RESULTS
 from entrodrop_prep.config import (
     MaterializeConfig,
     PushConfig,
@@ -82,6 +83,10 @@ HEAD = """# Command line
 Results and notes go to stdout; progress, warnings and errors
 to stderr. Exit codes: 0 done, 2 a mistake of the user's or a directory that does not hold
 ([errors](errors.md)), 130 interrupted.
+
+With `--json` a command that is done prints one object in one line to stdout, and all its words to stderr. An error is
+the same line on stderr as without, with exit code 2 and nothing on stdout; only what `verify` finds wrong is in its
+object, too.
 """
 
 
@@ -102,6 +107,7 @@ def cli_page() -> str:
             f"{_paragraphs(command.help or '')}\n",
             f"```console\n{command.epilog}\n```\n",
             _table(command),
+            *_results(name),
         ]
     parts += [
         "## Settings\n",
@@ -210,6 +216,16 @@ def _table(command: Any) -> str:
             names = re.sub(r"[^ ,/](?:[^ ,]*[^ ,])?", r"`\g<0>`", names_of(p).removesuffix(value))
             rows.append(f"| {_cell(names + (f' `{value[1:]}`' if value else ''))} | {_cell(p.help or '')} |")
     return "\n".join(rows) + "\n"
+
+
+def _results(command: str) -> list[str]:
+    """What ``--json`` prints."""
+    parts = []
+    for what, tables in (("`--json` prints", RESULTS), ("`--json` with `--dry-run` prints", DRY_RUNS)):
+        if command in tables:
+            rows = [f"| `{field}` | {_cell(text)} |" for field, text in tables[command].items()]
+            parts.append("\n".join([f"| {what} | |", "| --- | --- |", f"| `command` | `{command}` |", *rows, ""]))
+    return parts
 
 
 def _settings(cls: type) -> str:

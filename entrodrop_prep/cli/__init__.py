@@ -82,7 +82,6 @@ def _check_score(config: ScoreConfig) -> None:
     app,
     "score",
     of=ScoreConfig,
-    result="directory, already_complete, counts, scored_tokens and seconds; with --dry-run its estimates",
     example="$ entrodrop score rows.jsonl --model Qwen/Qwen3-0.6B --out scored",
 )
 def score_command(**values: Any) -> Any:
@@ -154,7 +153,6 @@ def serve_command(**values: Any) -> None:
     app,
     "materialize",
     of=MaterializeConfig,
-    result="directory, already_complete, epochs, written_tokens, seconds and pushed; with --dry-run its estimates",
     example="$ entrodrop materialize scored --epochs 4 --out masked",
 )
 def materialize_command(**values: Any) -> Any:
@@ -166,10 +164,6 @@ def materialize_command(**values: Any) -> Any:
     config = MaterializeConfig.load(**values)
     for text in (*config.sources, *config.plain, *config.against_scores, *([config.eval] if config.eval else [])):
         places.check_named(text, "scored")
-    if config.eval:
-        from entrodrop_prep.export.job import check_held_out
-
-        check_held_out(config)
     if config.dry_run:
         from entrodrop_prep.export.estimate import estimate
 
@@ -208,7 +202,6 @@ def materialize_command(**values: Any) -> Any:
     app,
     "push",
     of=PushConfig,
-    result="repo, commit, tag, files, uploaded_bytes, already_there and load",
     example="$ entrodrop push masked USER/NAME",
 )
 def push_command(**values: Any) -> Any:
@@ -241,6 +234,15 @@ def _say_pushed(summary: PushSummary) -> None:
     say(f"  {summary.load}")
 
 
+Against = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--against",
+        metavar="[NAME=]SCORED",
+        help="Scored directory that a masked DIR was made from; of several sources one NAME=SCORED for each, "
+        "eval=SCORED for the rows of --eval. May be repeated.",
+    ),
+]
 AgainstScores = Annotated[
     list[str] | None,
     typer.Option(
@@ -255,20 +257,11 @@ AgainstScores = Annotated[
 @command(
     app,
     "verify",
-    result="directory, ok, notes and findings",
     example="$ entrodrop verify masked --against scored",
 )
 def verify_command(
     directory: Directory,
-    against: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--against",
-            metavar="[NAME=]SCORED",
-            help="Scored directory that the masks are proved from; in a mixture one NAME=SCORED for each source. "
-            "eval=SCORED proves the validation rows. May be repeated.",
-        ),
-    ] = None,
+    against: Against = None,
     against_scores: AgainstScores = None,
     revision: Annotated[
         str | None,
@@ -302,7 +295,6 @@ def verify_command(
 @command(
     app,
     "inspect",
-    result="directory and lines",
     quiet=False,
     example="$ entrodrop inspect masked\n$ entrodrop inspect masked --row 0 --against scored",
 )
@@ -330,26 +322,25 @@ def inspect_command(
         typer.Option("--epoch", metavar="N", min=0, help="Show this epoch alone.  [default: all of them]"),
     ] = None,
     ids: Annotated[
-        bool, typer.Option("--ids", help="Of a masked directory show ids and labels in place of text.")
-    ] = False,
-    against: Annotated[
-        list[str] | None,
+        bool,
         typer.Option(
-            "--against",
-            metavar="[NAME=]SCORED",
-            help="Of a masked directory the scored one it was made from: rows are shown as text then, dropped tokens "
-            "marked. May be repeated.",
+            "--ids", help="Show ids in place of text: of scores a table of the tokens, of masks ids and labels."
         ),
-    ] = None,
+    ] = False,
+    against: Against = None,
     against_scores: AgainstScores = None,
 ) -> dict[str, Any]:
-    """Say what a scored or masked directory holds, or show one of its rows."""
+    """Say what a scored or masked directory holds, or show one of its rows.
+
+    A scored row is shown as text, its tokens in colours of their entropy. With --against, a masked one is too, dropped
+    tokens marked.
+    """
     places.check_directory(directory)
     for text in (*(against or ()), *(against_scores or ())):
         places.check_named(text, "scored")
-    from entrodrop_prep.verification.inspect import DROPPED, show
+    from entrodrop_prep.verification.inspect import show
 
-    asked = show(
+    inspected = show(
         directory,
         row,
         row_id=row_id,
@@ -359,16 +350,14 @@ def inspect_command(
         against=against,
         against_scores=against_scores or (),
     )
-    lines = list(asked)
-    for line in lines:
-        say(line, DROPPED if against else ())
-    return {"directory": directory, "lines": lines}
+    for line in inspected.lines:
+        say(line)
+    return inspected.found
 
 
 @command(
     app,
     "report",
-    result="report, the page",
     example="$ entrodrop report masked --against scored",
 )
 def report_command(
@@ -376,15 +365,7 @@ def report_command(
     out: Annotated[
         str, typer.Option("--out", "-o", metavar="FILE", help="The page; an earlier report there is replaced.")
     ] = "report.html",
-    against: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--against",
-            metavar="[NAME=]SCORED",
-            help="Of a masked directory the scored one it was made from; in a mixture one NAME=SCORED for each source. "
-            "May be repeated.",
-        ),
-    ] = None,
+    against: Against = None,
     against_scores: AgainstScores = None,
     recipe: Annotated[
         str | None,
@@ -427,7 +408,6 @@ def report_command(
     app,
     "recipe",
     of=RecipeConfig,
-    result="trainer and recipe, the text",
     quiet=False,
     example="$ entrodrop recipe transformers masked > train.py",
 )
@@ -448,7 +428,6 @@ def recipe_command(**values: Any) -> dict[str, Any]:
 @command(
     app,
     "schema",
-    result="files",
     example="$ entrodrop schema --write schemas",
 )
 def schema_command(
@@ -466,7 +445,6 @@ def schema_command(
 @command(
     app,
     "demo",
-    result="directory",
     example="$ entrodrop demo",
 )
 def demo_command(
@@ -487,7 +465,7 @@ def run(arguments: list[str]) -> int:
     except EntrodropError as e:
         message = str(e)
     except TyperException as e:
-        message = one_line(_elsewhere(e) or e.format_message().replace("Value error, ", ""))
+        message = one_line(elsewhere(e, typer.main.get_command(app)) or e.format_message().replace("Value error, ", ""))
     tell("error", message)
     return 2
 
@@ -500,12 +478,12 @@ def _with_values(arguments: list[str]) -> list[str]:
     ]
 
 
-def _elsewhere(error: TyperException) -> str | None:
-    """What to say of an option that other commands have."""
+def elsewhere(error: TyperException, program: Any) -> str | None:
+    """What to say of an option that other commands of the program have."""
     name = getattr(error, "option_name", None)
-    program: Any = typer.main.get_command(app)
-    owners = [c for c, other in program.commands.items() if any(name in p.opts for p in other.params)]
-    return f"No such option: {name}; it is an option of {', '.join(owners)}" if owners else None
+    options = {c: [n for p in of.params for n in (*p.opts, *p.secondary_opts)] for c, of in program.commands.items()}
+    owners = ", ".join(command for command, names in options.items() if name in names)
+    return f"No such option: {name}; it is an option of {owners}" if owners else None
 
 
 def _show_bug(kind: type[BaseException], error: BaseException, tb: TracebackType | None) -> None:

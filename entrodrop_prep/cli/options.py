@@ -10,32 +10,32 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 
 from entrodrop_prep.cli.help import Command
+from entrodrop_prep.cli.results import DRY_RUNS, RESULTS
 from entrodrop_prep.config import Setting, flag, settings
 from entrodrop_prep.config.settings import value_text
 from entrodrop_prep.terminal.output import command_output
 
 
 def command(
-    app: typer.Typer, name: str, *, example: str, result: str | None = None, quiet: bool = True, of: type | None = None
+    app: typer.Typer, name: str, *, example: str, quiet: bool = True, of: type | None = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make a function a command of ``app``.
 
-    What the user left out is left out of the keyword arguments of a function ``of`` a settings class. A result whose
-    ``ok`` is false ends the program with exit code 2.
+    What the user left out is left out of the keyword arguments of a function ``of`` a settings class. What it returns,
+    a dataclass or a dictionary with the fields in ``results.RESULTS``, is what ``--json`` prints; a command that is not
+    there has no such option. A result whose ``ok`` is false ends the program with exit code 2.
 
     Args:
         app: the program.
         name: the command's.
         example: command lines that its help ends with.
-        result: the names of what the function returns, a dataclass or a dictionary: what ``--json`` prints. None: there
-            is no such option.
         quiet: whether there is a ``--quiet``.
         of: settings class that the command has the options of; else they are those of the function's signature.
     """
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
         own = _of_settings(of) if of else dict(inspect.signature(function, eval_str=True).parameters)
-        parameters = {**own, **{p.name: p for p in _output_options(result, quiet) if p.name not in own}}
+        parameters = {**own, **{p.name: p for p in _output_options(name, quiet) if p.name not in own}}
 
         def run(**values: Any) -> None:
             chosen = {n: bool(values.get(n)) for n in ("quiet", "verbose")}
@@ -56,12 +56,15 @@ def command(
     return wrap
 
 
-def _output_options(result: str | None, quiet: bool) -> list[inspect.Parameter]:
+def _output_options(command: str, quiet: bool) -> list[inspect.Parameter]:
     """The options on what is printed."""
+    fields = ", ".join(RESULTS.get(command, ())) + "; with --dry-run its estimates" * (command in DRY_RUNS)
     helps = {
         "quiet": "Print only warnings and errors." if quiet else None,
         "verbose": "Print what libraries log, too.",
-        "json": result and f"Print one JSON object to stdout when done, and nothing else there. Its fields: {result}.",
+        "json": f"Print one JSON object to stdout when done, and nothing else there. Its fields: {fields}."
+        if fields
+        else "",
     }
     return [
         inspect.Parameter(
@@ -119,6 +122,8 @@ def _annotation(name: str, kind: Any, s: Setting, default: Any) -> Any:
 
 
 def _limits(s: Setting) -> str:
+    if s.gt is not None and s.lt is not None:
+        return f" (above {s.gt:g}, below {s.lt:g})"
     low = f"at least {s.ge:g}" if s.ge is not None else f"above {s.gt:g}" if s.gt is not None else ""
     if s.le is None or s.le > 1e9:
         return f" ({low})" if low and s.ge != 0 else ""

@@ -293,6 +293,16 @@ class MaterializeConfig(Recipe):
             role="operation",
         ),
     ] = None
+    eval_fraction: Annotated[
+        float | None,
+        Setting(
+            "Share of the rows to hold out, chosen by the seed, as the split `validation` instead of --eval: never "
+            "masked, never trained on, in no threshold. Of several sources each masked one gives its share.",
+            gt=0,
+            lt=1,
+            default_text="off",
+        ),
+    ] = None
     plain_config: Annotated[
         bool,
         Setting(
@@ -417,6 +427,8 @@ class MaterializeConfig(Recipe):
                 f"--against-scores has no use with --select {self.select}",
                 fix="give --select low-excess or high-excess, or leave it out",
             )
+        if self.eval is not None and self.eval_fraction is not None:
+            raise ConfigError("--eval and --eval-fraction exclude each other", fix="leave out one of them")
         self.epochs_to_write()
         check_worker(self)
         if self.worker and self.push_to_hub:

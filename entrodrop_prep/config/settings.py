@@ -33,6 +33,7 @@ class Setting:
     ge: float | None = None
     gt: float | None = None
     le: float | None = None
+    lt: float | None = None
     metavar: str | None = None
     role: Role = "identity"
     argument: bool = False
@@ -86,7 +87,9 @@ def model_of(cls: Any) -> Any:
 
     fields: dict[str, Any] = {}
     for name, (kind, s, default) in settings(cls).items():
-        limits: dict[str, Any] = {k: v for k, v in (("ge", s.ge), ("gt", s.gt), ("le", s.le)) if v is not None}
+        limits: dict[str, Any] = {
+            k: v for k, v in (("ge", s.ge), ("gt", s.gt), ("le", s.le), ("lt", s.lt)) if v is not None
+        }
         required = default is dataclasses.MISSING
         if float in (kind, *get_args(kind)) and get_origin(kind) is not tuple:
             limits["allow_inf_nan"] = False

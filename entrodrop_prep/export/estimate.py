@@ -17,7 +17,7 @@ from entrodrop_prep.export import derived
 from entrodrop_prep.export.card.tables import aligned
 from entrodrop_prep.export.epoch import GROUP_TOKENS, Part, ShardCounts
 from entrodrop_prep.export.job import Job, open_job
-from entrodrop_prep.export.materialize import check_place, check_rows, earlier, footer_of
+from entrodrop_prep.export.materialize import check_job, check_rows, earlier, footer_of
 from entrodrop_prep.export.space import DIRECTORY_BYTES, check_cache, derived_bytes, plain_bytes
 from entrodrop_prep.masking.curriculum import horizon
 from entrodrop_prep.store import manifest
@@ -109,7 +109,7 @@ def estimate(config: MaterializeConfig) -> MaterializeEstimate:
     begun = time.monotonic()
     out = local_directory(config.out)
     job = open_job(config)
-    check_place(out, job)
+    check_job(out, job)
     manifest.check_usable(out, "masked")
     locks = [scored.directory for scored in job.directories if (scored.directory / LOCK).exists()]  # none is made
     with reading_lock(*locks):

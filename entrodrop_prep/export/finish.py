@@ -45,12 +45,11 @@ def finish(
     gathered = {part: _gathered(out, part, files, job, made) for part in parts}
     table = [figures for part, figures in gathered.items() if part.epoch is not None]
     others = {part.folder: figures for part, figures in gathered.items() if part.epoch is None}
-    if job.validation and job.validation_rows:
-        others[VALIDATION] |= {
-            "rows_without_loss": job.validation_rows.rows_without_loss,
-            "scored": job.validation.content_digest,
-            **{k: v for k, v in summary_of(job.validation).items() if k != "content_digest"},
-        }
+    if job.validation_rows:
+        others[VALIDATION]["rows_without_loss"] = job.validation_rows.rows_without_loss
+    if job.eval:
+        summary = summary_of(job.eval)
+        others[VALIDATION] |= {"scored": summary.pop("content_digest"), **summary}
     described = {
         "schema": MASKED,
         "generator": f"entrodrop-prep {__version__}",

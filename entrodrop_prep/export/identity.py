@@ -11,11 +11,14 @@ from entrodrop_prep.masking.counter import FORMAT_VERSION
 from entrodrop_prep.masking.curriculum import horizon
 from entrodrop_prep.store.schema import MASKED
 
+ADDED = ("plain_config", "add_columns", "rows_multiple", "pack", "eval_fraction")
+"""Settings that the identity holds only where they are given: it is then as it was before there were these."""
+
 
 def identity_of(sources: dict[str, Any], config: MaterializeConfig) -> dict[str, Any]:
     """What the masked files depend on: ``sources``, which say what the rows are, the recipe, how files are laid out."""
     settings = identity(config)
-    for name in ("plain_config", "add_columns", "rows_multiple", "pack"):  # as it was before there were these
+    for name in ADDED:
         if not settings[name]:
             del settings[name]
     return {

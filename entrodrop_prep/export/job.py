@@ -30,13 +30,22 @@ class Job:
 
     sources: Sources
     config: MaterializeConfig
-    validation: ScoredDataset | None
+    validation: Sources | None
+
+    @property
+    def eval(self) -> ScoredDataset | None:
+        """The scored directory that the validation rows have of their own."""
+        return self.validation.all[0].scored if self.validation and self.config.eval is not None else None
 
     @property
     def directories(self) -> list[ScoredDataset]:
         """Every scored directory that is read."""
-        compared = [s.against for s in self.sources.all if s.against]
-        return [*(s.scored for s in self.sources.all), *compared, *([self.validation] if self.validation else [])]
+        return [*self._read, *(s.against for s in self.sources.all if s.against)]
+
+    @property
+    def _read(self) -> list[ScoredDataset]:
+        """Those whose rows are written."""
+        return [*(s.scored for s in self.sources.all), *([self.eval] if self.eval else [])]
 
     @property
     def jobs(self) -> int:
@@ -60,8 +69,8 @@ class Job:
         else:
             only = self.sources.all[0]
             content = {"scored": only.scored.content_digest, "source": SOURCE, **_against(only)}
-        if self.validation:
-            content[VALIDATION] = self.validation.content_digest
+        if self.eval:
+            content[VALIDATION] = self.eval.content_digest
         return identity_of(content, self.config)
 
     @property
@@ -74,8 +83,7 @@ class Job:
         """About how many bytes the scored rows take on the disk while masked ones are made from them."""
         width = max((s.scored.score_dtype.itemsize for s in self.sources.masked), default=2)
         scores = width * (2 if self.config.needs_logprob else 1) + 4 * bool(self.config.against_scores)
-        read = [*(s.scored for s in self.sources.all), *([self.validation] if self.validation else [])]
-        rows, tokens = (sum(e[n] for d in read for e in d.files) for n in ("rows", "tokens"))
+        rows, tokens = (sum(e[n] for d in self._read for e in d.files) for n in ("rows", "tokens"))
         return int(tokens) * (6 + scores) + int(rows) * 24
 
     def plan(self, epochs: Iterable[int]) -> None:
@@ -83,9 +91,14 @@ class Job:
         every = sorted({*epochs, *([0] if self.config.plain_config else [])})
         self._specs = {"": Spec.of(self.sources, self.config, every)}
         if self.validation:
-            whole = replace(self.config, pack=None, shuffle="none", scope="corpus", keep_surprising=None)
-            sources = Sources((Source(VALIDATION, self.validation, plain=True),), named=True)
-            self._specs[VALIDATION] = Spec.of(sources, whole, [0])
+            self._specs[VALIDATION] = self.validation_spec(self.validation)
+
+    def validation_spec(self, sources: Sources) -> Spec:
+        """What decides the validation rows: whole, in the order of their sources, in one epoch."""
+        whole = replace(
+            self.config, pack=None, rows_multiple=None, shuffle="none", scope="corpus", keep_surprising=None
+        )
+        return Spec.of(sources, whole, [0])
 
     def open(self, directory: Path, *, shared: bool = False) -> None:
         """Read the scored rows, once, into temporary files, and compute what depends on more than one row.
@@ -147,18 +160,18 @@ def layout_of(rows: EpochRows, epoch: int) -> Layout:
     return Layout.of(*size, rows.config.rows_per_shard, rows.config.rows_multiple)
 
 
-def check_held_out(config: MaterializeConfig) -> None:
-    """Raises ConfigError where the validation rows are those that are trained on."""
-    job = open_job(config)
-    if job.validation and job.validation.content_digest in {s.scored.content_digest for s in job.sources.all}:
-        raise ConfigError(
-            "--eval has the same scores as the rows that are trained on",
-            where=str(job.validation.directory),
-            fix="score rows that are held out, and give their directory",
-        )
-
-
 def open_job(config: MaterializeConfig) -> Job:
     """Open the scored directories that ``config`` names. Raises ConfigError for what does not go together."""
     sources = open_sources(config)
     return Job(sources, config, open_eval(config, sources))
+
+
+def no_rows(config: MaterializeConfig, held_out: bool) -> ConfigError | None:
+    """The error of a split that leaves no row to train on, or none that is ``held_out``; None without a split."""
+    if config.eval_fraction is None:
+        return None
+    return ConfigError(
+        f"--eval-fraction {config.eval_fraction:g} {'holds no row out' if held_out else 'leaves no row to train on'} "
+        f"with --seed {config.seed}, of those that have anything to train on",
+        fix=f"give a {'larger' if held_out else 'smaller'} one",
+    )

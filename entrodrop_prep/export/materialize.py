@@ -19,7 +19,7 @@ from entrodrop_prep.export import derived
 from entrodrop_prep.export.card import NAME as CARD
 from entrodrop_prep.export.epoch import Part, ShardCounts, check_content, misplaced
 from entrodrop_prep.export.finish import Written, finish, publish
-from entrodrop_prep.export.job import Job, open_job
+from entrodrop_prep.export.job import Job, no_rows, open_job
 from entrodrop_prep.export.provenance import environments, stamp, written_with
 from entrodrop_prep.export.space import check_cache, check_space
 from entrodrop_prep.masking.curriculum import horizon
@@ -77,7 +77,7 @@ def materialize(config: MaterializeConfig) -> MaterializeSummary:
         raise ValueError("dry_run is for entrodrop_prep.export.estimate")
     out = local_directory(config.out)
     job = open_job(config)
-    check_place(out, job)
+    check_job(out, job)
     manifest.check_usable(out, "masked")
     if config.ray is not None:
         done = on_ray(materialize, config, out, "masked")
@@ -200,13 +200,23 @@ def _agreed(
     return set(common["epochs"]), common["layouts"]
 
 
-def check_place(out: Path, job: Job) -> None:
-    """Raises OutputError where the directory would be one of its sources, or inside one."""
+def check_job(out: Path, job: Job) -> None:
+    """What cannot be written.
+
+    Raises OutputError where the directory would be one of its sources, or inside one; ConfigError where the validation
+    rows are those that are trained on.
+    """
     for scored in job.directories:
         if out.resolve() == scored.directory.resolve() or scored.directory.resolve() in out.resolve().parents:
             raise OutputError(
                 "the masked dataset cannot be inside the scored one", where=str(out), fix="choose another --out"
             )
+    if job.eval and job.eval.content_digest in {s.scored.content_digest for s in job.sources.all}:
+        raise ConfigError(
+            "--eval has the same scores as the rows that are trained on",
+            where=str(job.eval.directory),
+            fix="give a scored directory of other rows, or hold some of these out with --eval-fraction",
+        )
 
 
 def check_rows(job: Job, parts: list[Part]) -> None:
@@ -219,10 +229,10 @@ def check_rows(job: Job, parts: list[Part]) -> None:
                 fix=f"give {part.layout.left_out} at most",
             )
         if not part.layout.rows:
-            where = [job.validation] if part.folder == VALIDATION else [s.scored for s in job.sources.all]
-            raise SourceError(
+            from_rows = job.validation if part.folder == VALIDATION and job.validation else job.sources
+            raise no_rows(job.config, part.folder == VALIDATION) or SourceError(
                 f"no row has anything to train on in {part.folder}",
-                where=", ".join(str(scored.directory) for scored in where if scored),
+                where=", ".join(str(s.scored.directory) for s in from_rows.all),
                 fix="check its loss masks"
                 if not job.sources.named
                 else "check their loss masks, and weights so small that an epoch gets no row",
@@ -251,7 +261,7 @@ def _warn_of_packing(config: MaterializeConfig, part: Part) -> None:
             config.pack,
             f"{part.packed.pieces_left_out:,}",
         )
-    if config.eval:
+    if config.eval or config.eval_fraction:
         log.info("validation rows are not packed")
 
 
@@ -261,7 +271,7 @@ def footer_of(job: Job) -> dict[str, Any]:
     return {
         "fingerprint": digest.of_json(identity),
         "identity": identity,
-        "provenance": stamp(job.sources.all, job.validation),
+        "provenance": stamp(job.sources.all, job.eval),
         "environment": written_with(),
     }
 

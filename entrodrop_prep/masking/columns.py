@@ -282,6 +282,7 @@ def _first_difference(one: pa.RecordBatch, two: pa.RecordBatch) -> int | None:
 def _read(
     index: int, source: Source, batch: pa.RecordBatch, dtype: np.dtype[Any], column: str | None, logprob: bool
 ) -> _Read:
+    batch = source.rows_of(batch)
     keep = has_label(batch.column("loss_mask"))
     left_out = int((~keep).sum())
     if left_out:

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 FORMAT_VERSION = 1
 
-DROP, REPLACE, ORDER, CHOOSE = "drop", "replace", "order", "choose"
-"""The streams: which tokens are dropped, what replaces them, how the rows are ordered, which rows a weight chooses."""
+DROP, REPLACE, ORDER, CHOOSE, HOLD_OUT = "drop", "replace", "order", "choose", "hold-out"
+"""The streams: which tokens are dropped, what replaces them, how the rows are ordered, which rows a weight chooses,
+which rows are held out for validation."""
 
 MAX_ROW_ID = 2**48 - 1
 MAX_EPOCH = 2**16 - 1
@@ -74,7 +75,7 @@ def _philox(
 def stream_key(seed: int, stream: str, source: str) -> int:
     """The 64-bit key of one stream of one source: BLAKE2b-64 over version, seed and both length-prefixed names.
 
-    ``stream`` is DROP, REPLACE, ORDER or CHOOSE; ``source`` is the name of the dataset that the rows belong to. Raises
+    ``stream`` is one of those above; ``source`` is the name of the dataset that the rows belong to. Raises
     ValueError for a seed that is not an unsigned 64-bit number.
     """
     if not 0 <= seed < 2**64:
@@ -132,6 +133,17 @@ def order_keys(
     words = _ragged(stream_key(seed, ORDER, source), row_id, window, np.full(len(row_id), 2, np.int64), epoch)
     halves = words.astype(np.uint64)
     return halves[0::2] | halves[1::2] << _HALF
+
+
+def held_out(seed: int, source: str, fraction: float, row_id: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of R rows are held out for validation: bool [R], each with the probability ``fraction``.
+
+    The word of row r is lane 0 of block 0 of (``row_id[r]``, window 0, epoch 0) in the stream HOLD_OUT: all windows of
+    a document go the same way, whatever else there is. Raises ValueError for a number outside its range.
+    """
+    one, none = np.ones(len(row_id), np.int64), np.zeros(len(row_id), np.int32)
+    limit = np.repeat(rate_limit(np.array([fraction])), len(row_id))
+    return tokens_below(stream_key(seed, HOLD_OUT, source), row_id, none, one, 0, limit)
 
 
 def rate_limit(rate: NDArray[np.float64]) -> NDArray[np.uint64]:

@@ -68,7 +68,11 @@ class Spec:
     def columns_name(self) -> str:
         """A name for the columns that the rows are made from."""
         read = [
-            [s.scored.content_digest, s.plain, *([s.against.content_digest] if s.against else [])]
+            [
+                *(s.scored.content_digest, s.plain),
+                *([s.against.content_digest] if s.against else []),
+                *([s.name, asdict(s.split)] if s.split else []),
+            ]
             for s in self.sources.all
         ]
         return digest.of_json([_FORMAT, read, self.column, self.config.needs_logprob])[:32]

@@ -11,6 +11,8 @@ import pyarrow as pa
 
 from entrodrop_prep.config import MaterializeConfig, Recipe
 from entrodrop_prep.errors import ConfigError
+from entrodrop_prep.masking.counter import held_out
+from entrodrop_prep.store.layout import VALIDATION
 from entrodrop_prep.store.schema import RESERVED
 from entrodrop_prep.store.scored import ScoredDataset
 from entrodrop_prep.store.shards import local_directory
@@ -27,6 +29,15 @@ _WEIGHTED = re.compile(r"(.+):(\d+(?:\.\d*)?|\.\d+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
+class Split:
+    """A part of a source's rows, by ``row_id``: the share ``fraction`` that is held out for validation, or the rest."""
+
+    seed: int
+    fraction: float
+    held_out: bool
+
+
+@dataclass(frozen=True)
 class Source:
     """One of the directories. ``plain`` rows are never masked."""
 
@@ -36,6 +47,16 @@ class Source:
     plain: bool = False
     against: ScoredDataset | None = None
     """Scores of the same rows, whose surprisal is subtracted."""
+    split: Split | None = None
+    """Which of the rows are the source's; None for all."""
+
+    def rows_of(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Those rows of a batch of the scored directory that are the source's."""
+        if self.split is None:
+            return batch
+        row_id = batch.column("row_id").to_numpy()
+        held = held_out(self.split.seed, self.name, self.split.fraction, row_id)
+        return batch.filter(pa.array(held == self.split.held_out))
 
     @property
     def times(self) -> int:
@@ -105,7 +126,8 @@ def open_sources(config: MaterializeConfig) -> Sources:
     for one, other in zip(sorted(opened, key=_name), sorted(opened, key=_name)[1:], strict=False):
         if one.name == other.name:
             raise ConfigError(f"two sources have the name {one.name!r}", fix="give each a name of its own")
-    sources = Sources(tuple(sorted(_with_against(opened, config), key=_name)), named=not (alone and len(opened) == 1))
+    opened = [_part_of(source, config, held_out=False) for source in _with_against(opened, config)]
+    sources = Sources(tuple(sorted(opened, key=_name)), named=not (alone and len(opened) == 1))
     check_tokenizers(s.scored for s in sources.all)
     _check_column(sources.masked, config)
     for source in sources.masked:
@@ -151,13 +173,26 @@ def _other(scored: ScoredDataset, path: str) -> ScoredDataset:
     return other
 
 
-def open_eval(config: MaterializeConfig, sources: Sources) -> ScoredDataset | None:
-    """The scored directory of the validation rows. Raises ConfigError where its tokenizer is another."""
-    if config.eval is None:
+def _part_of(source: Source, config: MaterializeConfig, *, held_out: bool) -> Source:
+    """The rows of a source that are held out, or the others; all of a plain one, of which none are held out."""
+    if config.eval_fraction is None or source.plain:
+        return source
+    return replace(source, split=Split(config.seed, config.eval_fraction, held_out))
+
+
+def open_eval(config: MaterializeConfig, sources: Sources) -> Sources | None:
+    """The validation rows: of a scored directory of their own, or those that are held out of the masked sources.
+
+    Raises ConfigError where the directory's tokenizer is another.
+    """
+    if config.eval is not None:
+        scored = _open(config.eval)
+        check_tokenizers([sources.all[0].scored, scored])
+        return Sources((Source(VALIDATION, scored, plain=True),), named=True)
+    if config.eval_fraction is None:
         return None
-    scored = _open(config.eval)
-    check_tokenizers([sources.all[0].scored, scored])
-    return scored
+    held = [_part_of(source, config, held_out=True) for source in sources.masked]
+    return Sources(tuple(replace(s, weight=1.0, plain=True, against=None) for s in held), sources.named)
 
 
 def check_tokenizers(directories: Iterable[ScoredDataset]) -> None:

@@ -7,8 +7,9 @@ from dataclasses import replace
 from entrodrop_prep.config import MaterializeConfig, PushConfig
 from entrodrop_prep.export import materialize as export
 from entrodrop_prep.export.job import open_job
-from entrodrop_prep.export.materialize import MaterializeSummary
+from entrodrop_prep.export.materialize import MaterializeSummary, check_job
 from entrodrop_prep.publish.push import Target, push_to
+from entrodrop_prep.store.shards import local_directory
 
 
 def materialize(config: MaterializeConfig) -> MaterializeSummary:
@@ -29,6 +30,8 @@ def materialize(config: MaterializeConfig) -> MaterializeSummary:
     if config.push_to_hub is None:
         return export.materialize(local)
     target = Target.of(PushConfig(directory=config.out, repo=config.push_to_hub))
-    open_job(local)  # what is wrong here is reported before anything is made there
+    check_job(
+        local_directory(local.out), open_job(local)
+    )  # what is wrong here is reported before anything is made there
     target.open()
     return replace(export.materialize(local), pushed=push_to(target))

@@ -166,6 +166,7 @@ class MaskedIdentity(Open):
     add_columns: list[Annotated[Text, AfterValidator(lambda v: _one_of(v, EXTRA_COLUMNS))]] = []
     rows_multiple: Positive = ABSENT
     pack: Positive = ABSENT
+    eval_fraction: Annotated[float, Field(gt=0, lt=1)] = ABSENT
 
     @pydantic.model_validator(mode="after")
     def _one(self) -> MaskedIdentity:
@@ -214,10 +215,15 @@ class Epoch(Part):
         return self
 
 
-class Validation(Part, Provenance):
-    """Figures and origin of the split ``validation``."""
+class HeldOut(Part):
+    """Figures of the split ``validation`` where its rows are held out of the sources."""
 
     rows_without_loss: Count
+
+
+class Validation(HeldOut, Provenance):
+    """Figures and origin of the split ``validation`` where it has scores of its own."""
+
     scored: Digest
 
 
@@ -251,7 +257,7 @@ class MaskedManifest(_Manifest):
     rows_without_loss: Count
     epochs: Annotated[list[Epoch], Field(min_length=1)]
     plain: Annotated[Part, Field(description="Figures of the configuration `plain`, if asked for.")] = ABSENT
-    validation: Validation = ABSENT
+    validation: Validation | HeldOut = ABSENT
     derived: list[DerivedFile] = []
     entropy_histogram: Histogram = ABSENT
     environments: Annotated[
@@ -278,6 +284,8 @@ class MaskedManifest(_Manifest):
                     raise ValueError(f"files lists not all of {folder}, or too many: {entry.file}")
         for folder, shards in parts.items():
             in_order(folder, shards)
+        if isinstance(self.validation, Validation) != (self.identity.validation is not None):
+            raise ValueError("validation does not say which scores its rows are from, or says what identity does not")
         recorded = {e.folder for e in self.epochs} | {
             n for n in ("plain", "validation") if getattr(self, n) is not None
         }

@@ -22,6 +22,19 @@ _LIBRARIES = {
 }
 _quiet = False
 
+Span = tuple[str, str]
+"""Text, and its style: a name in ``STYLES``."""
+STYLES = {
+    "": ("", "", ""),
+    "dropped": ("9;31", "⟦", "⟧"),
+    "context": ("2", "", ""),
+    "lowest": ("30;48;5;195", "⟦", "⟧"),
+    "low": ("30;48;5;153", "⟦", "⟧"),
+    "high": ("30;48;5;111", "", ""),
+    "highest": ("30;48;5;69", "", ""),
+}
+"""Of each style the SGR code where the terminal has colour, and the marks around the text where it has none."""
+
 
 def print_anything() -> None:
     """From now on a name that the terminal cannot show is printed as escapes: it is no reason to stop."""
@@ -29,15 +42,24 @@ def print_anything() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def say(line: str, struck: Sequence[str] = ()) -> None:
-    """Print a line that may hold names: nothing in it acts on the terminal.
+def say(line: str | Sequence[Span]) -> None:
+    """Print a line that may hold names, or spans of text with their style: nothing in it acts on the terminal."""
+    write(styled(without_secrets(line) if isinstance(line, str) else line, colour=coloured(sys.stdout)), sys.stdout)
 
-    What stands between the two marks in ``struck`` is struck through and red where the terminal has colour.
-    """
-    text = printable(without_secrets(line))
-    if struck and coloured(sys.stdout):
-        text = text.replace(struck[0], "\x1b[9;31m").replace(struck[1], "\x1b[0m")
-    write(text, sys.stdout)
+
+def styled(line: str | Sequence[Span], *, colour: bool) -> str:
+    """A line as it is printed. Without ``colour``, styles are marks, which the text itself then has not."""
+    if isinstance(line, str):
+        return printable(line)
+    shown = ""
+    for text, style in line:
+        code, begin, end = STYLES[style]
+        if colour:
+            shown += f"\x1b[{code}m{printable(text)}\x1b[0m" if code and text else printable(text)
+        else:
+            text = printable(text).replace("⟦", "[").replace("⟧", "]")
+            shown += begin + text + end if text else ""
+    return shown.replace("⟧⟦", "")
 
 
 def tell(kind: str, message: str) -> None:

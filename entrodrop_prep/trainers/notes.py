@@ -89,7 +89,11 @@ def rising(facts: Facts) -> list[str]:
         if facts.drops_labels
         else "more and more inputs are replaced, which makes what follows them harder to predict"
     )
-    compare = "on the split `validation`" if facts.validation_rows else "on rows that `materialize --eval SCORED` adds"
+    compare = (
+        "on the split `validation`"
+        if facts.validation_rows
+        else "on rows that `materialize --eval-fraction 0.05` holds out"
+    )
     return [
         f"The training loss may rise from epoch to epoch while the model gets better: {why}. Compare models {compare}, "
         "whose labels are all there."

@@ -24,13 +24,12 @@ def cache_directory(given: str | Path | None) -> Path:
     return Path(datasets.config.HF_DATASETS_CACHE) / "entrodrop"
 
 
-def opened(job: Job, cache_dir: str | Path | None) -> EpochRows:
-    """The job's rows from the cache; what is not there is made, by one process of all. Says so where nobody named one.
+def opened(job: Job, spec: Spec, cache_dir: str | Path | None) -> EpochRows:
+    """Rows of the job from the cache; what is not there is made, by one process of all. Says so where nobody named one.
 
     The scored directories are read, and checked, only where no recipe before needed the same of them. Raises
     IntegrityError for a cache that is damaged.
     """
-    spec = Spec.of(job.sources, job.config, range(job.config.epochs))
     home = cache_directory(cache_dir) / spec.columns_name
     if not epoch_rows.is_written(home, spec):
         with reading_lock(*(scored.directory for scored in job.directories)):

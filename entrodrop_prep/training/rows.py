@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from entrodrop_prep.config import RECIPE_FIELDS, MaterializeConfig, build, settings
 from entrodrop_prep.errors import ConfigError, IntegrityError, SourceError
-from entrodrop_prep.export.job import layout_of, open_job
+from entrodrop_prep.export.job import layout_of, no_rows, open_job
 from entrodrop_prep.masking.assembly import MaskedColumns, positions
+from entrodrop_prep.masking.epoch_rows import EpochRows, Spec
 from entrodrop_prep.masking.sources import AGAINST, SOURCE, arguments, compared_with
 from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.schema import MASKED, family
@@ -24,7 +25,6 @@ from entrodrop_prep.training.cache import opened
 if TYPE_CHECKING:
     import datasets
 
-    from entrodrop_prep.masking.epoch_rows import EpochRows
     from entrodrop_prep.training.stream import MaskedStream
 
 Row = dict[str, Any]
@@ -44,27 +44,35 @@ class MaskedRows:
     pickled; a copy opens the cache again.
     """
 
-    def __init__(self, config: MaterializeConfig, cache_dir: str | Path | None = None) -> None:
+    def __init__(self, config: MaterializeConfig, cache_dir: str | Path | None = None, held_out: bool = False) -> None:
         """Prefer ``open``, ``like`` and ``from_hub``.
 
         Args:
             config: a recipe and its sources; of ``out`` and of what says how files are written nothing is used.
             cache_dir: where the cache is, or is made; default ``entrodrop`` in the cache of ``datasets``.
+            held_out: the validation rows of ``eval`` or ``eval_fraction`` in their order instead, in one epoch.
 
         Raises:
-            ConfigError: the settings do not fit the scores.
+            ConfigError: the settings do not fit the scores, or hold no row out.
             IntegrityError: the scores are damaged.
             SourceError: an epoch has no rows.
         """
         self._config, self._cache_dir = config, None if cache_dir is None else str(cache_dir)
-        self._job = open_job(config)
-        self._rows = opened(self._job, cache_dir)
+        self._job, self._held_out = open_job(config), held_out
+        if held_out and not self._job.validation:
+            raise ConfigError("no rows are held out", fix="give eval_fraction, the share of the rows")
+        spec = (
+            self._job.validation_spec(self._job.validation)
+            if held_out and self._job.validation
+            else Spec.of(self._job.sources, config, range(config.epochs))
+        )
+        self._rows = opened(self._job, spec, cache_dir)
         self.columns = tuple(self._job.schema.names)
         """Names of a row's columns."""
-        self.epoch_lengths = tuple(layout_of(self._rows, e).rows for e in range(config.epochs))
+        self.epoch_lengths = tuple(layout_of(self._rows, e).rows for e in spec.epochs)
         """Rows of each epoch."""
         if not all(self.epoch_lengths):
-            raise SourceError(
+            raise no_rows(config, held_out) or SourceError(
                 f"no row has anything to train on in epoch {self.epoch_lengths.index(0)}",
                 where=", ".join(str(s.directory) for s in self._job.directories),
                 fix="check loss masks, and weights so small that an epoch gets no row",
@@ -91,7 +99,7 @@ class MaskedRows:
             against_scores: the scores compared with, for ``select`` low-excess and high-excess.
             cache_dir: see ``MaskedRows``.
             recipe_settings: those of a recipe, by name: ``epochs=4, quantile=0.3``; they win over the file. And those
-                that change the rows: ``pack``, ``add_columns``, ``rows_multiple``.
+                that change the rows: ``pack``, ``add_columns``, ``rows_multiple``, ``eval_fraction``.
 
         Raises:
             ConfigError: a setting is not known, and as ``MaskedRows`` does.
@@ -200,7 +208,13 @@ class MaskedRows:
         return cls.like(folder, scored, cache_dir=cache_dir)
 
     def __reduce__(self) -> Any:
-        return type(self), (self._config, self._cache_dir)
+        return type(self), (self._config, self._cache_dir, self._held_out)
+
+    def held_out(self) -> MaskedRows:
+        """The rows that ``eval_fraction`` holds out, with all their labels, in their order: ``materialize`` writes them
+        to ``validation/``. Raises ConfigError where there are none.
+        """
+        return type(self)(self._config, self._cache_dir, held_out=True)
 
     @property
     def epoch_rows(self) -> EpochRows:
@@ -273,7 +287,8 @@ class MaskedRows:
         first, stop = self.span(epoch)
         empty = {name: pa.nulls(stop - first, pa.int8()) for name in self.columns}
         table = pa.table(empty | {"input_ids": np.arange(first, stop)})
-        made = datasets.Dataset(table, fingerprint=digest.of_json([self._job.identity, first, stop])[:16])
+        rows = [self._job.identity, first, stop, *(["held out"] if self._held_out else [])]
+        made = datasets.Dataset(table, fingerprint=digest.of_json(rows)[:16])
         made.set_transform(_Made(self))
         return made
 

@@ -12,7 +12,7 @@ from entrodrop_prep.config import MaterializeConfig, build
 from entrodrop_prep.export import derived
 from entrodrop_prep.export.columns import check_rows
 from entrodrop_prep.export.epoch import add_counts, misplaced
-from entrodrop_prep.export.identity import identity_of, recipe_values
+from entrodrop_prep.export.identity import ADDED, identity_of, recipe_values
 from entrodrop_prep.export.provenance import stamped
 from entrodrop_prep.masking.sources import AGAINST, SOURCE, arguments, compared_with
 from entrodrop_prep.store import digest, manifest
@@ -129,7 +129,7 @@ def _recipe(path: Path, described: dict[str, Any]) -> Iterator[str]:
     """The recipe gives the identity, and the thresholds that it states."""
     identity, recipe = described["identity"], described["recipe"]
     names = list(identity.get("sources", {SOURCE: None}))
-    kept = ("plain_config", "add_columns", "rows_multiple", "pack", "rows_per_shard", "compression")
+    kept = (*ADDED, "rows_per_shard", "compression")
     given = arguments(identity, {name: name for name in names}, compared_with(identity))
     config = build(
         MaterializeConfig,
@@ -175,13 +175,13 @@ def _provenance(path: Path, described: dict[str, Any], infos: list[dict[str, Any
         yield f"{path}: the scores it says it was made from are not those of its identity"
     role = ("name", "weight", "plain")
     origins = {n: {k: v for k, v in s.items() if k not in role} for n, s in recorded.items()}
-    if VALIDATION in described:
+    if VALIDATION in described and VALIDATION in identity:
         validation = {k: v for k, v in described[VALIDATION].items() if k in _PROVENANCE}
         origins[VALIDATION] = {**validation, "content_digest": described[VALIDATION]["scored"]}
         if described[VALIDATION]["scored"] != identity.get(VALIDATION):
             yield f"{path}: its validation rows are not from the scores of its identity"
-    elif VALIDATION in identity:
-        yield f"{path}: the manifest says nothing of its validation rows"
+    if (VALIDATION in described) != (VALIDATION in identity or "eval_fraction" in identity):
+        yield f"{path}: the manifest's figures of validation are not what its identity asks for"
     if ("plain" in described) != identity.get("plain_config", False):
         yield f"{path}: the manifest's figures of plain are not what its identity asks for"
     stamps = {name: [s for i in infos for s in i.get("provenance", []) if s.get("name") == name] for name in origins}

@@ -12,6 +12,7 @@ from entrodrop_prep.config import MaterializeConfig, build
 from entrodrop_prep.config.names import is_repo_id
 from entrodrop_prep.errors import EntrodropError, IntegrityError, OutputError
 from entrodrop_prep.export.epoch import Part, ShardCounts
+from entrodrop_prep.export.identity import ADDED
 from entrodrop_prep.export.job import Job, open_job
 from entrodrop_prep.export.provenance import source_summary, summary_of
 from entrodrop_prep.masking.histogram import histogram_summary
@@ -173,7 +174,7 @@ def _masks(path: Path, against: list[str], compared: list[str], report: Report) 
             "out": str(path),
             "rows_per_shard": identity["rows_per_shard"],
             "compression": identity["compression"],
-            **{n: identity[n] for n in ("plain_config", "add_columns", "rows_multiple", "pack") if n in identity},
+            **{n: identity[n] for n in ADDED if n in identity},
         },
     )
     job = open_job(config)
@@ -218,8 +219,8 @@ def _origins(path: Path, described: dict[str, Any], job: Job) -> Iterator[str]:
     named = isinstance(described["scored"], list)
     recorded = {s["name"] if named else SOURCE: s for s in (described["scored"] if named else [described["scored"]])}
     now = {s.name: source_summary(s, named=named) for s in job.sources.all}
-    if job.validation:
-        now[VALIDATION] = summary_of(job.validation)
+    if job.eval:
+        now[VALIDATION] = summary_of(job.eval)
         recorded[VALIDATION] = {**described[VALIDATION], "content_digest": described[VALIDATION]["scored"]}
         recorded[VALIDATION] = {k: v for k, v in recorded[VALIDATION].items() if k in now[VALIDATION]}
     if recorded == now:

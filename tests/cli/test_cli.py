@@ -146,7 +146,7 @@ def test_a_row_is_a_row_id_in_a_scored_directory_and_a_place_in_a_masked_one(tmp
     windows = [row["input_ids"] for row in scored if row["row_id"] == 17]
     assert len(windows) == 3
     assert scored[17]["row_id"] < 17
-    lines = run("inspect", str(tmp_path / "scored"), "--row", "17").stdout.splitlines()[1:]
+    lines = run("inspect", str(tmp_path / "scored"), "--row", "17", "--ids").stdout.splitlines()[1:]
     assert [int(line.split()[2]) for line in lines] == [i for ids in windows for i in ids]
     lines = run("inspect", str(tmp_path / "masked"), "--row", "17").stdout.splitlines()
     for epoch in range(2):

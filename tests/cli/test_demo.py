@@ -27,9 +27,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     """The directory, and what the first and the second run printed."""
     home = tmp_path_factory.mktemp("home")
     said = []
-    for _ in range(2):
+    for more in ([], ["--json"]):
         done = subprocess.run(
-            [sys.executable, "-m", "entrodrop_prep", "demo", "--out", "out"],
+            [sys.executable, "-m", "entrodrop_prep", "demo", "--out", "out", *more],
             cwd=home,
             env={**os.environ, "HOME": str(home), "HF_HOME": str(home / "hf")},
             capture_output=True,
@@ -37,8 +37,12 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        assert not [line for line in done.stderr.splitlines() if not line.startswith("scoring: ")], done.stderr
-        said.append(done.stdout)
+        printed, notes = (done.stderr, done.stdout) if more else (done.stdout, done.stderr)
+        said.append(printed)
+        if more:
+            assert json.loads(notes) == {"command": "demo", "directory": "out"}
+        else:
+            assert not [line for line in notes.splitlines() if not line.startswith("scoring: ")], notes
     return home / "out", said[0], said[1]
 
 

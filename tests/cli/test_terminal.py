@@ -16,10 +16,13 @@ from typing import Any
 
 import pytest
 import typer.main
+from typer.exceptions import TyperException
 
 from entrodrop_prep import cli
 from entrodrop_prep.cli.help import PANELS, grouped
+from entrodrop_prep.cli.results import DRY_RUNS, RESULTS
 from entrodrop_prep.export.card.tables import aligned
+from helpers.models import random_rows, save_model, tiny_llama, words, write_rows
 from helpers.scored import some_rows, write_scored
 
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
@@ -108,6 +111,24 @@ def test_every_command_has_groups_and_an_example_that_parses(command: str) -> No
         of.make_context(command, words[3:], resilient_parsing=False)
 
 
+def test_an_option_of_another_command_is_said_to_be_one(capfd: pytest.CaptureFixture[str]) -> None:
+    """Every option in every command that has it not."""
+    having: dict[str, list[str]] = {}
+    for command, of in PROGRAM.commands.items():
+        for name in dict.fromkeys(n for p in of.params for n in (*p.opts, *p.secondary_opts) if n.startswith("--")):
+            having.setdefault(name, []).append(command)
+    pairs = [(c, of, name) for c, of in PROGRAM.commands.items() for name in having if c not in having[name]]
+    assert len(pairs) > 500
+    for command, of, name in pairs:
+        with pytest.raises(TyperException) as error:
+            of.make_context(command, [name, "1"])
+        assert cli.elsewhere(error.value, PROGRAM) == (
+            f"No such option: {name}; it is an option of {', '.join(having[name])}"
+        )
+    assert cli.run(["score", "--epochs=3"]) == 2
+    assert capfd.readouterr().err == "error: No such option: --epochs; it is an option of materialize, report\n"
+
+
 def test_completion_can_be_had() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "entrodrop_prep", "--show-completion", "bash"],
@@ -135,34 +156,51 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def fields_of(command: str) -> set[str]:
-    """What the help of --json names."""
-    text = next(p.help for p in PROGRAM.commands[command].params if p.name == "json")
-    listed = text.rpartition("Its fields: ")[2].partition(";")[0].rstrip(".").partition(", the ")[0]
-    return set(re.split(r", | and ", listed))
+def printed_json(capfd: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> dict[str, Any]:
+    """The one object that a command prints, which must be all there is on stdout."""
+    capfd.readouterr()
+    assert cli.run([*arguments, "--json"]) == code, capfd.readouterr().err
+    out = capfd.readouterr().out
+    assert out.count("\n") == 1
+    assert out.endswith("\n")
+    found: dict[str, Any] = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert found.pop("command") == arguments[0]
+    return found
 
 
-def test_json_is_all_there_is_on_stdout_and_has_the_fields_of_the_help(scored: Path, tmp_path: Path) -> None:
-    masked = str(tmp_path / "masked")
-    for command, arguments in {
-        "materialize": [str(scored), "--epochs", "2", "--out", masked],
-        "verify": [masked, "--against", str(scored)],
-        "inspect": [masked],
-        "recipe": ["transformers", masked],
-        "schema": ["--write", str(tmp_path / "schemas")],
-    }.items():
-        done = in_pipe(command, *arguments, "--json")
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("\n") == 1
-        found = json.loads(done.stdout)
-        assert found.pop("command") == command
-        assert set(found) == fields_of(command)
-        assert done.stderr
+def test_json_is_all_there_is_on_stdout_and_has_the_fields_that_are_documented(
+    scored: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    masked, model = str(tmp_path / "masked"), save_model(tmp_path / "model", tiny_llama())
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": words(row)} for row in random_rows(4, 97)])
+    score = [str(rows), "--model", str(model), "--out", str(tmp_path / "new"), "--backend", "transformers"]
+    for command, arguments in [
+        ("score", [*score, "--dry-run"]),
+        ("score", score),
+        ("score", score),
+        ("materialize", [str(scored), "--epochs", "2", "--out", masked, "--dry-run"]),
+        ("materialize", [str(scored), "--epochs", "2", "--out", masked]),
+        ("verify", [masked, "--against", str(scored)]),
+        ("inspect", [masked]),
+        ("inspect", [str(scored)]),
+        ("report", [masked, "--against", str(scored), "-o", str(tmp_path / "report.html")]),
+        ("recipe", ["transformers", masked]),
+        ("schema", ["--write", str(tmp_path / "schemas")]),
+    ]:
+        documented = (DRY_RUNS if "--dry-run" in arguments else RESULTS)[command]
+        assert set(printed_json(capfd, command, *arguments)) == set(documented), command
+    assert set(RESULTS) == {name for name, c in PROGRAM.commands.items() if any(p.name == "json" for p in c.params)}
+    for command, fields in RESULTS.items():
+        helped = next(p.help for p in PROGRAM.commands[command].params if p.name == "json")
+        assert f"Its fields: {', '.join(fields)}" in helped
 
 
-def test_json_of_what_is_wrong(scored: Path, tmp_path: Path) -> None:
-    done = in_pipe("verify", "nowhere", "--json")
-    assert (done.returncode, done.stdout) == (2, "")
+def test_json_of_what_is_wrong(scored: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for command in (["verify", "nowhere"], ["score", "nowhere.jsonl", "--out", "x"], ["inspect", "x", "--rows", "3"]):
+        assert cli.run([*command, "--json"]) == 2
+        said = capfd.readouterr()
+        assert said.out == ""
+        assert re.fullmatch(r"error: .*\n", said.err)
     broken = tmp_path / "broken"
     subprocess.run(["cp", "-r", str(scored), str(broken)], check=True)
     next(broken.glob("*.parquet")).unlink()

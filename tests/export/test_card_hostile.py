@@ -39,9 +39,10 @@ KEPT = {"schema", "file", "sha256", "folder", "bounds", "kind"}
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     write_scored(folder / "scored", some_rows(20), rows_per_shard=10)
+    write_scored(folder / "held", some_rows(9, seed=1))
     for out, names in (("one", [""]), ("two", ["a=", "b="])):
         scored = tuple(f"{name}{folder / 'scored'}" for name in names)
-        more = {} if out == "two" else {"eval": str(folder / "scored")}
+        more = {} if out == "two" else {"eval": str(folder / "held")}
         materialize(MaterializeConfig(scored=scored, out=str(folder / out), epochs=2, **more))
     return folder
 

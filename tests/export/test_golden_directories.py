@@ -57,6 +57,8 @@ CASES: dict[str, dict[str, Any]] = {
     "mixed-packed": {**MIXED, "plain": ["chat=kept:1.7"], "pack": 30, "add_columns": ["seq_lengths"]},
     "one-named": {**ONE, "scored": ["a=one:1"], "target": "inputs"},
     "beside-plain": {**ONE, "plain": ["b=two:0.25"], "add_columns": ["n_trainable"]},
+    "held-out": {**ONE, "eval_fraction": 0.25, "target": "both", "rows_per_shard": 11, "plain_config": True},
+    "mixed-held-out": {**MIXED, "plain": ["chat=kept:0.4"], "eval_fraction": 0.1, "pack": 30, "seed": 3},
     "by-column": {**ONE, "scored": "kept", "scope": "column:kind", "quantile": 0.4},
     "mixed-by-column": {
         **ONE,

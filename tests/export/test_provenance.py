@@ -24,6 +24,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = save_model(folder / "tiny", tiny_llama())
     rows = write_rows(folder / "rows.jsonl", [{"text": words(row)} for row in random_rows(30, 97, seed=1)])
     run_score(rows, model, folder / "out", rows_per_shard=10)
+    run_score(rows, model, folder / "held", limit=6)
     return folder / "out"
 
 
@@ -63,15 +64,16 @@ def test_the_manifest_stands_alone(scored: Path, tmp_path: Path) -> None:
 
 
 def test_every_footer_stands_alone(scored: Path, tmp_path: Path) -> None:
-    source, out = manifest.read(scored, SCORED), tmp_path / "out"
-    described = run(scored, out, eval=str(scored), plain_config=True)
+    held, out = scored.parent / "held", tmp_path / "out"
+    described = run(scored, out, eval=str(held), plain_config=True)
     found = footers(out)
     assert {name.split("/")[0] for name in found} == {"epoch_000", "epoch_001", "epoch_002", "plain", "validation"}
     for info in found.values():
         assert info["identity"] == described["identity"]
         assert info["fingerprint"] == digest.of_json(info["identity"])
         assert [p["name"] for p in info["provenance"]] == ["source", "validation"]
-        for told in info["provenance"]:
+        for told, place in zip(info["provenance"], (scored, held), strict=True):
+            source = manifest.read(place, SCORED)
             assert told["scores"] == source["content_digest"]
             assert told["source"] == source["identity"]["source"]
             for name in ("model", "tokenizer", "dtype"):

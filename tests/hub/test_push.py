@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from entrodrop_prep import MaterializeConfig, materialize
+from entrodrop_prep.cli.results import RESULTS
 from helpers.hub import READER, WRITER, Fault, Hub
 from helpers.pushes import (
     CLIENT,
@@ -99,9 +100,12 @@ def test_large_shards_go_up_once_and_load_back(large: Path, tmp_path: Path, xet:
             assert hub.uploaded() == total
         assert hub.repo("alice/data").meta["tags"] == {"v1": hub.repo("alice/data").head()}
         before = hub.uploaded()
-        again = push(hub, tmp_path / "home", str(large), "alice/data", "--tag", "v1", xet=xet)
+        again = push(hub, tmp_path / "home", str(large), "alice/data", "--tag", "v1", "--json", xet=xet)
         assert again.returncode == 0, again.stderr
-        assert "already there" in again.stdout
+        assert "already there" in again.stderr
+        found = json.loads(again.stdout)
+        assert found.keys() == {"command", *RESULTS["push"]}
+        assert (found["already_there"], found["commit"]) == (True, hub.repo("alice/data").head())
         assert hub.uploaded() == before
         assert hub.count("commit") == 1
         files = [str(p) for p in sorted((large / "epoch_002").glob("*.parquet"))]

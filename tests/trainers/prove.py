@@ -146,11 +146,12 @@ def make_data(folder: Path) -> None:
     model = save_model(folder / "base-model", tiny_llama())
     texts = [{"text": words(row) + " </s>"} for row in random_rows(ROWS, 97, longest=30)]
     run_score(write_rows(folder / "docs.jsonl", texts), model, folder / "scored")
+    run_score(write_rows(folder / "held.jsonl", texts[:16]), model, folder / "held")
     for target in ("labels", "inputs"):
         settings: dict[str, Any] = {"schedule": "linear", "max_rate": 0.9, "rows_per_shard": 12, "target": target}
         settings |= {"layout": ("concatenated",)}
         if target == "inputs":  # recipes with a validation split, and without one
-            settings |= {"eval": str(folder / "scored"), "plain_config": True}
+            settings |= {"eval": str(folder / "held"), "plain_config": True}
         out = str(folder / target / "masked")
         materialize(MaterializeConfig(scored=str(folder / "scored"), out=out, epochs=EPOCHS, **settings))
 

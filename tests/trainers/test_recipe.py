@@ -43,6 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = save_model(folder / "base-model", tiny_llama(VOCABULARY))
     texts = [{"text": words(row)} for row in random_rows(ROWS, VOCABULARY, longest=LONGEST - 1)]
     run_score(write_rows(folder / "docs.jsonl", texts), model, folder / "scored")
+    run_score(write_rows(folder / "held.jsonl", texts[:9]), model, folder / "held")
     for target in ("labels", "inputs", "both"):
         mask(folder, target, target=target)
     return folder
@@ -106,7 +107,7 @@ def test_it_runs_as_it_is_printed(
 
 @pytest.mark.parametrize("trainer", OURS)
 def test_it_evaluates_on_the_validation_rows(trainer: str, made: Path, here: Path, tmp_path: Path) -> None:
-    place(here, mask(made, f"validated-{trainer}", eval=str(made / "scored"), plain_config=True))
+    place(here, mask(made, f"validated-{trainer}", eval=str(made / "held"), plain_config=True))
     names, batches = run_recipe(trainer)
     assert check_batches("masked", batches).rows == EPOCHS * ROWS
     if trainer == "lightning":
@@ -205,7 +206,7 @@ def test_a_directory_of_any_name(name: str, made: Path, here: Path) -> None:
 
 @pytest.mark.parametrize("trainer", OURS)
 def test_it_divides_by_the_trainable_tokens_where_the_rows_have_them(trainer: str, made: Path, here: Path) -> None:
-    masked = mask(made, f"counted-{trainer}", add_columns=("n_trainable", "seq_lengths"), eval=str(made / "scored"))
+    masked = mask(made, f"counted-{trainer}", add_columns=("n_trainable", "seq_lengths"), eval=str(made / "held"))
     rows = [r for f in sorted(masked.glob("epoch_*/*.parquet")) for r in pq.read_table(f).to_pylist()][-16:]
     left, before = sum(label != -100 for r in rows for label in r["labels"]), sum(r["n_trainable"] for r in rows)
     assert left < 0.8 * before
@@ -248,13 +249,13 @@ def test_packed_rows_run_and_are_told_of(
     assert steps_run(names) == steps_said(text)
 
 
-@pytest.mark.parametrize("more", [{}, {"add_columns": ("n_trainable", "position_ids"), "eval": "scored"}])
+@pytest.mark.parametrize("more", [{}, {"add_columns": ("n_trainable", "position_ids"), "eval": "held"}])
 @pytest.mark.parametrize("trainer", ["transformers", "trl"])
 def test_documents_of_a_packed_row_do_not_see_each_other(
     trainer: str, more: dict[str, Any], made: Path, here: Path, tmp_path: Path
 ) -> None:
     if "eval" in more:
-        more = {**more, "eval": str(made / "scored")}
+        more = {**more, "eval": str(made / "held")}
     place(here, mask(made, str(tmp_path / "packed"), **{"pack": 64, "add_columns": ("position_ids",), **more}))
     names, batches = run_recipe(trainer)
     epochs = json.loads((here / "masked" / "manifest.json").read_bytes())["epochs"]

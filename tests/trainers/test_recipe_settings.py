@@ -144,7 +144,7 @@ def test_it_says_why_the_loss_rises_and_in_what_weights_are_kept(trainer: str) -
     assert (
         "The training loss may rise from epoch to epoch while the model gets better: it is a mean over the lab" in text
     )
-    assert "on rows that `materialize --eval SCORED` adds" in text
+    assert "on rows that `materialize --eval-fraction 0.05` holds out" in text
     assert "on the split `validation`" in plain(recipe_of(trainer, replace(FACTS, validation_rows=5)))
     flat = replace(FACTS, epochs=FACTS.epochs[:1] * 2)
     for other in (flat, replace(FACTS, select="random")):

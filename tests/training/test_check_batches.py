@@ -44,13 +44,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     model = save_model(folder / "base-model", tiny_llama())
     texts = [{"text": words(row)} for row in random_rows(ROWS, 97, longest=30)]
     run_score(write_rows(folder / "docs.jsonl", texts), model, folder / "scored")
+    run_score(write_rows(folder / "held.jsonl", texts[:5]), model, folder / "held")
     made = {}
     for target in ("labels", "inputs"):
         made[target] = folder / target
         made[target].mkdir()
         (made[target] / "base-model").symlink_to(model)
         settings: dict[str, Any] = {"schedule": "linear", "max_rate": 0.9, "rows_per_shard": 12, "target": target}
-        settings |= {"eval": str(folder / "scored"), "plain_config": True}  # files that are no epoch's
+        settings |= {"eval": str(folder / "held"), "plain_config": True}  # files that are no epoch's
         out = str(made[target] / "masked")
         materialize(MaterializeConfig(scored=str(folder / "scored"), out=out, epochs=EPOCHS, **settings))
     return made

@@ -67,6 +67,8 @@ CASES: dict[str, dict[str, Any]] = {
     "a mixture with replay": {"scored": MIXED, "plain": ("replay={}/three:2.25",), "scope": "source", "target": "both"},
     "a mixture by column": {"scored": MIXED, "plain": ("c={}/three",), "scope": "column:lang", "keep_surprising": 3.0},
     "a mixture in one order": {"scored": MIXED, "shuffle": "once"},
+    "some rows held out": {"eval_fraction": 0.3, "target": "both", "progress": "row"},
+    "some of a mixture held out": {"scored": MIXED, "plain": ("replay={}/three",), "eval_fraction": 0.3, "pack": 40},
     "a mixture in the sources' order": {"scored": MIXED, "shuffle": "none", "progress": "row"},
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import pytest
 from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.errors import ConfigError
 from entrodrop_prep.export.materialize import materialize
+from entrodrop_prep.terminal.output import styled
 from entrodrop_prep.verification.inspect import show
+from entrodrop_prep.verification.inspect_rows import QUARTERS
 from helpers.scored import some_rows, write_scored
 
 EPOCHS = 3
@@ -71,6 +74,55 @@ def test_marks_and_replacements_stand_in_the_text(made: Path) -> None:
         assert text.count("⟦") == text.count("⟧") > 0
     assert "→" not in plain
     assert "→" in replaced
+
+
+def test_json_values_are_those_of_the_files(made: Path) -> None:
+    described = json.loads((made / "masked" / "manifest.json").read_bytes())
+    found = show(str(made / "masked"), 4, against=[str(made / "scored")]).found
+    assert found == json.loads(json.dumps(found))
+    assert found["epochs"] == described["epochs"]
+    assert found["counts"]["labels_left"] == sum(e["labels_left"] for e in described["epochs"])
+    assert (found["settings"]["quantile"], found["settings"]["max_rate"]) == (0.5, 1.0)
+    assert [row["epoch"] for row in found["rows"]] == list(range(EPOCHS))
+    for row in found["rows"]:
+        assert sum(token["label"] != -100 for token in row["tokens"]) == labels_at(made / "masked", row["epoch"], 4)
+        assert all(token["label"] == -100 for token in row["tokens"] if token["dropped"])
+    stored = show(str(made / "masked"), 4).found["rows"]
+    pairs = [[(t["input_id"], t["label"]) for t in row["tokens"]] for row in found["rows"]]
+    assert [[(t["input_id"], t["label"]) for t in row["tokens"]] for row in stored] == pairs
+
+
+def test_a_scored_row_is_text_by_its_entropies_and_with_ids_a_table(made: Path) -> None:
+    rows = [r for f in sorted((made / "scored").glob("shard-*.parquet")) for r in pq.read_table(f).to_pylist()]
+    windows = [row for row in rows if row["row_id"] == 3]
+    inspected = show(str(made / "scored"), 3)
+    for row, found in zip(windows, inspected.found["rows"], strict=True):
+        assert [t["id"] for t in found["tokens"]] == row["input_ids"]
+        for name in ("entropy", "logprob", "loss_mask"):
+            assert [t[name] for t in found["tokens"]] == row[name]
+    styles = [style for line in inspected.lines if not isinstance(line, str) for text, style in line if text.strip()]
+    assert set(styles) == {"", "context", *QUARTERS}
+    text = "\n".join(inspected)
+    assert text.count("⟦") == text.count("⟧") > 0
+    for row in windows:
+        entropies = [h for h, yes in zip(row["entropy"], row["loss_mask"], strict=True) if yes]
+        edges = ", ".join(f"{edge:.3f}" for edge in np.quantile(entropies, (0.25, 0.5, 0.75)))
+        assert f"entropy in quarters, at {edges} nats" in text
+    table = list(show(str(made / "scored"), 3, ids=True))
+    assert [int(line.split()[2]) for line in table[1:]] == [i for row in windows for i in row["input_ids"]]
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_what_a_row_holds_neither_acts_on_the_terminal_nor_looks_like_a_mark(colour: bool) -> None:
+    line = [("a\x1b[2Jb⟦c⟧", "dropped"), ("\u202ed", ""), ("", "low"), ("e", "highest")]
+    shown = styled(line, colour=colour)
+    assert "\\x1b[2J" in shown
+    assert "\u202e" not in shown
+    if colour:
+        assert re.findall(r"\x1b\[[0-9;]*m", shown) == ["\x1b[9;31m", "\x1b[0m", "\x1b[30;48;5;69m", "\x1b[0m"]
+    else:
+        assert "\x1b" not in shown
+        assert shown == "⟦a\\x1b[2Jb[c]⟧\\u202ede"
 
 
 @pytest.mark.parametrize(

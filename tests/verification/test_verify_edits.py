@@ -6,6 +6,7 @@ import copy
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,25 +37,25 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"text": "def f(x):\n    return x\n" * n, "name": f"n{n}", "stars": n} for n in range(1, 5)]
     lines = [*rows, {"text": None, "name": "bad", "stars": 0}]
     (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    score(
-        ScoreConfig(
-            source=str(folder / "rows.jsonl"),
-            model=str(MODEL),
-            backend="transformers",
-            dtype="float32",
-            out=str(folder / "scored"),
-            max_length=24,
-            id_column="name",
-            keep_columns=("stars",),
-            on_bad_row="skip",
-        )
+    config = ScoreConfig(
+        source=str(folder / "rows.jsonl"),
+        model=str(MODEL),
+        backend="transformers",
+        dtype="float32",
+        out=str(folder / "scored"),
+        max_length=24,
+        id_column="name",
+        keep_columns=("stars",),
+        on_bad_row="skip",
     )
+    score(config)
+    score(replace(config, out=str(folder / "held"), limit=2))
     materialize(
         MaterializeConfig(
             scored=str(folder / "scored"),
             out=str(folder / "masked"),
             epochs=2,
-            eval=str(folder / "scored"),
+            eval=str(folder / "held"),
             plain_config=True,
             rows_multiple=2,
             layout=("jsonl",),
@@ -130,7 +131,7 @@ def test_every_edit_of_a_scored_manifest_is_found(made: Path) -> None:
 
 def test_every_edit_of_a_masked_manifest_is_found(made: Path) -> None:
     scored = str(made / "scored")
-    assert unnoticed(made / "masked", [scored, f"eval={scored}"], EDITS) == []
+    assert unnoticed(made / "masked", [scored, f"eval={made / 'held'}"], EDITS) == []
 
 
 def test_what_shards_of_an_earlier_version_do_not_tell_is_said(made: Path, tmp_path: Path) -> None:

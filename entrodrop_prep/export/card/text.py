@@ -192,11 +192,13 @@ def _others(manifest: dict[str, Any]) -> list[str]:
             f"- configuration `plain`: {manifest[PLAIN]['rows']:,} rows in the order of epoch 0, nothing dropped"
         )
     if VALIDATION in manifest:
-        recorded = manifest[VALIDATION]
-        lines.append(
-            f"- split `validation`: {recorded['rows']:,} rows of {words(recorded['source']['name'])} with all their "
-            f"labels; scores: content digest {code(recorded['scored'])}"
-        )
+        recorded, share = manifest[VALIDATION], manifest["identity"].get("eval_fraction")
+        rows = f"- split `validation`: {recorded['rows']:,} rows"
+        if share is None:
+            of = f"of {words(recorded['source']['name'])} with all their labels; "
+            lines.append(f"{rows} {of}scores: content digest {code(recorded['scored'])}")
+        else:
+            lines.append(f"{rows} with all their labels, {share:.3g} of each masked source, in no epoch")
     layouts = {entry["layout"] for entry in manifest.get("derived", [])}
     if "concatenated" in layouts:
         lines.append(

@@ -64,7 +64,7 @@ def read_scores(rows: EpochRows, wanted: set[Key], keep: Callable[[Key, Rows, pa
     found = Statistics(has_surprisal=all(s.scored.has_logprob for s in rows.sources.all))
     for number, source in enumerate(rows.sources.all):
         columns = [f.name for f in source.scored.schema if f.name not in RESERVED and _is_label(f.type)]
-        for batch in source.scored.batches():
+        for batch in map(source.rows_of, source.scored.batches()):
             scored = to_rows(batch)
             for r, at in enumerate(zip(scored.row_id.tolist(), scored.window.tolist(), strict=True)):
                 if (number, *at) in wanted:
