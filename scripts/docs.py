@@ -186,12 +186,15 @@ def recipe_page(text: str, trainer: str, folder: Path) -> str:
     return RECIPE.sub(lambda m: f"{m[1]}{printed}", text)
 
 
-def transcript(block: str, folder: Path) -> str:
-    """A console block with each ``$ command`` followed by what it prints now. Raises CalledProcessError."""
+def transcript(block: str, folder: Path, programs: Path = Path(sys.executable).parent) -> str:
+    """A console block with each ``$ command`` followed by what it prints now; ``entrodrop`` is that in ``programs``.
+
+    Raises CalledProcessError.
+    """
     for name in ("examples", "entrodrop_prep"):
         if not (folder / name).exists():
             (folder / name).symlink_to(ROOT / name)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"}
     lines = []
     for command in re.findall(r"^\$ ((?:.*\\\n)*.*)$", block, re.MULTILINE):

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 import entrodrop_prep
 from entrodrop_prep import errors
 from entrodrop_prep.config import MaterializeConfig, Recipe, RecipeConfig, flag, settings
+from helpers.warm import OFFLINE
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "entrodrop_prep" / "demo" / "model"
@@ -92,7 +92,9 @@ def after_the_readme(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, li
     """A folder in which the README's marked commands were run; for each block, what it says and what was printed."""
     folder = tmp_path_factory.mktemp("readme")
     blocks = docs.BLOCK.findall(_text("README.md"))
-    return folder, [(block, docs.transcript(block, folder)) for block in blocks]
+    programs = tmp_path_factory.mktemp("programs")
+    OFFLINE.program(programs / "entrodrop", "-m", "entrodrop_prep")
+    return folder, [(block, docs.transcript(block, folder, programs)) for block in blocks]
 
 
 def test_the_readme_shows_what_its_commands_print(after_the_readme: tuple[Path, list[tuple[str, str]]]) -> None:
@@ -154,7 +156,7 @@ def test_the_picture_is_that_of_what_the_readme_wrote(after_the_readme: tuple[Pa
 def test_the_example_trains(after_the_readme: tuple[Path, list[tuple[str, str]]]) -> None:
     folder, _ = after_the_readme
     script = ROOT / "examples" / "train_with_transformers.py"
-    done = subprocess.run(
+    done = OFFLINE.run(
         [sys.executable, str(script), "masked", "--model", str(MODEL), "--out", "trained", "--batch", "12"],
         cwd=folder,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache")},

@@ -9,7 +9,6 @@ import shlex
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -61,25 +60,22 @@ def test_the_page_says_of_each_family_what_vllm_does() -> None:
 
 def arguments(command: str, port: int, model: str = MODEL) -> list[str]:
     words = [STAND_INS.get(word, word) or model for word in shlex.split(command.replace("8000", str(port)))]
-    return [str(Path(sys.executable).parent / words[0]), *words[1:]]
+    return [sys.executable, "-m", "entrodrop_prep", *words[1:]]
 
 
 def environment() -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
 
 
-def run(command: str, folder: Path, port: int, model: str = MODEL) -> str:
-    done = subprocess.run(
-        arguments(command, port, model), cwd=folder, env=environment(), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def run(command: list[str], folder: Path) -> Any:
+    return VLLM.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
 
 
 def test_score_with_vllm_on_this_machine(tmp_path: Path) -> None:
-    said = run(commands(PAGE)[0], tmp_path, 0)
-    assert "scoring with vllm on cpu" in said
-    assert "12 of 12 rows" in said
+    done = run(arguments(commands(PAGE)[0], 0), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "scoring with vllm on cpu" in done.stdout
+    assert "12 of 12 rows" in done.stdout
     assert verify(str(tmp_path / "scored")).findings == []
 
 
@@ -118,7 +114,7 @@ def test_score_against_a_server_that_serve_starts(tmp_path: Path) -> None:
     model, port = gemma_as_published(tmp_path / "model"), free_port()
     _, serve, score = commands(PAGE)
     with (tmp_path / "said").open("w+") as said:
-        server = subprocess.Popen(arguments(serve, port, model), stdout=said, env=environment(), start_new_session=True)
+        server = VLLM.popen(arguments(serve, port, model), stdout=said, env=environment(), start_new_session=True)
         try:
             deadline = time.monotonic() + 400
             while "ready: " not in (tmp_path / "said").read_text() and time.monotonic() < deadline:
@@ -127,7 +123,7 @@ def test_score_against_a_server_that_serve_starts(tmp_path: Path) -> None:
             lines = (tmp_path / "said").read_text().splitlines()
             assert lines[0].startswith("python -m vllm.entrypoints.openai.api_server --host=127.0.0.1")
             assert lines[1] == f"ready: http://127.0.0.1:{port}"
-            assert "scoring with server" in warm(arguments(score, port, model)[1:], tmp_path).stdout
+            assert "scoring with server" in run(arguments(score, port, model), tmp_path).stdout
             assert verify(str(tmp_path / "scored")).findings == []
             check_scores(tmp_path / "scored", model)
             check_other_weights_are_refused(tmp_path, score, port, model)
@@ -139,25 +135,20 @@ def test_score_against_a_server_that_serve_starts(tmp_path: Path) -> None:
                 os.killpg(server.pid, signal.SIGKILL)
 
 
-def warm(words: list[str], folder: Path) -> Any:
-    command = [sys.executable, "-m", "entrodrop_prep", *words]
-    return VLLM.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
-
-
 def check_other_weights_are_refused(folder: Path, score: str, port: int, model: str) -> None:
     """A model of the same name and shape is another one."""
     other = shutil.copytree(model, folder / "other" / "model")
     weights = load_file(other / "model.safetensors")
     name = next(iter(weights))
     save_file({**weights, name: weights[name] * 1.01}, other / "model.safetensors", metadata={"format": "pt"})
-    words = [str(other) if word == model else word for word in arguments(score, port, model)[1:]]
-    done = warm(words, folder / "other")
+    words = [str(other) if word == model else word for word in arguments(score, port, model)]
+    done = run(words, folder / "other")
     assert done.returncode == 2
     assert "it serves other weights than those of model" in done.stderr
 
 
 def check_another_number_format_is_refused(folder: Path, score: str, port: int, model: str) -> None:
-    done = warm([*arguments(score, port, model)[1:], "--dtype", "float32", "--overwrite"], folder)
+    done = run([*arguments(score, port, model), "--dtype", "float32", "--overwrite"], folder)
     assert done.returncode == 2
     assert "it runs in bfloat16, this run is to be in float32; give --dtype bfloat16, or serve it with" in done.stderr
 

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from entrodrop_prep.terminal.preemption import EXIT_CODE, GRACE
 from entrodrop_prep.verification.run import verify
 from helpers.models import write_rows
 from helpers.pages import ROOT, console_lines, settings_of
+from helpers.vllm import VLLM, environment
 
 EXAMPLES = ROOT / "examples"
 MODEL = Path(entrodrop_prep.__file__).parent / "demo" / "model"
@@ -57,15 +57,15 @@ def programs(tmp_path: Path) -> Path:
     for name, text in {
         "srun": 'exec "$@"',
         "scontrol": f'echo "$@" > {tmp_path}/scontrol',
-        "entrodrop": f'exec {sys.executable} -m entrodrop_prep "$@"',
     }.items():
         (folder / name).write_text(f"#!/bin/sh\n{text}\n")
         (folder / name).chmod(0o755)
+    VLLM.program(folder / "entrodrop", "-m", "entrodrop_prep")
     return folder
 
 
 def submit(programs: Path, **more: str) -> int:
-    env = {**os.environ, **ARRAY, "PYTHONPATH": str(ROOT), "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    env = {**environment(), **ARRAY, "PYTHONPATH": str(ROOT), "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
     script = EXAMPLES / "slurm_array.sbatch"
     return subprocess.run(["bash", script], env={**env, **more}, stdout=subprocess.DEVNULL).returncode
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from helpers import pushes
 from helpers.runs import being_written, check_final_names
-from helpers.warm import Warm
+from helpers.warm import MODEL_MODULES, Warm
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ROOT / "tests" / "programs"
@@ -29,12 +29,6 @@ KINDS = {"open": 1, "write": 2, "fsync": 4, "rename": 8, "remove": 16, "mkdir": 
 CHANGES = sum(KINDS.values()) - KINDS["send"]
 FAIL, SIGNAL, CLOCK, BUDGET = 1, 2, 3, 4
 NEVER = 1 << 40
-MODULES = (
-    *("jinja2", "pandas", "pyarrow.compute", "pyarrow.dataset", "pyarrow.parquet", "pydantic.main", "tqdm.auto"),
-    *("typer", "yaml", "torch", "transformers", "transformers.models.auto.modeling_auto"),
-    *("transformers.models.auto.tokenization_auto", "transformers.models.llama.modeling_llama"),
-    *("transformers.tokenization_utils_sentencepiece", "unittest.mock", "httpx", "datasets", "matplotlib.figure"),
-)
 
 
 @dataclass(frozen=True)
@@ -77,7 +71,7 @@ class Processes:
         shim = folder / "faults.so"
         compiler = ["cc", "-shared", "-fPIC", "-O1", "-o", str(shim), str(PROGRAMS / "faults.c"), "-ldl"]
         subprocess.run(compiler, check=True)
-        self._warm = Warm(*MODULES, LD_PRELOAD=str(shim), HF_HUB_OFFLINE="1")
+        self._warm = Warm(*MODEL_MODULES, LD_PRELOAD=str(shim), HF_HUB_OFFLINE="1")
         self._client = Warm(*pushes.MODULES, nested=True, LD_PRELOAD=str(shim))
         self._folder, self._count = folder, 0
 

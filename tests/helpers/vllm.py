@@ -6,7 +6,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
 import psutil
@@ -22,12 +22,11 @@ QUICK = {
     "OMP_WAIT_POLICY": "passive",
 }
 WORKER = "entrodrop_prep.vllm_plugin.worker"
-VLLM = Warm(
+MODULES = (
     *("vllm.entrypoints.llm", "vllm.entrypoints.openai.api_server", "vllm.v1.worker.cpu_worker"),
     *("compressed_tensors.compressors", "vllm.model_executor.models.llama", "vllm.v1.worker.cpu_model_runner"),
-    nested=True,
-    **QUICK,
 )
+VLLM = Warm(*MODULES, nested=True, **QUICK)
 """A start of vLLM is 8 of the 10 seconds of the processor that an engine takes to be ready."""
 
 
@@ -48,14 +47,13 @@ def descendants(pid: int | None = None) -> list[psutil.Process]:
 
 def engines(pid: int | None = None) -> list[psutil.Process]:
     """The engines' own processes below one, this one by default, in the order they were started."""
-    warm = running(WORKER)
+    warm = set() if pid else running(WORKER)
     found = []
-    for process in descendants(pid):
-        try:
-            if WORKER in process.cmdline() or process.pid in warm:
+    for number in warm | {process.pid for process in descendants(pid)}:
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(number)
+            if number in warm or WORKER in process.cmdline():
                 found.append(process)
-        except psutil.NoSuchProcess:
-            continue
     return sorted(found, key=lambda process: process.pid)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import hashlib
 import importlib
 import inspect
 import json
@@ -27,6 +28,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -36,11 +38,15 @@ COLD = subprocess.Popen
 REQUEST_BYTES = 1 << 20
 THREADLESS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 """What makes libraries start no thread when they are imported."""
+READY, TAKEN = b"ready\n", b"taken\n"
+START_SECONDS = 120
 Program = Callable[[], Any]
 
 
 class Warm:
     """A process that has imported some modules, and what it was asked to fork. It starts at the first request.
+
+    One serves all processes that the tests run in.
 
     Args:
         modules: what it imports. Where one of them starts a thread, or is one of ours, it refuses to serve.
@@ -49,31 +55,39 @@ class Warm:
     """
 
     def __init__(self, *modules: str, nested: bool = False, **environment: str) -> None:
-        self._modules, self._nested, self._environment = modules, nested, environment
-        self._address = ""
+        self._asked = {"modules": modules, "nested": nested}
+        self._environment = environment
         self._lock = threading.Lock()
+        self._begun = False
 
     @property
     def popen(self) -> type[WarmPopen]:
         """``subprocess.Popen``, but that the Python of the tests is started warm."""
+        root = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+        kind = hashlib.sha256(json.dumps([self._asked, self._environment]).encode()).hexdigest()
+        address = f"\0warm-{root}-{kind}"
         with self._lock:
-            if not self._address:
-                self._address = self._begin(f"\0warm-{os.getpid()}-{id(self)}")
-        return warm_popen(self._address)
+            if not self._begun:
+                self._begin({"address": address, "root": root, **self._asked})
+            self._begun = True
+        return warm_popen(address)
 
-    def _begin(self, address: str) -> str:
-        """Start the server; back when it listens."""
-        asked = json.dumps({"address": address, "modules": self._modules, "nested": self._nested})
+    def _begin(self, asked: dict[str, Any]) -> None:
+        """Start the server, unless another process has done so; back when it listens."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("COVERAGE_", "HF_", "PYTHONPATH"))}
-        self._server = COLD(
-            [sys.executable, "-P", __file__, asked],
+        server = COLD(
+            [sys.executable, "-P", __file__, json.dumps(asked)],
             env={**kept, **THREADLESS, **self._environment},
-            stdin=subprocess.PIPE,  # which ends with the tests, and the server with it
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
         )
-        assert self._server.stdout is not None
-        assert self._server.stdout.readline() == b"ready\n"
-        return address
+        assert server.stdout is not None
+        answer = server.stdout.readline()
+        assert answer in (READY, TAKEN)
+        if answer == TAKEN:
+            server.wait()
+        else:
+            self._server = server
 
     def run(self, command: Sequence[Any], *, input: Any = None, check: bool = False, **more: Any) -> Any:
         """As ``subprocess.run``."""
@@ -87,6 +101,15 @@ class Warm:
         if check:
             done.check_returncode()
         return done
+
+    def program(self, path: Path, *command: str) -> None:
+        """Make an executable that starts Python so, with these arguments and its own: for shells."""
+        here = Path(__file__).resolve().parents[1]
+        lines = ["import sys", f"sys.path.insert(0, {str(here)!r})", "from helpers.warm import warm_popen"]
+        lines += [f"popen = warm_popen({self.popen.address!r})"]
+        lines += [f"sys.exit(popen([sys.executable, *{command!r}, *sys.argv[1:]]).wait())", ""]
+        path.write_text("\n".join([f"#!{sys.executable} -IS", *lines]))
+        path.chmod(0o755)
 
 
 class WarmPopen(COLD):  # type: ignore[type-arg]
@@ -106,7 +129,7 @@ class WarmPopen(COLD):  # type: ignore[type-arg]
         standard = [n if fd == -1 else fd for n, fd in enumerate(ours)]
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, REQUEST_BYTES)
-        self._connection.connect(self.address)
+        connect(self._connection, self.address)
         request = {
             "command": command[1:],
             "environment": dict(os.environ if asked["env"] is None else asked["env"]),
@@ -143,6 +166,18 @@ class WarmPopen(COLD):  # type: ignore[type-arg]
         return self.returncode
 
 
+def connect(connection: socket.socket, address: str) -> None:
+    """Connect to a server that may still import its modules for another process."""
+    end = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            return connection.connect(address)
+        except ConnectionRefusedError:
+            if time.monotonic() > end:
+                raise
+        time.sleep(0.05)
+
+
 def warm_popen(address: str) -> type[WarmPopen]:
     """The ``Popen`` of the server at an address."""
     return type("WarmPopen", (WarmPopen,), {"address": address})
@@ -153,11 +188,29 @@ def running(word: str) -> set[int]:
     return {process.pid for process in WarmPopen.every if word in process.args and process.poll() is None}
 
 
+MODEL_MODULES = (
+    *("jinja2", "pandas", "pyarrow.compute", "pyarrow.dataset", "pyarrow.parquet", "pydantic.main", "tqdm.auto"),
+    *("typer", "yaml", "torch", "transformers", "transformers.models.auto.modeling_auto"),
+    *("transformers.models.auto.tokenization_auto", "transformers.models.llama.modeling_llama"),
+    *("transformers.tokenization_utils_sentencepiece", "unittest.mock", "httpx", "datasets", "matplotlib.figure"),
+)
+"""What a command imports that runs a model."""
+OFFLINE = Warm(*MODEL_MODULES, HF_HUB_OFFLINE="1")
+"""For commands that run a model and need no Hub."""
+
+
 # The server, which is a program of its own.
 
 
-def serve(address: str, modules: Sequence[str], nested: bool) -> Program:
-    """Fork until stdin ends. Returns in each forked process: what it is to run."""
+def serve(address: str, root: int, modules: Sequence[str], nested: bool) -> Program:
+    """Fork until the process ``root`` ends. Returns in each forked process: what it is to run."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        listener.bind(address)
+    except OSError:  # another one serves
+        os.write(1, TAKEN)
+        os._exit(0)
+    ended = open(os.pidfd_open(root), "rb", buffering=0)  # noqa: SIM115 - it stays open
     for name in modules:
         importlib.import_module(name)
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads cannot be forked"
@@ -169,17 +222,15 @@ def serve(address: str, modules: Sequence[str], nested: bool) -> Program:
         one.setblocking(False)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener.bind(address)
     listener.listen(64)
-    os.write(1, b"ready\n")
+    os.write(1, READY)
     asking: dict[int, socket.socket] = {}
     with selectors.DefaultSelector() as events:
-        for file in (0, wake, listener):
+        for file in (ended, wake, listener):
             events.register(file, selectors.EVENT_READ)
         while True:
             for key, _ in events.select():
-                if key.fileobj == 0:
+                if key.fileobj is ended:
                     os._exit(0)
                 elif key.fileobj is listener:
                     client, _ = listener.accept()
@@ -187,7 +238,7 @@ def serve(address: str, modules: Sequence[str], nested: bool) -> Program:
                     pid = os.fork()
                     if not pid:
                         asked = json.loads(data)
-                        used = [wake, woken, listener, client, *asking.values()]
+                        used = [ended, wake, woken, listener, client, *asking.values()]
                         return begun(asked, descriptors, used, address if nested else "")
                     for fd in descriptors:
                         os.close(fd)
@@ -212,7 +263,7 @@ def reap(asking: dict[int, socket.socket]) -> None:
         client.close()
 
 
-def begun(asked: dict[str, Any], descriptors: list[int], used: list[socket.socket], address: str) -> Program:
+def begun(asked: dict[str, Any], descriptors: list[int], used: list[Any], address: str) -> Program:
     """Make a forked process what a new one is; what it is to run."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -133,7 +133,7 @@ def run_lightning(
 def main() -> None:
     # A fork beside the threads of gloo now and then waits for ever: CPython may copy a lock that one of them holds.
     torch.multiprocessing.set_start_method("forkserver")
-    torch.multiprocessing.set_forkserver_preload(["train"])
+    torch.multiprocessing.set_forkserver_preload(["programs.train"])
     for kind, name, settings in json.loads(sys.argv[1]):
         folder = Path(name)
         rows = MaskedRows.open(**{**RECIPE, **settings}, cache_dir=folder / "cache")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -34,10 +33,10 @@ from helpers.models import (
     words,
     write_rows,
 )
+from helpers.warm import OFFLINE
 
 V = 61
 CONTEXT = 32
-COMMAND = [sys.executable, "-m", "entrodrop_prep"]
 GOOD: list[dict[str, Any]] = [{"input_ids": [5, 6, 7]}, {"input_ids": [8, 9]}]
 
 
@@ -113,10 +112,6 @@ def refused(place: Place, capsys: pytest.CaptureFixture[str], *flags: str) -> st
 
 
 Capture = pytest.CaptureFixture[str]
-
-
-def score_line(place: Place, *flags: str) -> list[str]:
-    return [*COMMAND, *place.arguments(*flags)]
 
 
 # --- the source -------------------------------------------------------------------------------------------------------
@@ -430,19 +425,24 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, err
 
 
+LIMITED = """
+import resource, sys
+limit = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+from entrodrop_prep.cli import main
+main()
+"""
+
+
 def start(place: Place, *flags: str, file_bytes: int | None = None) -> subprocess.Popen[str]:
     """A command in a process of its own; no file of it may grow beyond ``file_bytes``."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes or 0, file_bytes or 0))
-
-    return subprocess.Popen(
-        score_line(place, *flags),
+    program = ["-c", LIMITED, str(file_bytes)] if file_bytes else ["-m", "entrodrop_prep"]
+    return OFFLINE.popen(
+        [sys.executable, *program, *place.arguments(*flags)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=limit if file_bytes else None,
     )
 
 

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -53,6 +52,7 @@ from helpers.models import (
     words,
     write_rows,
 )
+from helpers.warm import OFFLINE
 
 V = 61
 
@@ -675,9 +675,9 @@ def test_the_tokenizer_is_kept(tmp_path: Path, source: Path, model: Path) -> Non
 
 def test_a_second_run_at_the_same_time_is_refused(tmp_path: Path, source: Path, model: Path) -> None:
     with locked(tmp_path / "out"):
-        command = [sys.executable, "-c", "import sys; from entrodrop_prep.cli import main; main()", "score"]
+        command = [sys.executable, "-m", "entrodrop_prep", "score"]
         flags = ["--model", str(model), "--out", str(tmp_path / "out"), "--backend", "transformers"]
-        done = subprocess.run([*command, str(source), *flags], capture_output=True, text=True, timeout=100)
+        done = OFFLINE.run([*command, str(source), *flags], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.strip() == (
         f"error: {tmp_path / 'out'}: another run is writing here; wait for it, or choose another --out"

@@ -43,6 +43,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
         source=str(folder / "rows.jsonl"),
         model=str(MODEL),
         out=str(folder / "scored"),
+        backend="transformers",
         dtype="float32",
         max_length=64,
         rows_per_shard=3,

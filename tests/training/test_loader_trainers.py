@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from entrodrop_prep import MaskedRows, check_batches, materialize, recording
 from entrodrop_prep.config import MaterializeConfig
 from helpers.mixtures import rows_in
 from helpers.models import random_rows, run_score, save_model, tiny_llama, words, write_rows
+from helpers.ranks import run_ranks
 from helpers.scored import copy, some_rows, write_scored
 from programs.train import BATCH, RECIPE, STOP, Training, run_lightning, run_trainer
 
@@ -161,16 +159,7 @@ def ranks(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs = [(kind, home / kind, alone) for kind in KINDS] + [(kind, home / f"{PACKED}{kind}", mixed) for kind in KINDS]
     for _, place, _ in jobs:
         place.mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, str(TESTS / "programs/train.py"), json.dumps(jobs, default=str)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_ranks(TESTS / "programs/train.py", json.dumps(jobs, default=str))
     return home
 
 

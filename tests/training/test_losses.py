@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from trl import SFTTrainer
 from entrodrop_prep.errors import ConfigError
 from entrodrop_prep.training.losses import TrainableTokenLoss, summed_loss, trainable_token_loss
 from helpers.models import save_model, tiny_llama
+from helpers.ranks import run_ranks
 from programs import train_losses
 from programs.train_losses import BATCH, RATE, Ours, trained, trainer_of
 
@@ -140,25 +138,11 @@ def test_evaluation_stays_a_mean_over_the_labels(cls: Any, model: Path, tmp_path
     assert found == pytest.approx(float(step_loss(net, rows, mean=True)), rel=1e-5)
 
 
-def run_processes(script: Path, count: int, *arguments: object) -> None:
-    """Run a script in ``count`` processes of torchrun, joined by gloo."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    done = subprocess.run(
-        [*command, str(script), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 def test_two_processes_share_a_step(model: Path, tmp_path: Path) -> None:
     rows = make_rows(24)  # no row is given twice to fill up a batch
     rows_file, out = tmp_path / "rows.json", tmp_path / "out"
     rows_file.write_text(json.dumps(rows))
-    run_processes(Path(train_losses.__file__), 2, model, rows_file, out)
+    run_ranks(Path(train_losses.__file__), model, rows_file, out)
     found = torch.load(tmp_path / "out.pt")
     assert found.pop("processes") == 2
     assert_same(found, naively_trained(model, rows, 2 * 3 * BATCH))
