@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from itertools import pairwise
 from pathlib import Path
@@ -49,11 +50,8 @@ def naive_pack(segments: Members, limit: int, block: int) -> list[Members]:
     return result
 
 
-def naive_epoch(
-    sources: dict[str, Given], recipe: Recipe, epoch: int | None, limit: int, block: int
-) -> list[tuple[Any, ...]]:
-    """Each packed row: input_ids, attention_mask, labels, n_trainable, position_ids, seq_lengths."""
-    rows = naive_rows(sources, recipe, epoch)
+def naive_epoch(rows: list[dict[str, Any]], limit: int, block: int) -> list[tuple[Any, ...]]:
+    """Each packed row of ``naive_rows``: input_ids, attention_mask, labels, n_trainable, position_ids, seq_lengths."""
     segments = [
         (place, start, min(start + limit, len(r["ids"])))
         for place, r in enumerate(rows)
@@ -188,22 +186,32 @@ def against(kind: str, made: Path) -> list[str]:
     return [str(made / "train")] if kind == "one" else [f"a={made / 'train'}", f"b={made / 'more'}"]
 
 
-@pytest.mark.parametrize("block_tokens", [1 << 22, 200])
-@pytest.mark.parametrize("number", range(len(SETTINGS)))
-@pytest.mark.parametrize("kind", KINDS)
+@functools.cache
+def rows_of(kind: str, number: int, epoch: int | None) -> list[dict[str, Any]]:
+    """``naive_rows`` of one kind and settings."""
+    sources, more = KINDS[kind]
+    return naive_rows(sources, recipe_of({**more, **SETTINGS[number]}), epoch)
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "block_tokens"),
+    [
+        *[(kind, number, 1 << 22) for kind in KINDS for number in range(len(SETTINGS))],
+        *[(list(KINDS)[number % 3], number, 200) for number in range(len(SETTINGS))],
+    ],
+)
 def test_packed_rows_are_what_the_rules_say(
     kind: str, number: int, block_tokens: int, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packing, "BLOCK_TOKENS", block_tokens)
-    sources, more = KINDS[kind]
-    settings = {**more, **SETTINGS[number]}
+    settings = {**KINDS[kind][1], **SETTINGS[number]}
     limit = settings.get("pack", 64)
     summary = run(made, tmp_path / "out", plain_config=True, **arguments(kind, made), **settings)
     recipe = recipe_of(settings)
     for epoch in (0, 1, None):
-        whole = naive_rows(sources, recipe, epoch)
+        whole = rows_of(kind, number, epoch)
         block = block_rows(len(whole), sum(len(r["ids"]) for r in whole))
-        expected = naive_epoch(sources, recipe, epoch, limit, block)
+        expected = naive_epoch(whole, limit, block)
         assert rows_in(tmp_path / "out" / ("plain" if epoch is None else f"epoch_{epoch:03d}")) == expected
         told = manifest_of(tmp_path / "out")["plain"] if epoch is None else summary.epochs[epoch]
         tokens = sum(len(row[0]) for row in expected)
@@ -223,9 +231,7 @@ def test_packed_rows_are_what_the_rules_say(
 
 def test_the_tests_see_rows_that_lose_every_label(made: Path) -> None:
     """The rule that a packed row keeps a label is one that SETTINGS put to work."""
-    recipe = recipe_of(SETTINGS[1])
-    rows = naive_epoch({"source": Given(TRAIN)}, recipe, 1, 9, 10_000)
-    plain = naive_epoch({"source": Given(TRAIN)}, recipe, None, 9, 10_000)
+    rows, plain = (naive_epoch(rows_of("one", 1, epoch), 9, 10_000) for epoch in (1, None))
     bare = [(row, whole) for row, whole in zip(rows, plain, strict=True) if sum(x != -100 for x in row[2]) == 1]
     assert len(bare) > 5
     assert any(whole[3] > 1 for _, whole in bare)
