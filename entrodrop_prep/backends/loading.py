@@ -24,7 +24,7 @@ def load_model(config: ScoreConfig, info: ModelInfo) -> Any:
     import transformers
     from transformers.utils import logging as hf_logging
 
-    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    hf_logging.disable_progress_bar()
     path = user_path(config.model)
     stored = stored_weights(config, info)
     if not _is_unpacked(info):

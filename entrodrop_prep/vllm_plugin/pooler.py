@@ -31,7 +31,7 @@ def rows_per_chunk(vocab_size: int, device: str) -> int:
     return max(1, budget // (16 * vocab_size))
 
 
-class EntropyPooler(Pooler):
+class EntropyPooler(Pooler):  # type: ignore[misc]
     """Gives ``[T, 2]`` float32 for a sequence of T tokens, under vLLM's task ``token_classify``.
 
     Row i: the entropy in nats of the prediction after token i, and the log-probability it gives token i+1. The last

@@ -28,8 +28,11 @@ def test_they_are_json_schemas(name: str) -> None:
     jsonschema.Draft202012Validator.check_schema(schemas()[name])
 
 
+VALIDATORS = {name: jsonschema.Draft202012Validator(schema) for name, schema in schemas().items()}
+
+
 def check(name: str, value: Any) -> None:
-    jsonschema.Draft202012Validator(schemas()[name]).validate(json.loads(json.dumps(value)))
+    VALIDATORS[name].validate(json.loads(json.dumps(value)))
 
 
 @pytest.fixture(scope="module")
