@@ -71,9 +71,13 @@ study: setup
 study-gpu: setup
 	$(BIN)/python -m study.own $(MODEL) $(DATA) $(STUDY)/own $(ARGS)
 
+FULL := --device $(or $(DEVICE),cpu)
 study-full: setup
 	$(BIN)/python -m study.prepare $(STUDY) --size 1M
-	for d in code prose; do $(BIN)/python -m study.train $(STUDY)/arrays-$$d-1M study/results/$$d-1M.json --device $(or $(DEVICE),cpu) || exit 1; done
+	for d in code prose; do \
+		$(BIN)/python -m study.train $(STUDY)/arrays-$$d-1M study/results/$$d-1M.json $(FULL) && \
+		$(BIN)/python -m study.train $(STUDY)/arrays-$$d-1M study/results/$$d-1M-low.json --rates low --headline $(FULL) || exit 1; \
+	done
 	$(BIN)/python -m study.page
 
 # How fast scoring is with each backend, beside other ways, and without a model; the last figures are in benchmarks/README.md.

@@ -102,14 +102,14 @@ def test_every_arm_runs(toy: Path, tmp_path: Path) -> None:
 
 @pytest.mark.training
 def test_answers_are_those_of_transformers(toy: Path) -> None:
-    """Greedy answers of a model that was trained until some are right, beside those that ``generate`` gives."""
+    """Greedy answers of a model that knows half of the questions, beside those that ``generate`` gives."""
     from transformers import GPT2LMHeadModel
 
     data, weights = data_of(toy, domain="task"), repeated(train.from_base(toy / "base-toy"), 1, "cpu")
     assert data.asks
     assert not data_of(toy).asks
-    for name in ("ids", "labels"):  # asked what it was trained on
-        data.plain[f"test_{name}"] = data.plain[f"train_{name}"][:8]
+    for name in ("ids", "labels"):
+        data.plain[f"test_{name}"] = data.plain[f"train_{name}"][4:12]
         data.plain[f"train_{name}"] = data.plain[f"train_{name}"][:8]
     data.shape, data.trainable = tuple(data.plain["train_ids"].shape), data.trainable[:8]
     for _ in train.trained(weights, [train.Run("plain", 1e-2, 0.0, 1)], data, 60):
@@ -124,6 +124,7 @@ def test_answers_are_those_of_transformers(toy: Path) -> None:
         mask, settings = torch.ones_like(asked), {"do_sample": False, "pad_token_id": end}
         new = model.generate(asked, attention_mask=mask, max_new_tokens=train.LONGEST, **settings)[0, first:].tolist()
         right, ended = right + (new == wanted), ended + (end in new)
+    assert 4 <= right < 8
     assert ended > 0
     assert train.answered(weights, data)[0].tolist() == pytest.approx([right / 8, ended / 8])
 
@@ -155,6 +156,15 @@ def test_every_trial_of_the_plan() -> None:
     assert {len(arms.trials(a)) for a in arms.ARMS} == {9}
     plan = (page.HERE / "PLAN.md").read_text(encoding="utf-8")
     assert all(name in plan for name in arms.ARMS)
+
+
+def test_the_pages_name_what_was_run() -> None:
+    """Figures that are typed by hand are those of the code."""
+    text, readme = (path.read_text(encoding="utf-8") for path in (page.PAGE, page.HERE.parent / "README.md"))
+    texts = f"{prepare.GENERAL_TOKENS:,} tokens", f"about {prepare.PARTS['train']:,} tokens"
+    typed = (*texts, f"about {prepare.PARTS['test']:,} tokens", f"{arms.EPOCHS} epochs")
+    assert [t for t in typed if t not in " ".join(text.split())] == []
+    assert f"of {sum(not a.chats for a in arms.ARMS.values())} arms" in readme
 
 
 def test_statistics() -> None:
