@@ -22,7 +22,10 @@ def loading(name: str, what: str) -> Iterator[None]:
     try:
         with _TokenizersErrors(), nullcontext() if os.path.isdir(user_path(name)) else asking(what, name):
             yield
-    except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, StrictDataclassError) as e:
+    except (
+        *(LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RecursionError),
+        StrictDataclassError,
+    ) as e:
         # What the libraries raise for files that are JSON but not what a model or a tokenizer needs.
         text = " ".join(f"{type(e).__name__}: {e}".split())
         raise ModelError(

@@ -112,12 +112,12 @@ def _seconds(headers: Mapping[str, str]) -> float | None:
     from email.utils import parsedate_to_datetime
 
     text = (headers.get("Retry-After") or "").strip()
-    if text.isdigit():
+    if text.isdecimal():
         return float(text)
     if text:
         try:
             return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
     reset = re.search(r"\br=0\s*;\s*t=(\d+)", headers.get("RateLimit") or "")
     return float(reset[1]) if reset else None

@@ -17,6 +17,7 @@ import pyarrow as pa
 from entrodrop_prep.backends.plugin_response import ROUNDING
 from entrodrop_prep.errors import OutputError, RowError, ScoreError
 from entrodrop_prep.scoring.extra_columns import misfits
+from entrodrop_prep.scoring.messages import kind_of
 from entrodrop_prep.scoring.plan import READ_BYTES, Plan
 from entrodrop_prep.scoring.tokenize import Encoded
 from entrodrop_prep.scoring.tokenizer import check_ids
@@ -139,8 +140,11 @@ def _take(plan: Plan, span: ShardInput, row: SourceRow, values: Mapping[str, Any
         return _reject(plan, span, row, result)
     ids, mask = result.input_ids, result.loss_mask
     name = values.get(plan.config.id_column) if plan.config.id_column else None
-    if plan.config.id_column and (name is None or str(name) == ""):
+    if plan.config.id_column and (name is None or name != name or str(name) == ""):
         return _reject(plan, span, row, f"column {plan.config.id_column!r} is empty")
+    if isinstance(name, (bool, list, dict)):
+        what = f"column {plan.config.id_column!r} holds {kind_of(name)}, not a string or a number"
+        return _reject(plan, span, row, what)
     if len(ids) and int(ids.max()) >= plan.info.vocab_size:
         t = int(ids.argmax())
         return _reject(

@@ -29,13 +29,16 @@ def kind_of(path: str) -> Kind | None:
     Raises UnsupportedError for one of bounds of the entropy.
     """
     for name in (MANIFEST, STATE):
+        file = os.path.join(path, name)
+        if not os.path.isfile(file):  # a pipe would block
+            continue
         try:
-            with open(os.path.join(path, name), "rb") as f:
+            with open(file, "rb") as f:
                 found = json.loads(f.read())
             schema = str(found["schema"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
-        refuse_bounds(found, os.path.join(path, name))
+        refuse_bounds(found, file)
         for kind in ("scored", "masked"):
             if schema.split("/")[0] == kind:
                 return kind

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -69,8 +70,8 @@ def parse_object(text: str) -> Parsed:
         return None, f"broken JSON: {e.msg.removesuffix(' at')} at column {e.colno}"
     except RecursionError:
         return None, f"JSON nested more than {DEEPEST} levels deep"
-    except ValueError as e:
-        return None, f"JSON that cannot be read: {e}"
+    except ValueError:
+        return None, f"JSON with a number of more than {sys.get_int_max_str_digits():,} digits"
     deep = text.count("[") + text.count("{") > DEEPEST and _is_deep(value)
     return _object(value, _SURROGATE.search(text) is not None, deep)
 

@@ -99,7 +99,7 @@ def _shared(directory: Path) -> int | None:
 def open_locked(path: Path, flags: int, lock: int) -> int:
     """A lock file, open and locked. Raises OutputError where another run holds it, and OSError."""
     while True:
-        handle = os.open(path, flags | os.O_NOFOLLOW, 0o644)
+        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)  # a pipe would block
         try:
             fcntl.flock(handle, lock)
             if os.path.samestat(os.fstat(handle), os.stat(path)):

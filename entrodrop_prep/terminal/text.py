@@ -9,6 +9,8 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>`]+")
 # Where one part of an fsspec chain, `zip://rows.jsonl::https://host/a.zip`, ends; `::` of an IPv6 address is none.
 _CHAIN = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.-]*(?:://|::|$))")
 _ENDS_A_SENTENCE = ".,;:!)]}"
+LONGEST = 2000
+"""Characters of a message; of a longer one the middle is left out."""
 _JOINERS = "\u200c\u200d"  # part of words and emoji
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
@@ -44,8 +46,9 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """A message as it is printed: in one line, printable, without secrets of URLs."""
-    return printable(" ".join(without_secrets(text).split()))
+    """A message as it is printed: in one line, printable, without secrets of URLs, and short whatever it quotes."""
+    line = printable(" ".join(without_secrets(text).split()))
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
 
 
 def _shown(url: str) -> str:

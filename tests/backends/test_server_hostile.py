@@ -20,7 +20,17 @@ import pytest
 from entrodrop_prep.backends.model import ModelInfo
 from entrodrop_prep.backends.plugin_response import problem_of
 from entrodrop_prep.backends.server.connect import Checks, Served, connect
-from entrodrop_prep.backends.server.http import Cut, Denied, Server, Slow, Trouble, Unusable, server_urls
+from entrodrop_prep.backends.server.http import (
+    LONGEST_RETRY_AFTER,
+    Busy,
+    Cut,
+    Denied,
+    Server,
+    Slow,
+    Trouble,
+    Unusable,
+    server_urls,
+)
 from entrodrop_prep.backends.server.request import request_body
 from entrodrop_prep.errors import ConfigError
 from helpers.models import Markov
@@ -181,6 +191,25 @@ def test_a_whole_answer_has_the_timeout_not_each_byte(talk: Talk, talker: Callab
     with pytest.raises(Slow, match=r"no whole answer within 0\.4 s"):
         server.post("/pooling", b"{}", 0.4, 8)
     assert time.monotonic() - begun < 15
+    server.close()
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds"),
+    [
+        *[(b"7", 7.0), (b"9" * 5000, LONGEST_RETRY_AFTER), ("٣".encode(), 3.0)],
+        *[
+            (asked, 0.0)
+            for asked in (b"", b"-5", b"1e9", b"nan", b"inf", b"\xb2", b"\xff", b"Wed, 31 Feb 9999", b"1 2")
+        ],
+    ],
+)
+def test_a_server_cannot_ask_for_any_pause(asked: bytes, seconds: float, talker: Callable[[Talk], str]) -> None:
+    answer = b"HTTP/1.1 429 Busy\r\nContent-Length: 0\r\nRetry-After: " + asked + b"\r\n\r\n"
+    server = Server(talker(lambda connection: connection.sendall(answer)), None)
+    with pytest.raises(Busy) as caught:
+        server.post("/pooling", b"{}", 5, 8)
+    assert caught.value.retry_after == seconds
     server.close()
 
 

@@ -54,6 +54,8 @@ def test_an_error_is_one_line_and_keeps_the_name_apart_from_the_message() -> Non
     e = SourceError("cannot\n open http://u:S3cr3t@h/x", where="a\nb.jsonl", fix="see\x07 it")
     assert str(e) == "a\\nb.jsonl: cannot open http://h/x; see\\x07 it"
     assert one_line("x\n  y") == "x y"
+    assert len(one_line("x" * 10**6 + "; see it")) < 3000
+    assert one_line("x" * 10**6 + "; see it").endswith("x; see it")
 
 
 def test_the_log_is_covered(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -116,6 +117,20 @@ def table(name: str, **columns: Any) -> Callable[[], object]:
     return write
 
 
+def typed(name: str) -> Callable[[], object]:
+    """A Parquet file whose column is of an extension type that has a pickle for parameters."""
+
+    def write() -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        given = {"ARROW:extension:name": name, "ARROW:extension:metadata": pickle.dumps(Trap())}
+        schema = pa.schema([pa.field("text", pa.string(), metadata=given)])
+        pq.write_table(pa.table([pa.array(["w5 w6 w7", "w8 w9"])], schema=schema), "a.parquet")
+
+    return write
+
+
 def broken_offsets() -> None:
     """An Arrow file of ten texts whose last one ends behind all of them."""
     import pyarrow as pa
@@ -134,12 +149,16 @@ def all_of(*makers: Callable[[], object]) -> Callable[[], object]:
     return lambda: [make() for make in makers]
 
 
-def with_pickles() -> None:
-    """The weights as a pickle."""
-    import torch
-    from safetensors.torch import load_file
+class Trap:
+    """What writes a file when a pickle of it is read."""
 
-    torch.save(load_file("model/model.safetensors"), "model/pytorch_model.bin")
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, ("sprung", "w")
+
+
+def with_pickles() -> None:
+    """The weights as a pickle that is a trap."""
+    Path("model/pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
     os.unlink("model/model.safetensors")
 
 
@@ -165,12 +184,23 @@ def as_another(kind: str) -> Callable[[], object]:
     return write
 
 
-def remote_code() -> None:
+def code() -> None:
+    """Code beside a model that shows whether it was run."""
+    Path("model/trap.py").write_text("open('sprung', 'w')\nclass Trap: pass\n")
+
+
+def tokenizer_code() -> None:
     """A tokenizer whose code would run."""
     path = Path("model/tokenizer_config.json")
     auto = {"AutoTokenizer": [None, "trap.Trap"]}
     path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": auto, "tokenizer_class": "Trap"}))
-    Path("model/trap.py").write_text("open('sprung', 'w')\nclass Trap: pass\n")
+    code()
+
+
+def model_code() -> None:
+    """A model whose code would run."""
+    config(auto_map=dict.fromkeys(("AutoConfig", "AutoModelForCausalLM"), "trap.Trap"))()
+    code()
 
 
 def other_tokenizer() -> None:
@@ -235,7 +265,9 @@ CASES: dict[str, list[Case]] = {
         Case('only blank lines', SCORE, 'rows.jsonl: holds no rows; give a source with at least one row', put('rows.jsonl', '\n \n')),
         Case('a pipe', 'score pipe.jsonl --model model --out out', 'pipe.jsonl: is a FIFO, not a regular file; give files that can be read twice', lambda: os.mkfifo('pipe.jsonl')),
         Case('an empty folder', 'score data --model model --out out', 'data: there are no data files; known extensions: .parquet, .jsonl, .ndjson, .json, .csv, .tsv, .arrow, .txt, .text (all but Parquet and Arrow also .gz, .zst, .bz2 or .xz)', lambda: os.mkdir('data')),
+        Case('a folder with nothing but a script', SCORE.replace('rows.jsonl', 'data'), 'data: there are no data files; not read: 1 of no known format (data.py); known extensions: …', all_of(lambda: os.mkdir('data'), put('data/data.py', "open('sprung', 'w')"))),
         Case('no column that could be meant', SCORE, 'no column called text, prompt and completion, instruction and output, messages, conversations or input_ids; its columns are: body, n; choose with --text-column, --prompt-column and --completion-column, or --messages-column', rows('{"body": "w5 w6", "n": 1}')),
+        Case('a thousand columns, none of which could be meant', SCORE, 'no column called text, prompt and completion, instruction and output, messages, conversations or input_ids; its columns are: c0, c1, … c998, c999; choose with --text-column, --prompt-column and --completion-column, or --messages-column', rows(json.dumps({f'c{n}': n for n in range(1000)}))),
         Case('several that could be', SCORE, 'its rows can be read as plain text from text or as prompt and completion from prompt and completion; its columns are: text, prompt, completion; choose with --text-column, --prompt-column and --completion-column, or --messages-column', rows('{"text": "w5", "prompt": "w5", "completion": "w6"}')),
         Case('JSON that is no object', SCORE, 'rows.jsonl:1: its first row is no JSON object: not a JSON object but an array; give JSON lines, one object a line; plain text is read from a file called .txt', rows('[1, 2]')),
         Case('a JSON file that is cut short', SCORE.replace('rows.jsonl', 'a.json'), 'a.json:1: broken JSON array: it ends inside the array; correct the file, or give one object a line', put('a.json', '[{"text": "w5"}, {"te')),
@@ -243,6 +275,7 @@ CASES: dict[str, list[Case]] = {
         Case('CSV with a quote that does not end', SCORE.replace('rows.jsonl', 'a.csv'), 'a.csv:2: row 0: broken CSV: unexpected end of data; correct it, or skip such rows with --on-bad-row skip', put('a.csv', 'text\n"w5 w6\n')),
         Case('CSV, a row with too many fields', SCORE.replace('rows.jsonl', 'a.csv'), 'a.csv:2: row 0: 2 fields where the header has 1; correct it, or skip such rows with --on-bad-row skip', put('a.csv', 'text\nw5,w6\n')),
         Case('no Parquet', SCORE.replace('rows.jsonl', 'a.parquet'), 'a.parquet: its name says Parquet, but it is something else: it does not begin with PAR1; rename it after what it is, or convert it', put('a.parquet', 'w5 w6' * 9)),
+        Case('Parquet with a type of `datasets` whose parameters are a pickle', SCORE.replace('rows.jsonl', 'a.parquet'), "a.parquet: cannot be read: …; check that the file is whole and in its format", typed('datasets.features.features.Array2DExtensionType')),
         Case('Parquet that is cut short', SCORE.replace('rows.jsonl', 'a.parquet'), 'a.parquet: cannot be read: Parquet magic bytes not found in footer. Either the file is corrupted or this is not a parquet file.; check that the file is whole and in its format', all_of(table('a.parquet', text=['w5 w6'] * 50), halved('a.parquet'))),
         Case('no Arrow', SCORE.replace('rows.jsonl', 'a.arrow'), 'a.arrow: cannot be read: Expected to read 1998599543 metadata bytes, but only read 41; check that the file is whole and in its format', put('a.arrow', 'w5 w6' * 9)),
         Case('Arrow whose offsets lead out of it', SCORE.replace('rows.jsonl', 'a.arrow'), 'a.arrow: cannot be read: …; check that the file is whole and in its format', broken_offsets),
@@ -268,6 +301,8 @@ CASES: dict[str, list[Case]] = {
         Case('an id that the model does not have', SCORE, 'rows.jsonl:1: row 0: token id 61 at position 1 is out of the vocabulary of 61 tokens; correct it, or skip such rows with --on-bad-row skip', rows('{"input_ids": [5, 61]}')),
         Case('labels of another length', SCORE, "rows.jsonl:1: row 0: column 'labels' has 1 entries for 2 input ids; correct it, or skip such rows with --on-bad-row skip", rows('{"input_ids": [5, 6], "labels": [5]}')),
         Case('rows that are padded', SCORE, "rows.jsonl:1: row 0: it is padded: it ends with id 0, the tokenizer's pad token, 2 times; give rows without padding; correct it, or skip such rows with --on-bad-row skip", rows('{"input_ids": [5, 6, 0, 0]}', '{"input_ids": [5, 6, 7, 8]}')),
+        Case('ids that are lists', f'{SCORE} --id-column id', "rows.jsonl:1: row 0: column 'id' holds a list of number, not a string or a number; correct it, or skip such rows with --on-bad-row skip", rows('{"text": "w5 w6", "id": [1]}')),
+        Case('a number of 5,000 digits', SCORE, 'rows.jsonl:2: row 1: JSON with a number of more than 4,300 digits; correct it, or skip such rows with --on-bad-row skip', rows('{"text": "w5 w6", "n": 1}', '{"text": "w5 w6", "n": ' + '9' * 5000 + '}')),
         Case('an id column that is not unique', f'{SCORE} --id-column id', "rows.jsonl:2: row 1: the id 'a' in column 'id' was there before; choose an --id-column whose values are unique", rows('{"text": "w5 w6", "id": "a"}', '{"text": "w5 w6", "id": "a"}')),
         Case('all rows too short', SCORE, 'rows.jsonl: nothing is left to score: of 1 rows 1 have fewer than two tokens, 0 are too long, 0 are bad; check the column and the limits', rows('{"text": ""}')),
     ],
@@ -300,13 +335,15 @@ CASES: dict[str, list[Case]] = {
         Case('config.json is no JSON', SCORE, 'model: cannot load the model: Expecting property name enclosed in double quotes: line 1 column 24 (char 23); fetch it again, or repair its JSON files', put('model/config.json', '{"model_type": "llama",')),
         Case('a kind of model that is not known', SCORE, 'model: cannot load the model: The checkpoint you are trying to load has model type `unheard_of` but …; check the name and the revision', config(model_type='unheard_of', architectures=None)),
         Case('a number that no model has', SCORE, 'model: its config.json has num_hidden_layers 1,000,000,000, which no model has (at most 10,000); fetch the model again, or correct the file', config(num_hidden_layers=10 ** 9)),
+        Case('a model with code of its own', SCORE, "model: cannot load the model: The repository model contains custom code …; read its code, then add --trust-remote-code", all_of(model_code, config(model_type='unheard_of'))),
         Case('an adapter', SCORE, 'model: it holds an adapter (adapter_config.json), which may be loaded with another base model or not at all; merge the adapter into the weights, or move its files elsewhere', put('model/adapter_config.json', '{}')),
+        Case('a pad token out of the vocabulary', SCORE, 'model: cannot load the model, its files are not as they should be: AssertionError: Padding_idx must be within num_embeddings; fetch it again, or repair its JSON files', config(pad_token_id=999)),
         Case('a model without its head', SCORE, 'model: its weights lack lm_head.weight; give a complete causal language model; a bare body has no head to predict with', as_another('body')),
         Case('an encoder and a decoder', SCORE, 'model: t5 is not a causal language model; the reference model must predict the next token (AutoModelForCausalLM or AutoModelForImageTextToText)', as_another('t5')),
         Case('a model that looks ahead', SCORE, 'model: what it predicts depends on what comes after (the entropy changes by …); the reference model must look only back, as decoders do', as_another('bert')),
         Case('no tokenizer', SCORE, 'model: the directory has no tokenizer files; name one with --tokenizer', all_of(remove('model/tokenizer.json'), remove('model/tokenizer_config.json'))),
         Case('a tokenizer.json cut short', SCORE, 'model: cannot load the tokenizer: Expecting value: line 64 column 14 (char 1115); fetch it again, or repair its JSON files', halved('model/tokenizer.json')),
-        Case('a tokenizer with code of its own', SCORE, 'model: cannot load the tokenizer: The repository model contains custom code …; read its code, then add --trust-remote-code', remote_code),
+        Case('a tokenizer with code of its own', SCORE, 'model: cannot load the tokenizer: The repository model contains custom code …; read its code, then add --trust-remote-code', tokenizer_code),
         Case('a tokenizer with other ids', f'{SCORE} --tokenizer tokenizer', "id 4 is 'w5' to the tokenizer you train with and 'w4' to the reference model; score with a model that has the same tokenizer, or check --tokenizer", other_tokenizer),
         Case('no such GPU', f'{SCORE} --device mps', '--device mps: torch … sees none here; use one of: …'),
     ],
@@ -361,6 +398,7 @@ CASES: dict[str, list[Case]] = {
         Case('a file that is not listed', 'verify scored', 'scored/shard-00009.parquet: the manifest does not list this file; remove it', lambda: shutil.copy('scored/shard-00001.parquet', 'scored/shard-00009.parquet')),
         Case('no manifest', 'verify masked', 'masked: the masked directory is not finished; run the same `entrodrop materialize` command again to finish it', remove('masked/manifest.json')),
         Case('a manifest that was edited', 'verify masked', 'masked/manifest.json: the manifest is damaged: Expecting value: line 28 column 6 (char 300); restore it, or make the directory again', flipped('masked/manifest.json', 300)),
+        Case('a pipe in the place of a manifest', 'verify masked', 'masked/manifest.json: it is a named pipe, not a file; remove it and run the command that made it again', lambda: (os.unlink('masked/manifest.json'), os.mkfifo('masked/manifest.json'))),
         Case('a manifest that is no JSON', 'verify masked', 'masked/manifest.json: the manifest is damaged: Expecting property name enclosed in double quotes: line 1 column 2 (char 1); restore it, or make the directory again', put('masked/manifest.json', '{')),
         Case('a manifest that names a file outside', 'verify scored', "scored/manifest.json: the manifest cannot be right: files[0].file: is no name of a file that this program writes there, not '../rows.jsonl'; restore it, or make the directory again", said('scored', files=[{'file': '../rows.jsonl', 'sha256': '0' * 64, 'bytes': 1}])),
         Case('a manifest with a number that cannot be', 'verify scored', 'scored/manifest.json: the manifest cannot be right: counts.rows: input should be greater than or equal to 0, not -1; restore it, or make the directory again', said('scored', counts={'rows': -1})),

@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
 from entrodrop_prep.errors import ConfigError, HubError
 from entrodrop_prep.hub.retry import Failure, Retry, StoreError, read
@@ -290,3 +292,16 @@ def test_the_process_that_checks_is_cold(masked: Path, hub: Hub, tmp_path: Path)
     done = push(hub, tmp_path / "home", str(masked), "alice/data", env=environment, popen=subprocess.Popen)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds"),
+    [
+        *[("7", 7.0), ("٣", 3.0), ("Mon, 01 Jan 2001 00:00:00 GMT", 0.0)],
+        *[(asked, None) for asked in ("²", "-5", "nan", "x", "Mon, 01 Jan 2001 00:00:00 +" + "9" * 30)],
+        ("Mon, 01 Jan 99999 00:00:00 -0000", None),
+    ],
+)
+def test_any_pause_that_is_asked_for_is_read(asked: str, seconds: float | None) -> None:
+    answer = httpx.Response(429, headers=[(b"Retry-After", asked.encode())], request=httpx.Request("GET", "http://x"))
+    assert read(HfHubHTTPError("no", response=answer)).retry_after == seconds

@@ -55,6 +55,15 @@ READERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
+def test_a_pipe_in_the_place_of_a_lock_stops_nobody(place: Path) -> None:
+    for directory in (place / "scored", place / "masked"):
+        (directory / ".lock").unlink(missing_ok=True)
+        os.mkfifo(directory / ".lock")
+    assert verify(str(place / "masked"), str(place / "scored")).findings == []
+    with pytest.raises(OutputError, match="no regular file, and in the way"):
+        mask(place, "masked")
+
+
 @pytest.mark.parametrize("reader", READERS)
 def test_what_is_being_written_is_not_read(reader: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 34)
