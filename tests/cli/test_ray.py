@@ -215,7 +215,7 @@ def test_the_package_that_is_missing_is_named(
     write_scored(tmp_path / "scored", some_rows(5))
     command = ["materialize", str(tmp_path / "scored"), "--out", str(tmp_path / "out"), "--epochs", "1"]
     assert cli.run([*command, "--workers", "2", "--ray"]) == 2
-    assert capfd.readouterr().err == "error: --ray needs the package ray; pip install 'entrodrop-prep[ray]'\n"
+    assert capfd.readouterr().err == "error: --ray needs the package ray; in the checkout: pip install '.[ray]'\n"
     assert not (tmp_path / "out").exists()
 
 

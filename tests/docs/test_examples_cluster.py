@@ -138,7 +138,7 @@ def test_what_kubernetes_does_with_exit_codes() -> None:
 
 def test_the_task_of_skypilot(tmp_path: Path) -> None:
     task = yaml.safe_load(example("skypilot.yaml"))
-    assert task.keys() <= {"name", "num_nodes", "resources", "volumes", "envs", "setup", "run"}
+    assert task.keys() <= {"name", "num_nodes", "resources", "workdir", "volumes", "envs", "setup", "run"}
     recovery = task["resources"]["job_recovery"]
     assert recovery["recover_on_exit_codes"] == [EXIT_CODE]
     assert recovery.keys() <= {"strategy", "max_restarts_on_errors", "recover_on_exit_codes"}
@@ -153,7 +153,7 @@ def test_the_task_of_skypilot(tmp_path: Path) -> None:
     for path in (config.source, config.model, config.out):
         assert any(path.startswith(f"{mount}/") for mount in task["volumes"])
     (requirement,) = shlex.split(task["setup"])[2:]
-    assert requirement.startswith("entrodrop-prep[")
+    assert requirement == f"{task['workdir']}[vllm]"
 
 
 # --- docs/workers.md
