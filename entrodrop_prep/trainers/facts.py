@@ -96,18 +96,13 @@ class Facts:
         """What distinguishes these rows from others in a folder's name."""
         return self.content_digest[:8]
 
-    @property
-    def out(self) -> str:
-        """Folder of the trained model. A trainer resumes from what is there, so other rows, another model and other
-        settings have another one.
+    def out_of(self, trainer: str, model: str) -> str:
+        """Folder of the trained model. A trainer resumes from what is there, so other rows, another trainer, another
+        model and other settings have another one.
         """
-        return self.out_of(self.model)
-
-    def out_of(self, model: str) -> str:
-        """As ``out``, of another model."""
         given = [(f.name, getattr(self.training, f.name), f.default) for f in fields(TrainingConfig)]
         changed = "".join(f"{name.replace('_', '')}{value}-" for name, value, default in given if value != default)
-        return f"trained-{self.short_digest}-{changed}{model.replace('/', '-')}"
+        return f"trained-{self.short_digest}-{trainer}-{changed}{model.replace('/', '-')}"
 
     @property
     def drops_labels(self) -> bool:

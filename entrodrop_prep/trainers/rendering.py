@@ -29,7 +29,7 @@ def render(name: str, facts: Facts) -> str:
     trainer = TRAINERS[name]
     if facts.training.lora and trainer.no_lora:
         raise ConfigError(f"--lora: {trainer.no_lora}", fix="leave it out, or take another trainer")
-    values = _values(trainer, facts)
+    values = _values(name, trainer, facts)
     head = notes.head(facts, trainer, values["batch"], values["accumulate"], apart=values["apart"])
     return f"{head}\n{fill(f'{name}.{trainer.form}.j2', values)}"
 
@@ -50,7 +50,7 @@ def fill(template: str, values: dict[str, Any]) -> str:
     return environment.get_template(template).render(values)
 
 
-def _values(trainer: Trainer, facts: Facts) -> dict[str, Any]:
+def _values(name: str, trainer: Trainer, facts: Facts) -> dict[str, Any]:
     """What templates may name.
 
     ``divides``: the loss is divided by the trainable tokens before dropping. ``apart``: rows are packed, and the
@@ -67,8 +67,8 @@ def _values(trainer: Trainer, facts: Facts) -> dict[str, Any]:
         "masked": facts.directory,
         "saved": _saved(facts, trainer.reads_saved) if trainer.reads_saved else None,
         "model": facts.model,
-        "trained": facts.out_of(""),
-        "out": facts.out,
+        "trained": facts.out_of(name, ""),
+        "out": facts.out_of(name, facts.model),
         "longest": 1 << 17 if facts.longest is None else facts.longest,  # a limit that cuts no row
         "batch": batch,
         "accumulate": accumulate,

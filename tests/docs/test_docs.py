@@ -375,6 +375,7 @@ def test_options_named_in_the_docs_exist(page: Path) -> None:
         "--middleware",  # of the vLLM server that `entrodrop serve` starts
         "--dataset",  # of ms-swift
         "--train",  # of LitGPT, as in --train.epochs
+        *("--trainer", "--grid"),  # of examples/compare.py and of the study
         *("--estimator", "--bounds", "--top-k"),  # of earlier versions, whose directories are refused
     }
     # Of the containers' own options tests/docs/test_docker.py knows.

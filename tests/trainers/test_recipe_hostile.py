@@ -98,9 +98,9 @@ def test_settings_have_the_same_keys_and_values_for_every_name(trainer: str) -> 
     for name in NAMES:
         found = yaml.safe_load(printed(recipe_of(trainer, facts(name))))
         expected = dict(harmless)
-        expected["output_dir"] = facts(name).out
+        expected["output_dir"] = facts(name).out_of(trainer, facts(name).model)
         if trainer == "axolotl":
-            expected["dataset_prepared_path"] = f"{facts(name).out}/prepared"
+            expected["dataset_prepared_path"] = f"{expected['output_dir']}/prepared"
         assert found == renamed(expected, "harmless", name), name
 
 
@@ -116,7 +116,7 @@ def test_a_script_for_bash_gives_the_trainer_the_same_words(name: str) -> None:
     assert given["--model"] == named.model
     assert given["--cached_dataset"] == f"{named.directory}/all_hf/train"
     assert given["--cached_val_dataset"] == f"{named.directory}/all_hf/validation"
-    assert given["--output_dir"] == named.out
+    assert given["--output_dir"] == named.out_of("ms-swift", named.model)
 
 
 def test_literals_and_comments_are_one_line() -> None:

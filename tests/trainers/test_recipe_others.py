@@ -17,7 +17,7 @@ from entrodrop_prep.trainers import TRAINERS, recipe_of
 from entrodrop_prep.trainers.facts import Epoch, Facts
 
 ROOT = Path(__file__).resolve().parents[2]
-OUT = 'trained-0123abcd-org-a "model" \N{GRINNING FACE}'
+OUT = 'trained-0123abcd-{}-org-a "model" \N{GRINNING FACE}'
 OTHERS = ("axolotl", "llama-factory", "litgpt", "ms-swift", "unsloth")
 FACTS = Facts(  # names that need quoting
     directory="data/it's $masked",
@@ -68,8 +68,8 @@ def test_axolotl_reads_in_order() -> None:
     settings = settings_of("axolotl", FACTS)
     assert settings["base_model"] == FACTS.model
     assert settings["datasets"] == [{"path": FACTS.directory, "split": "train"}]
-    assert settings["output_dir"] == OUT
-    assert settings["dataset_prepared_path"] == f"{OUT}/prepared"
+    assert settings["output_dir"] == OUT.format("axolotl")
+    assert settings["dataset_prepared_path"] == f"{OUT.format('axolotl')}/prepared"
     assert settings["sequence_len"] == 31
     assert settings["shuffle_merged_datasets"] is settings["sample_packing"] is False
     assert settings["curriculum_sampling"] is True
@@ -84,7 +84,7 @@ def test_llama_factory_reads_the_saved_copy_in_order() -> None:
     settings = settings_of("llama-factory", FACTS)
     assert settings["model_name_or_path"] == FACTS.model
     assert settings["tokenized_path"] == f"{FACTS.directory}/all_hf"
-    assert settings["output_dir"] == OUT
+    assert settings["output_dir"] == OUT.format("llama-factory")
     assert settings["stage"] == "sft"
     assert settings["disable_shuffling"] is settings["do_train"] is True
     assert settings["num_train_epochs"] == 1
@@ -96,7 +96,7 @@ def test_ms_swift_reads_the_saved_copy_in_order() -> None:
     settings = settings_of("ms-swift", FACTS)
     assert settings["model"] == FACTS.model
     assert settings["cached_dataset"] == f"{FACTS.directory}/all_hf/train"
-    assert settings["output_dir"] == OUT
+    assert settings["output_dir"] == OUT.format("ms-swift")
     assert settings["truncation_strategy"] == "split"
     assert settings["lazy_tokenize"] == "true"
     assert settings["train_dataloader_shuffle"] == settings["packing"] == settings["padding_free"] == "false"
