@@ -38,6 +38,9 @@ PANELS = (
 """The groups of options in the order in which help and docs show them, the common ones first."""
 WIDEST, NAMES = 120, 30
 _NOTE = r"\[(?:default: .*|required)\]$"
+_LIMITS = r"\((?:at least|above|[\d.]+ to) [^()]*\)"
+_SPACE = "\ue000"
+"""A space at which no line ends, until the help is written."""
 
 
 def grouped(command: Any) -> dict[str, list[Any]]:
@@ -74,7 +77,8 @@ class _Help:
     def format_help(self: Any, ctx: Any, formatter: Any) -> None:
         """Write the help into ``formatter``."""
         sections = {
-            name: [(names_of(p), p.help or "") for p in parameters] for name, parameters in grouped(self).items()
+            name: [(names_of(p), re.sub(f"{_NOTE}|{_LIMITS}", _whole, p.help or "")) for p in parameters]
+            for name, parameters in grouped(self).items()
         }
         sections.setdefault("Terminal", []).append((", ".join(ctx.help_option_names), "Show this and stop."))
         if isinstance(self, TyperGroup):
@@ -87,6 +91,12 @@ class _Help:
             formatter.write(_panels(usage, about, sections, examples))
         else:
             _plain(formatter, usage, about, sections, examples)
+        formatter.buffer[:] = [piece.replace(_SPACE, " ") for piece in formatter.buffer]
+
+
+def _whole(note: re.Match[str]) -> str:
+    """A short note on limits or the default, which stays in one line."""
+    return note[0].replace(" ", _SPACE) if len(note[0]) < NAMES else note[0]
 
 
 class Command(_Help, TyperCommand):

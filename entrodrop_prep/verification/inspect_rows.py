@@ -87,7 +87,7 @@ def scored_text(rows: list[Row]) -> Iterator[Line]:
         shares = ", ".join(f"{edge:.3f}" for edge in edges)
         yield [
             (f"-- entropy in quarters, at {shares} nats: ", ""),
-            *((text, name) for name in QUARTERS for text in (name, " ")),
+            *(span for name in QUARTERS for span in ((name, name), (" ", ""))),
         ]
 
 
