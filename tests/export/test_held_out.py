@@ -182,6 +182,10 @@ def test_the_loader_has_both_parts(masked: Path, made: Path, tmp_path: Path) -> 
         out = some.held_out()
         assert list(zip(*out.take(range(len(out))).values(), strict=True)) == rows_in(masked / "validation")
         assert out.dataset()[0]["labels"] == out[0]["labels"] != some.dataset()[0]["labels"]
+    for other, kept in ((None, lambda row: True), (0.6, lambda row: not held(row, 0.6))):
+        more = MaskedRows.open(made / "one", eval_fraction=other, cache_dir=tmp_path, **STEEP)  # in the same cache
+        keep = np.array([kept(row) for row in ONE.row_id.tolist()])
+        assert more.epoch_lengths[0] == len(whole(part(ONE, keep)))
     with pytest.raises(ConfigError, match="no rows are held out"):
         MaskedRows.open(made / "one", cache_dir=tmp_path, **STEEP).held_out()
 

@@ -42,6 +42,7 @@ function behind(element) {
 }
 for (const e of document.querySelectorAll("h1,h2,p,dt,dd,figcaption,th,td,button,label,output,mark,.t,.r,svg text")) {
   if (!e.textContent.trim()) continue;
+  if (e.matches(".r") && getComputedStyle(e).display === "inline") found.errors.push("a replacement is struck through");
   const style = getComputedStyle(e), back = behind(e);
   const ink = e.namespaceURI.endsWith("svg") ? style.fill : style.color;
   const [low, high] = [luminance(pixel([...back, ink])), luminance(pixel(back))].sort((x, y) => x - y);

@@ -102,6 +102,12 @@ def test_a_scored_row_is_text_by_its_entropies_and_with_ids_a_table(made: Path) 
             assert [t[name] for t in found["tokens"]] == row[name]
     styles = [style for line in inspected.lines if not isinstance(line, str) for text, style in line if text.strip()]
     assert set(styles) == {"", "context", *QUARTERS}
+    spans = [span for line in inspected.lines if not isinstance(line, str) for span in line if span[1] in QUARTERS]
+    for row in windows:
+        entropies = np.array([h for h, yes in zip(row["entropy"], row["loss_mask"], strict=True) if yes])
+        below = (entropies[:, None] > np.quantile(entropies, (0.25, 0.5, 0.75))).sum(axis=1)
+        assert [style for _, style in spans[: len(below)]] == [QUARTERS[n] for n in below.tolist()]
+        del spans[: len(below) + len(QUARTERS)]  # the line that explains the colours
     text = "\n".join(inspected)
     assert text.count("⟦") == text.count("⟧") > 0
     for row in windows:

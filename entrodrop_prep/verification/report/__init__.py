@@ -16,6 +16,7 @@ from entrodrop_prep.masking.curriculum import epoch_rates
 from entrodrop_prep.masking.epoch_rows import EpochRows
 from entrodrop_prep.masking.quantile import quantile_of
 from entrodrop_prep.store.disk import check_regular, renamed_file, scratch, writing
+from entrodrop_prep.store.layout import VALIDATION
 from entrodrop_prep.store.schema import family
 from entrodrop_prep.store.scored import ScoredDataset
 from entrodrop_prep.store.shards import local_directory
@@ -209,6 +210,8 @@ def _facts(
         ("Threshold", ", ".join(f"{t:.3f}" for t in thresholds[:5]) + (" nats" if thresholds else "none")),
         ("Curriculum", f"{config.schedule}, rate {config.min_rate:g} to {config.max_rate:g}, {config.epochs} epochs"),
         ("Target", config.target),
+        *([("Packed", f"rows of at most {config.pack:,} tokens")] if config.pack else []),
+        *([("Held out", f"{held['rows']:,} rows, not in this report")] if (held := described.get(VALIDATION)) else []),
         ("Seed of the masks", str(config.seed)),
         ("Content digest", str(described["content_digest"])[:16] + "…"),
     ]

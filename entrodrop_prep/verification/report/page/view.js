@@ -61,8 +61,9 @@
       if (other !== undefined) {
         const replacement = document.createElement("span");
         replacement.className = "r";
-        replacement.textContent = `\u2192${text(other)}`;
-        span.append(replacement);
+        replacement.textContent = `\u2192${text(other).replace(/\n/g, "")}`;
+        const [line, ...others] = span.textContent.split(/(?=\n)/); // it stands before the line's end that it replaces
+        span.replaceChildren(line, replacement, ...others);
       }
     });
     by("scale-label").textContent =
