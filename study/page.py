@@ -96,7 +96,7 @@ def table(result: dict[str, Any]) -> Iterator[str]:
     arms = [a for a in ARMS if any(r["arm"] == a for r in runs)]
     last, best = ({a: chosen(runs, a, last=which) for a in arms} for which in (True, False))
     plain, early = last["plain"], best["plain"]
-    corrected = holm({a: p_value(last[a].last - plain.last) for a in arms if a != "plain"})
+    corrected = holm({a: p_value(last[a].last - plain.last) for a in arms if a != "plain" and len(plain.last) > 1})
     yield (
         "| arm | rate, strength | last epoch | minus plain [95%] | p (Holm) | low / high | rate, strength | early stop "
         "| minus plain [95%] | degradation |"
@@ -105,7 +105,7 @@ def table(result: dict[str, Any]) -> Iterator[str]:
     for arm in sorted(arms, key=lambda a: float(last[a].last.mean())):
         one, two = last[arm], best[arm]
         parts = (one.test - plain.test)[:, -1, 1:].mean(0)
-        rest = "" if arm == "plain" else f"{corrected[arm]:.3f}"
+        rest = f"{corrected[arm]:.3f}" if arm in corrected else ""
         sides = "" if arm == "plain" else f"{parts[0]:+.3f} / {parts[1]:+.3f}"
         yield (
             f"| {arm} | {_setting(one)} | {one.last.mean():.3f} | {_difference(one.last - plain.last)} | {rest} | "
@@ -146,6 +146,8 @@ def _setting(one: Chosen) -> str:
 def _difference(values: Array) -> str:
     if not values.any():
         return ""
+    if len(values) == 1:
+        return f"{values[0]:+.3f}"
     low, high = interval(values)
     return f"{values.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
 
@@ -156,22 +158,42 @@ def figures(paths: list[Path]) -> str:
     for path in paths:
         found = json.loads(path.read_text(encoding="utf-8"))
         domain, size, *low = path.stem.split("-")
-        start = found["runs"][0]["test"][0][0]
+        start, seeds = found["runs"][0]["test"][0][0], sorted({r["seed"] for r in found["runs"]} - {TUNING_SEED})
         lines += [
             f"### {domain}, {size}{', lower learning rates' if low else ''}",
             "",
             f"{found['parameters']:,} parameters, {found['train_tokens']:,} training tokens, {found['epochs']} "
             f"epochs, {len(found['runs']):,} runs on {found['device']} in {found['seconds']:,} s "
-            f"(torch {found['torch']}). Test loss before training: {start:.3f}.",
+            f"(torch {found['torch']}), {len(seeds)} seed{'s'[: len(seeds) > 1]}. "
+            f"Test loss before training: {start:.3f}.",
             "",
             *table(found),
             "",
         ]
         if len({r["rate"] for r in found["runs"]}) > 1:
             lines += ["After the last epoch, minus plain at the same learning rate:", "", *equal_rates(found), ""]
+        if (larger := path.with_name(f"{domain}-1M.json")).exists() and size == "0.3M":
+            lines += ["After the last epoch, minus plain, at both sizes with the same settings and seeds:", ""]
+            lines += [*both_sizes(found, json.loads(larger.read_text(encoding="utf-8"))), ""]
         if "answers" in found["runs"][0]:
             lines += ["Answers to the test questions after the last epoch:", "", *answers(found), ""]
     return "\n".join(lines)
+
+
+def both_sizes(small: dict[str, Any], large: dict[str, Any]) -> Iterator[str]:
+    """The arms of the smaller model beside the same runs of the larger one."""
+    rate = small["runs"][0]["rate"]
+    last = [
+        {(r["arm"], r["strength"], r["seed"]): r for r in result["runs"] if math.isclose(r["rate"], rate, rel_tol=1e-6)}
+        for result in (small, large)
+    ]
+    yield "| arm | 0.3M | 1M |"
+    yield "| --- | --- | --- |"
+    for arm, strength in dict.fromkeys((a, s) for a, s, _ in last[0] if a != "plain"):
+        seeds = [seed for a, s, seed in last[0] if (a, s) == (arm, strength)]
+        pairs = ([(runs[arm, strength, s], runs["plain", 0.0, s]) for s in seeds] for runs in last)
+        cells = [_difference(np.array([a["test"][-1][0] - b["test"][-1][0] for a, b in some])) for some in pairs]
+        yield f"| {arm}, {strength:g} | {' | '.join(cells)} |"
 
 
 def answers(result: dict[str, Any]) -> Iterator[str]:

@@ -30,7 +30,10 @@ from study.arms import ARMS, EPOCHS, rows_key
 
 VOCABULARY, GENERAL_TOKENS, PASSES = 2048, 800_000, 2
 PARTS = {"train": 40_000, "dev": 20_000, "test": 20_000}
-CHAT_PARTS = {"train": 12_000, "dev": 4_000, "test": 4_000}
+CHAT_PARTS = {
+    "task": {"train": 700, "dev": 1_200, "test": 1_200},
+    "chat": {"train": 4_000, "dev": 2_000, "test": 2_000},
+}
 TEMPLATE = Path(__file__).with_name("chat.jinja")
 SEEN_EPOCHS = 3
 
@@ -60,7 +63,7 @@ def prepare(
     for domain in domains:
         found = corpus.domain(domain)
         counts = {name: len(tokenizer(text, verbose=False)["input_ids"]) for name, text in found}
-        wanted = parts or (CHAT_PARTS if domain in corpus.CHATS else PARTS)
+        wanted = parts or CHAT_PARTS.get(domain, PARTS)
         for part, kept in corpus.parts(found, wanted, counts).items():
             lines = [json.dumps(row(domain, *document)) for document in kept]
             (out / f"{domain}-{part}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
