@@ -5,7 +5,7 @@ BIN := .venv/bin
 LINT := $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 INPUTS := pyproject.toml constraints.txt scripts/setup.sh tests/environment/torchvision_beside_cpu_torch.py
 
-.PHONY: demo test lint test-heavy test-browser setup bench gpu bench-materialize bench-loader bench-storage bench-workers study study-full study-gpu faults fuzz audit trainers docs clean
+.PHONY: demo test lint test-heavy test-browser setup bench gpu bench-materialize bench-loader bench-storage bench-workers study study-full study-gpu study-questions faults fuzz audit trainers docs clean
 
 demo: .venv/.set-up-demo
 	$(BIN)/entrodrop demo --out demo-out
@@ -66,6 +66,13 @@ study: setup
 	$(BIN)/python -m study.prepare $(STUDY) --size 0.3M --domain code $(AGAIN)
 	$(BIN)/python -m study.train $(STUDY)/arrays-code-0.3M $(STUDY)/code-0.3M.json --models 1 $(AGAIN)
 	$(BIN)/python -m study.page --print $(STUDY)/code-0.3M.json
+
+# The sets of questions: share of right answers, and of answers that end. Rate and sizes are those of study/PLAN.md.
+QUESTIONS := --middle --rate 2e-3
+study-questions: setup
+	$(BIN)/python -m study.prepare $(STUDY) --size 0.3M --domain task --domain chat $(QUESTIONS)
+	for d in task chat; do $(BIN)/python -m study.train $(STUDY)/arrays-$$d-0.3M $(STUDY)/$$d-0.3M.json --models 1 $(QUESTIONS) || exit 1; done
+	$(BIN)/python -m study.page --print $(STUDY)/task-0.3M.json $(STUDY)/chat-0.3M.json
 
 # The headline arms with a model and rows of one's own: make study-gpu MODEL=DIR DATA=rows.jsonl (ARGS: study/own.py)
 study-gpu: setup

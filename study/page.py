@@ -152,19 +152,26 @@ def _difference(values: Array) -> str:
     return f"{values.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
+def comparable(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs of the seeds that every arm has."""
+    seeds = [{r["seed"] for r in runs if r["arm"] == arm} for arm in {r["arm"] for r in runs}]
+    return [r for r in runs if r["seed"] in set.intersection(*seeds)]
+
+
 def figures(paths: list[Path]) -> str:
     """The tables of some results."""
     lines = []
     for path in paths:
         found = json.loads(path.read_text(encoding="utf-8"))
+        count, found["runs"] = len(found["runs"]), comparable(found["runs"])
         domain, size, *low = path.stem.split("-")
         start, seeds = found["runs"][0]["test"][0][0], sorted({r["seed"] for r in found["runs"]} - {TUNING_SEED})
         lines += [
             f"### {domain}, {size}{', lower learning rates' if low else ''}",
             "",
             f"{found['parameters']:,} parameters, {found['train_tokens']:,} training tokens, {found['epochs']} "
-            f"epochs, {len(found['runs']):,} runs on {found['device']} in {found['seconds']:,} s "
-            f"(torch {found['torch']}), {len(seeds)} seed{'s'[: len(seeds) > 1]}. "
+            f"epochs, {count:,} runs on {found['device']} in {found['seconds']:,} s "
+            f"(torch {found['torch']}), tables of {len(seeds)} seed{'s'[: len(seeds) > 1]}. "
             f"Test loss before training: {start:.3f}.",
             "",
             *table(found),
@@ -316,7 +323,7 @@ def renewed(page: str, results: Path) -> tuple[str, dict[str, str]]:
     paths = sorted(results.glob("*.json"))
     known = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
     said = FOUND.read_text(encoding="utf-8").format(**found_values(known))
-    shown = {n: r for n, r in known.items() if "answers" not in r["runs"][0]}
+    shown = {name: result for name, result in known.items() if "-1M" in name}
     return between(between(page, "found", said), "figures", figures(paths)), pictures(shown)
 
 

@@ -207,7 +207,9 @@ def test_the_page_is_what_the_results_give(tmp_path: Path) -> None:
     for path in (page.HERE / "results").glob("*.json"):
         runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
         tuned = any(r["seed"] == arms.TUNING_SEED for r in runs)
-        assert len(runs) == len({r["arm"] for r in runs}) * (9 * 6 if tuned else len({r["seed"] for r in runs}))
+        settings = {(r["arm"], r["rate"], r["strength"], r["seed"]) for r in runs}
+        assert len(runs) == len(settings)
+        assert not tuned or len(runs) == len({r["arm"] for r in runs}) * 9 * 6  # none left out
     now, drawn = page.renewed(text, page.HERE / "results")
     assert now == text
     for name, svg in drawn.items():
