@@ -36,7 +36,7 @@ faults: setup
 # An hour of coverage-guided fuzzing of what reads outside data, with atheris in an environment of its own.
 fuzz: setup
 	$(BIN)/python -m venv --system-site-packages .venvs/fuzz
-	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > .venvs/fuzz-path
+	$(BIN)/python -c "import site; print(f'import site; site.addsitedir({site.getsitepackages()[0]!r})')" > .venvs/fuzz-path
 	cp .venvs/fuzz-path "$$(.venvs/fuzz/bin/python -c 'import site; print(site.getsitepackages()[0])')/project.pth"
 	.venvs/fuzz/bin/python -m pip install --no-deps atheris
 	PYTHONPATH=.:tests .venvs/fuzz/bin/python tests/faults/fuzz.py 3600 .venvs/fuzz-found
@@ -45,6 +45,8 @@ fuzz: setup
 audit: setup
 	$(PYTHON) -m venv .venvs/audit
 	.venvs/audit/bin/python -m pip install -q pip-audit
+	echo jinja2==2.4.1 > .venvs/vulnerable
+	if .venvs/audit/bin/pip-audit --disable-pip --no-deps -r .venvs/vulnerable; then echo "no advisories can be had"; exit 1; fi
 	.venvs/audit/bin/pip-audit --path "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')"
 
 setup: .venv/.set-up-test

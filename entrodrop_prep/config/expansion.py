@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-MOST_VALUES, MOST_CHARACTERS = 1_000_000, 1 << 26
+MOST_VALUES, MOST_CHARACTERS, DEEPEST = 1_000_000, 1 << 26, 500
 
 
 def bounded(value: Any) -> Any:
-    """A value of dictionaries, lists and scalars as it is. Raises ValueError where it is too large written out."""
-    values, characters, stack = 1, 0, [value]
+    """A value of dictionaries, lists and scalars as it is.
+
+    Raises ValueError where it is too large written out, or nested too deep, as a value that holds itself is.
+    """
+    values, characters, stack = 1, 0, [(value, 0)]
     while stack:
-        item = stack.pop()
+        item, depth = stack.pop()
+        if depth > DEEPEST:
+            raise ValueError(f"it is nested more than {DEEPEST} deep")
         parts: list[Any] = []
         if isinstance(item, dict):
             parts = [*item.keys(), *item.values()]
@@ -22,5 +27,5 @@ def bounded(value: Any) -> Any:
         values += len(parts)
         if values > MOST_VALUES or characters > MOST_CHARACTERS:
             raise ValueError(f"it has more than {MOST_VALUES:,} values or {MOST_CHARACTERS:,} characters, written out")
-        stack += parts
+        stack += [(part, depth + 1) for part in parts]
     return value

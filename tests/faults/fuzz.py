@@ -25,6 +25,7 @@ from types import SimpleNamespace
 from typing import Any
 
 SLOW = 5.0
+MEMORY = "/dev/shm"
 SEEDS: dict[str, list[bytes]] = {}
 Target = Callable[[bytes], None]
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}
@@ -198,32 +199,34 @@ def directories(folder: Path) -> tuple[Path, Path]:
     return folder / "scored", folder / "masked"
 
 
-def read_all(scored: Path, masked: Path, out: Path) -> None:
-    """Everything that reads finished directories."""
+def read_one(rng: random.Random, scored: Path, masked: Path, out: Path) -> None:
+    """One of what reads finished directories."""
     from entrodrop_prep.config import MaterializeConfig
     from entrodrop_prep.errors import EntrodropError
     from entrodrop_prep.export.materialize import materialize
     from entrodrop_prep.trainers import recipe
     from entrodrop_prep.training.rows import MaskedRows
     from entrodrop_prep.verification.inspect import show
+    from entrodrop_prep.verification.report import report
     from entrodrop_prep.verification.run import verify
 
     def loaded() -> None:
         MaskedRows.open(scored, epochs=2, cache_dir=out / "cache").take([0, 1])
 
-    for call in (
+    calls: list[Callable[[], Any]] = [
         lambda: verify(str(scored)),
         lambda: verify(str(masked), str(scored)),
         lambda: list(show(str(scored), 0)),
         lambda: list(show(str(masked), 0)),
         lambda: recipe("trl", str(masked)),
+        lambda: report(str(scored), str(out / "report.html")),
         lambda: materialize(MaterializeConfig(scored=str(scored), out=str(out / "new"), epochs=2)),
         loaded,
-    ):
-        try:
-            call()
-        except EntrodropError as e:
-            assert str(e)  # noqa: PT017
+    ]
+    try:
+        rng.choice(calls)()
+    except EntrodropError as e:
+        assert str(e)  # noqa: PT017
     shutil.rmtree(out, ignore_errors=True)
 
 
@@ -246,7 +249,7 @@ def manifests(folder: Path) -> Target:
                 manifest.write(directory, described)
             else:
                 (directory / "manifest.json").write_text(json.dumps(described))
-            read_all(scored, masked, folder / "out")
+            read_one(rng, scored, masked, folder / "out")
         finally:
             (directory / "manifest.json").write_bytes(before)
 
@@ -279,7 +282,7 @@ def shards(folder: Path) -> Target:
                     if directory / entry["file"] == path:
                         entry |= manifest.file_entry(directory, path)
                 manifest.write(directory, listed)
-            read_all(scored, masked, folder / "out")
+            read_one(rng, scored, masked, folder / "out")
         finally:
             path.write_bytes(before)
             (directory / "manifest.json").write_bytes(described)
@@ -403,8 +406,11 @@ def fuzz(name: str, seconds: float, out: Path) -> None:
     from entrodrop_prep.errors import EntrodropError
 
     with atheris.instrument_imports(include=["entrodrop_prep"]):
-        folder = Path(tempfile.mkdtemp(prefix=f"fuzz-{name}-"))
+        folder = Path(tempfile.mkdtemp(prefix=f"fuzz-{name}-", dir=MEMORY if os.path.isdir(MEMORY) else None))
         target = TARGETS[name](folder)
+        for seed in SEEDS[name][:40]:  # what is imported on the way is imported, and instrumented, now
+            with contextlib.suppress(Exception):
+                target(seed)
     corpus = folder / "corpus"
     corpus.mkdir()
     for n, seed in enumerate(SEEDS[name]):

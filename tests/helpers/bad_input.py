@@ -381,6 +381,7 @@ CASES: dict[str, list[Case]] = {
         Case('a recipe that is a list', f'{MASK} --recipe r.yaml', 'r.yaml: the recipe is not a table of settings; write lines such as `quantile: 0.5`', put('r.yaml', '- 1')),
         Case('a setting that is not known', f'{MASK} --recipe r.yaml', "r.yaml: unknown setting 'quantil'; did you mean quantile?", put('r.yaml', 'quantil: 0.5')),
         Case('a value that cannot be', f'{MASK} --recipe r.yaml', "--quantile 'high': input should be a valid number, unable to parse string as a number; see --quantile in --help", put('r.yaml', 'quantile: high')),
+        Case('an alias that holds itself', f'{MASK} --recipe r.yaml', 'r.yaml: the recipe is neither YAML nor JSON: it is nested more than 500 deep; correct the file', put('r.yaml', 'rates: &a [*a]')),
         Case('aliases that grow without end', f'{MASK} --recipe r.yaml', 'r.yaml: the recipe is neither YAML nor JSON: it has more than 1,000,000 values or 67,108,864 characters, written out; correct the file', put('r.yaml', 'a: &a [x, x]\n' + ''.join((f'{b}: &{b} [*{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}]\n' for a, b in zip('abcdefgh', 'bcdefghi', strict=True))))),
     ],
     "Finished directories": [
