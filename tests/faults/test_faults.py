@@ -16,7 +16,7 @@ import pytest
 import entrodrop_prep
 from entrodrop_prep import cli
 from entrodrop_prep.verification.run import verify
-from helpers.faults import Fault, Job, Processes, kept, strike
+from helpers.faults import REPORT, Fault, Job, Processes, kept, strike
 from helpers.hub import Hub
 from helpers.pushes import commits_of, holds, masked_directory, push
 from helpers.scored import some_rows, write_scored
@@ -38,6 +38,8 @@ CI = [
     Fault("materialize --worker", "SIGKILL", 0.5),
     Fault("materialize --worker", "SIGTERM", 0.3),
     Fault("materialize --worker", "claims-past", 0.4),
+    Fault("report", "SIGKILL", 0.5),
+    Fault("report", "ENOSPC", 0.5, "write"),
     Fault("load", "SIGKILL", 0.5),
     Fault("load", "ENOSPC", 0.7, "write"),
 ]
@@ -56,6 +58,8 @@ def more() -> Iterator[Fault]:
     ):
         for what, count in (("SIGKILL", kill), ("SIGTERM", term), ("SIGINT", interrupt)):
             yield from (Fault(job, what, at) for at in points(count))
+    yield from (Fault("report", what, 0.5) for what in ("SIGTERM", "SIGINT"))
+    yield from (Fault("report", what, 1, calls) for what, calls in (("EIO", "fsync"), ("EROFS on", "open")))
     for what, count in (("SIGKILL", 6), ("SIGTERM", 3), ("SIGINT", 3)):
         yield from (Fault("push", what, at, "send") for at in points(count))
     for job in ("score", "materialize", "load"):
@@ -104,6 +108,19 @@ def finished(arguments: Callable[[Path], list[str]], changed: list[Path], folder
     return job
 
 
+def report_job(folder: Path) -> Job:
+    scored = write_scored(folder / "scored", some_rows(200, lengths=(2, 60)), rows_per_shard=50)
+
+    def arguments(out: Path) -> list[str]:
+        return ["report", str(scored), "--out", str(out / REPORT)]
+
+    (folder / "out").mkdir()
+    job = Job(arguments, lambda out: cli.run(arguments(out)) == 0)
+    assert job.again(folder / "out")
+    job.expected = kept(folder / "out")
+    return job
+
+
 def load_job(folder: Path) -> Job:
     scored = write_scored(folder / "scored", some_rows(200, lengths=(2, 60)), rows_per_shard=50)
     right = digest_of_rows(str(scored), str(folder / "cache"))
@@ -144,6 +161,7 @@ def job_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
             "score --worker": lambda folder: score_job(folder, "--worker", "0/2"),
             "materialize": materialize_job,
             "materialize --worker": lambda folder: materialize_job(folder, "--worker", "0/2"),
+            "report": report_job,
             "load": load_job,
             "push": partial(push_job, hub=hub),
         }

@@ -29,6 +29,9 @@ KINDS = {"open": 1, "write": 2, "fsync": 4, "rename": 8, "remove": 16, "mkdir": 
 CHANGES = sum(KINDS.values()) - KINDS["send"]
 FAIL, SIGNAL, CLOCK, BUDGET = 1, 2, 3, 4
 NEVER = 1 << 40
+REPORT = "report.html"
+FINAL = (REPORT, "manifest.json")
+"""Names that are given last."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +105,12 @@ def finish(process: Any) -> tuple[int, str]:
 
 
 def kept(out: Path) -> dict[str, bytes]:
-    """What a finished directory is: its shards and its manifest."""
+    """What is finished: a directory's shards and its manifest, or a report."""
     return {p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.rglob("*")) if _is_result(p)}
 
 
 def _is_result(path: Path) -> bool:
-    return path.is_file() and (path.suffix in (".parquet", ".jsonl", ".npy") or path.name == "manifest.json")
+    return path.is_file() and (path.suffix in (".parquet", ".jsonl", ".npy") or path.name in FINAL)
 
 
 def kinds_of(fault: Fault) -> int:
@@ -181,7 +184,7 @@ def check_end(fault: Fault, job: Job, code: int, err: str) -> None:
 def check_left(job: Job, out: Path) -> None:
     """Nothing wrong under a final name; a manifest only where everything is there."""
     check_final_names(out)
-    if (out / "manifest.json").exists():
+    if any((out / name).exists() for name in FINAL):
         assert kept(out) == job.expected
 
 
