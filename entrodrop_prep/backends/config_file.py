@@ -16,6 +16,7 @@ MOST_TOKENS = 1 << 24
 LIMITS = (
     (re.compile(r"(num_)?vocab_size"), MOST_TOKENS),
     (re.compile(r".*layers|n_layer"), 10_000),
+    (re.compile(r"num_labels"), 1 << 20),
     (re.compile(r".*heads|n_head|.*experts.*"), 1 << 16),
     (re.compile(r".*_size|.*_dim|.*_rank|d_model|d_ff|n_embd|n_inner|dim"), 1 << 24),
 )

@@ -35,6 +35,10 @@ RENDER_SECONDS = 10.0
 """For one chat, which takes milliseconds."""
 
 
+LARGEST = 1_000_000
+"""Number that a template may have: text or a list is as easily repeated so many times."""
+
+
 class SlowTemplate(ModelError):
     """A template does not come to an end. No RowError: who tries one way after another must not try on."""
 
@@ -73,8 +77,9 @@ def render(
     from jinja2 import TemplateError
 
     template = tokenizer.chat_template
-    if any(map(_has_powers, template.values() if isinstance(template, dict) else [template or ""])):
-        raise RowError("the chat template raises a number to a power, which may take forever")
+    for text in template.values() if isinstance(template, dict) else [template or ""]:
+        if does := _takes_forever(text):
+            raise RowError(f"the chat template {does}, which may take forever")
     apply: Any = tokenizer.apply_chat_template
     try:
         text = within(
@@ -94,19 +99,24 @@ def render(
 
 
 @lru_cache(maxsize=16)
-def _has_powers(template: str) -> bool:
-    """Whether a template computes a power: one step of Python, which nothing interrupts. ``f(**names)`` is none."""
+def _takes_forever(template: str) -> str | None:
+    """What a template does in one step of Python, which nothing interrupts: powers, or as much as a large number says.
+
+    ``f(**names)`` is no power.
+    """
     from jinja2 import Environment, TemplateSyntaxError
 
     before = ""
     try:
         for _, kind, value in Environment().lex(template):
             if kind == "operator" and value == "**" and before not in ("(", ","):
-                return True
+                return "raises a number to a power"
+            if kind == "integer" and (len(value) > 40 or int(value, 0) > LARGEST):
+                return f"has a number over {LARGEST:,}"
             before = before if kind == "whitespace" else value
     except TemplateSyntaxError:
         pass  # rendering says what is wrong
-    return False
+    return None
 
 
 def encodable(text: str, what: str) -> str:
