@@ -451,7 +451,8 @@ def fuzz(name: str, seconds: float, out: Path) -> None:
         if time.process_time() - start > SLOW:
             found(f"slow {int(time.process_time() - start)}", data, "")
 
-    atheris.Setup([sys.argv[0], str(corpus), "-max_len=20000", "-timeout=120", "-rss_limit_mb=8000"], one)
+    limits = ("-max_len=20000", "-timeout=120", "-rss_limit_mb=8000", f"-artifact_prefix={out}/")
+    atheris.Setup([sys.argv[0], str(corpus), *limits], one)
     atheris.Fuzz()
 
 
