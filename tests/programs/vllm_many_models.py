@@ -77,10 +77,18 @@ def answer(job: Job) -> np.ndarray[Any, Any]:
 def main(plan: Path, out: Path) -> None:
     """Run every job of the plan."""
     from vllm.model_executor.models import registry
+    from vllm.triton_utils import dispatcher
     from vllm.v1.core.sched.scheduler import Scheduler
 
     registry._run_in_subprocess = lambda function: function()  # else each architecture costs another start of Python
     gc.collect = lambda generation=2: 0  # nine times an engine, each longer than the model runs
+    rebind = dispatcher._rebind_kernels  # half of an engine's start, and done after the first one
+
+    def rebind_once(overrides: Any) -> None:
+        dispatcher._rebind_kernels = lambda overrides: None
+        rebind(overrides)
+
+    dispatcher._rebind_kernels = rebind_once
     put_back: list[Any] = []
     preempt = Scheduler._preempt_request
 
