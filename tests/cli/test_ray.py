@@ -37,7 +37,7 @@ def until(true: Callable[[], Any], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
-        time.sleep(0.002)
+        time.sleep(0.02)
 
 
 def owners(out: Path) -> set[int]:

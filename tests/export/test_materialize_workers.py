@@ -55,7 +55,7 @@ def until_there_are(count: int, out: Path) -> None:
     end = time.monotonic() + 120
     while sum(name.startswith("train-") for name in names(out)) < count:
         assert time.monotonic() < end
-        time.sleep(0.001)
+        time.sleep(0.005)
 
 
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -78,7 +78,7 @@ def until_there_are(count: int, out: Path) -> None:
     end = time.monotonic() + 120
     while sum(name.startswith("shard-") for name in names(out)) < count:
         assert time.monotonic() < end
-        time.sleep(0.002)
+        time.sleep(0.01)
 
 
 def check_same(out: Path, whole: Path) -> None:
