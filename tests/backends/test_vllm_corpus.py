@@ -21,7 +21,7 @@ from helpers.vllm import engines, quick_engines
 pytestmark = pytest.mark.vllm
 
 MODEL = Path(entrodrop_prep.__file__).parent / "demo" / "model"
-TOKENS = 60_000
+TOKENS = 30_000
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,7 +36,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("corpus")
     taken = write_corpus(home / "corpus.jsonl", AutoTokenizer.from_pretrained(MODEL), TOKENS)
     assert taken["tokens"] > 0.9 * TOKENS
-    settings: dict[str, Any] = {"max_length": 512, "overlap": 32, "rows_per_shard": 4, "id_column": "name"}
+    settings: dict[str, Any] = {"max_length": 256, "overlap": 32, "rows_per_shard": 4, "id_column": "name"}
     for backend in ("transformers", "vllm"):
         run_score(home / "corpus.jsonl", MODEL, home / backend, backend=backend, **settings)
     return {backend: home / backend for backend in ("transformers", "vllm")}
