@@ -31,9 +31,9 @@ def start() -> Start:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three scored directories, never written to."""
+    """Four scored directories, never written to."""
     folder = tmp_path_factory.mktemp("place")
-    for seed, name in enumerate(("code", "text", "old")):
+    for seed, name in enumerate(("code", "text", "old", "held")):
         write_scored(folder / name, some_rows(300 - 90 * seed, lengths=(2, 60), seed=seed), rows_per_shard=50)
     return folder
 
@@ -41,7 +41,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mixture(place: Path, **more: Any) -> dict[str, Any]:
     return {
         **{"scored": [f"code={place / 'code'}:2", f"text={place / 'text'}:0.5"], "plain": [f"old={place / 'old'}:1.5"]},
-        **{"eval": str(place / "old"), "epochs": 4, "rows_per_shard": 40, "target": "both", "progress": "row"},
+        **{"eval": str(place / "held"), "epochs": 4, "rows_per_shard": 40, "target": "both", "progress": "row"},
         **more,
     }
 
