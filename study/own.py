@@ -77,6 +77,10 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--grid", action="store_true", help="nine trials an arm, learning rates 1e-5 to 1e-4")
     given = parser.parse_args()
+    if not given.model.is_dir():
+        parser.error(f"{given.model} is no directory of a model")
+    if not given.data.is_file():
+        parser.error(f"{given.data} is no file of rows")
     runs = train.headline(given.rate, given.seeds)
     if given.grid:
         runs = train.planned([r.arm for r in runs if r.seed == 1], "own")
