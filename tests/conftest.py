@@ -25,6 +25,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    """What libraries look for at the end may be collected again."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session")
 def closed_form(tmp_path_factory: pytest.TempPathFactory) -> Markov:
     """A model whose scores are known, of a shape that vLLM's CPU attention takes; context of 256 tokens."""

@@ -99,7 +99,7 @@ def test_importing_it_loads_the_standard_library_alone() -> None:
 def registered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What ``register`` did to vLLM's tables where no plugin was loaded before."""
     out = tmp_path_factory.mktemp("registered") / "said.json"
-    python(REGISTER, out, VLLM_PLUGINS="")
+    python(REGISTER, out, run=VLLM.run, VLLM_PLUGINS="")
     said: dict[str, Any] = json.loads(out.read_text())
     return said
 
