@@ -143,7 +143,7 @@ def held_out(seed: int, source: str, fraction: float, row_id: NDArray[np.int64])
     """
     one, none = np.ones(len(row_id), np.int64), np.zeros(len(row_id), np.int32)
     limit = np.repeat(rate_limit(np.array([fraction])), len(row_id))
-    return tokens_below(stream_key(seed, HOLD_OUT, source), row_id, none, one, 0, limit)
+    return _ragged(stream_key(seed, HOLD_OUT, source), row_id, none, one, 0, limit)
 
 
 def rate_limit(rate: NDArray[np.float64]) -> NDArray[np.uint64]:

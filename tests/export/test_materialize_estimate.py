@@ -28,6 +28,7 @@ SETTINGS: dict[str, Any] = {"epochs": 4, "rows_per_shard": 40}
 def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scored")
     write_scored(folder / "held", some_rows(30, seed=3))
+    write_scored(folder / "other", some_rows(30, seed=4))
     return write_scored(folder / "one", some_rows(200, lengths=(20, 80), distinct=None), rows_per_shard=64)
 
 
@@ -100,9 +101,8 @@ def test_row_groups_stand_for_the_others(
 
 
 def test_mixtures_and_validation_rows(scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    held = scored.parent / "held"
-    sources = [f"a={scored}:1.5", f"b={held}"]
-    told, config = estimated(scored, tmp_path / "out", monkeypatch, scored=sources, eval=str(held))
+    sources = [f"a={scored}:1.5", f"b={scored.parent / 'other'}"]
+    told, config = estimated(scored, tmp_path / "out", monkeypatch, scored=sources, eval=str(scored.parent / "held"))
     made = materialize(config)
     assert [p.folder for p in told.parts] == [*(f"epoch_00{e}" for e in range(4)), "validation"]
     assert [p.rows for p in told.parts[:-1]] == [e["rows"] for e in made.epochs]

@@ -80,7 +80,8 @@ def test_workers_that_come_and_go(kind: str, start: Start, place: Path, tmp_path
     os.kill(asked.pid or 0, signal.SIGTERM)
     late = start("materialize", {**given, "worker": "2/3"})
     asked.join()
-    assert (killed.exitcode, asked.exitcode) == (-signal.SIGKILL, EXIT_CODE)
+    assert killed.exitcode == -signal.SIGKILL
+    assert asked.exitcode in (EXIT_CODE, -signal.SIGTERM)  # the latter if it had not come to handle signals
     finish(late, *(start("materialize", {**given, "worker": f"{i}/2"}) for i in range(2)))
     assert written(out) == written(tmp_path / "one" / "masked")
     assert not being_written(out)

@@ -299,7 +299,7 @@ def test_pieces_and_more_epochs(made: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("shuffle", ["epoch", "none"])
 def test_a_killed_run_goes_on(shuffle: str, made: Path, tmp_path: Path) -> None:
     settings = {**arguments(made), "epochs": 6, "rows_per_shard": 6, "shuffle": shuffle, "plain_config": True}
-    settings |= {"eval": str(made / "old")}
+    settings |= {"eval": str(write_scored(tmp_path / "held", some_rows(9, seed=5)))}
     run(tmp_path / "whole", **settings)
     process = multiprocessing.get_context("fork").Process(target=run, args=(tmp_path / "out",), kwargs=settings)
     process.start()
