@@ -46,11 +46,11 @@ def kind_of(path: str) -> Kind | None:
 
 
 def check_source(source: str, *, hub: bool = False) -> None:
-    """Raises SourceError for a local source that is not there, and for one that this program made.
+    """Raises SourceError for a local source that is not there, cannot be data, or was made by this program.
 
     hub: whether to ask if the Hub is there, where the source can only be on it.
     """
-    from entrodrop_prep.sources.files import local_path, looks_like_path
+    from entrodrop_prep.sources.files import find_local, local_path, looks_like_path
 
     if not source.strip() or "://" in source:
         return
@@ -71,6 +71,8 @@ def check_source(source: str, *, hub: bool = False) -> None:
             what = f"{which} a {kind} directory, whose rows were scored already"
             do = {"scored": "write masked datasets from it with `entrodrop materialize`", "masked": "train on it"}[kind]
             raise SourceError(what, where=source, fix=f"{do}, or give the rows that it was made from")
+    if path is not None and not os.path.isdir(path):
+        find_local(path)
 
 
 def check_model(name: str, what: str = "model") -> None:
