@@ -103,7 +103,7 @@ def check_flips(folder: Path, count: int, seed: int) -> None:
 
 
 def test_every_flip_is_found(made: Path) -> None:
-    check_flips(made, 99, seed=1)
+    check_flips(made, 102, seed=1)
 
 
 @pytest.mark.faults
