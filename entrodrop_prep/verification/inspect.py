@@ -62,7 +62,7 @@ def show(
     name: str | None = None,
     epoch: int | None = None,
     ids: bool = False,
-    against: list[str] | None = None,
+    against: str | Sequence[str] | None = None,
     against_scores: Sequence[str] = (),
 ) -> Inspected:
     """What a scored or masked directory holds, or one row of it.

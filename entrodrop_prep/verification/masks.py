@@ -14,7 +14,7 @@ from entrodrop_prep.verification.run import given_compared, given_sources
 
 
 def masks_of(
-    path: Path, against: list[str] | None, against_scores: Sequence[str], cache: Path
+    path: Path, against: str | Sequence[str] | None, against_scores: Sequence[str], cache: Path
 ) -> tuple[dict[str, Any], MaskedRows]:
     """The manifest of a masked directory, and its rows as its recipe makes them from the scores.
 
@@ -35,7 +35,7 @@ def masks_of(
             fix="name what it was made from: --against SCORED, or --against NAME=SCORED for each source",
         )
     described = manifest.read(path, MASKED)
-    given, _ = given_sources(path, described, against)
+    given, _ = given_sources(path, described, [against] if isinstance(against, str) else list(against))
     sources: str | dict[str, str] = given if "sources" in described["identity"] else next(iter(given.values()))
     others = given_compared(path, described["identity"], against_scores)
     return described, MaskedRows.like(path, sources, against_scores=others, cache_dir=cache)

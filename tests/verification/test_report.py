@@ -156,6 +156,16 @@ def test_a_packed_mixture_shows_replacements_and_its_sources(made: Path, tmp_pat
     assert "By source" in page.text
 
 
+@pytest.mark.parametrize("kind", ["masked", "mixed"])
+def test_the_share_that_is_dropped_is_that_of_the_epochs(kind: str, made: Path, tmp_path: Path) -> None:
+    """Of a mixture, whose weights leave rows out of an epoch, too."""
+    against = {"masked": str(made / "scored"), "mixed": [f"a={made / 'scored'}", f"b={made / 'other'}"]}[kind]
+    page = Page(report(made / kind, tmp_path / "r.html", against=against))
+    epochs = json.loads((made / kind / "manifest.json").read_text())["epochs"]
+    share = sum(e["dropped_share"] * e["trainable"] for e in epochs) / sum(e["trainable"] for e in epochs)
+    assert f"Over all epochs {share:.1%} of the trainable tokens are dropped." in page.text
+
+
 def test_hostile_text_changes_nothing_of_the_page(tmp_path: Path) -> None:
     pages = []
     for name, texts in (("plain", [f"quiet {i}" for i in range(len(HOSTILE))]), ("hostile", HOSTILE)):

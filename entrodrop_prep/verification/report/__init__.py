@@ -44,7 +44,7 @@ def report(
     directory: str | Path,
     out: str | Path = "report.html",
     *,
-    against: list[str] | None = None,
+    against: str | Sequence[str] | None = None,
     against_scores: Sequence[str] = (),
     recipe: str | None = None,
     epochs: int | None = None,
@@ -111,8 +111,7 @@ def _page(path: Path, described: dict[str, Any], rows: EpochRows, *, masked: boo
     rates = epoch_rates(config).tolist()
     tokenizer = rows.sources.all[0].scored.tokenizer()
     vocab = max(s.scored.vocab_size for s in rows.sources.all)
-    counts = read_masks(rows, config.epochs, vocab)
-    trained = found.total.tokens * config.epochs
+    counts, trainable = read_masks(rows, config.epochs, vocab)
     figures = described.get("epochs", []) if masked else []
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_PAGE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
@@ -126,7 +125,7 @@ def _page(path: Path, described: dict[str, Any], rows: EpochRows, *, masked: boo
         "which tokens each epoch drops.",
         "surprising": surprising(shown, MOST_SURPRISING),
         "charts": _charts(found, thresholds if config.selection.score == "entropy" else [], eligible, rates, figures),
-        "tables": _tables(found, described, counts, tokenizer, trained),
+        "tables": _tables(found, described, counts, tokenizer, trainable),
         "version": __version__,
         "style": (_PAGE / "style.css").read_text(encoding="utf-8"),
         "script": (_PAGE / "view.js").read_text(encoding="utf-8"),
@@ -267,7 +266,7 @@ def _charts(
 
 
 def _tables(
-    found: Statistics, described: dict[str, Any], counts: Any, tokenizer: Any, trained: int
+    found: Statistics, described: dict[str, Any], counts: Any, tokenizer: Any, trainable: int
 ) -> list[dict[str, Any]]:
     tables = []
     most = counts[1].argsort(kind="stable")[::-1][:MOST_STRINGS]
@@ -277,7 +276,7 @@ def _tables(
         if counts[1, i]
     ]
     if strings:
-        share = counts[1].sum() / max(1, trained)
+        share = counts[1].sum() / max(1, trainable)
         tables.append(
             {
                 "title": "Most often dropped",

@@ -123,13 +123,14 @@ def _lengths(lengths: NDArray[np.int64]) -> NDArray[Any]:
     return np.array([f"{1 << p:,} to {(2 << p) - 1:,} tokens" for p in powers.tolist()])
 
 
-def read_masks(rows: EpochRows, epochs: int, vocab_size: int) -> NDArray[np.int64]:
-    """[2, V] how often each id may be dropped, and is dropped, in all epochs together."""
-    counts = np.zeros((2, vocab_size), np.int64)
+def read_masks(rows: EpochRows, epochs: int, vocab_size: int) -> tuple[NDArray[np.int64], int]:
+    """Of all epochs together: [2, V] how often each id may be dropped and is dropped; how many tokens are trainable."""
+    counts, trainable = np.zeros((2, vocab_size), np.int64), 0
     for epoch in range(epochs):
         total = rows.size(epoch)[0]
         for first in range(0, total, _CHUNK_ROWS):
             for _, some, made, _, _ in rows.masked(epoch, np.arange(first, min(first + _CHUNK_ROWS, total))):
                 for count, flags in zip(counts, (made.droppable, made.dropped), strict=True):
                     count += np.bincount(some.input_ids[flags], minlength=vocab_size)
-    return counts
+                trainable += int(made.trainable.sum())
+    return counts, trainable
