@@ -334,7 +334,7 @@ def prove_trainer(name: str, data: Path, work: Path) -> dict[str, Any]:
     arrived = prove_going_on(name, bin_, folder)
     if arrived != everything(folder / "masked"):
         raise SystemExit(f"gone on after it was killed: {arrived} came of {everything(folder / 'masked')}")
-    found["goes on"] = True
+    found["resumes"] = True
     print(f"{name}, killed and started again: {arrived}", flush=True)
     mistakes = {**trainer.wrong, "one label flipped": ([], "")}
     for mistake, (changes, said) in mistakes.items():
