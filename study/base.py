@@ -14,7 +14,7 @@ from study.corpus import Document
 from study.network import HEAD
 
 CONTEXT = 128
-SIZES = {"toy": (1, 32), "0.3M": (3, 64), "1M": (4, 128)}
+SIZES = {"toy": (1, 32), "0.1M": (2, 32), "0.3M": (3, 64), "1M": (4, 128)}
 """Layers and width."""
 RATE, BATCH = 3e-3, 16
 

@@ -179,22 +179,23 @@ def figures(paths: list[Path]) -> str:
         ]
         if len({r["rate"] for r in found["runs"]}) > 1:
             lines += ["After the last epoch, minus plain at the same learning rate:", "", *equal_rates(found), ""]
-        if (larger := path.with_name(f"{domain}-1M.json")).exists() and size == "0.3M":
+        if (larger := path.with_name(f"{domain}-1M.json")).exists() and not low and size != "1M":
+            by_size = {size: found, "1M": json.loads(larger.read_text(encoding="utf-8"))}
             lines += ["After the last epoch, minus plain, at both sizes with the same settings and seeds:", ""]
-            lines += [*both_sizes(found, json.loads(larger.read_text(encoding="utf-8"))), ""]
+            lines += [*both_sizes(by_size), ""]
         if "answers" in found["runs"][0]:
             lines += ["Answers to the test questions after the last epoch:", "", *answers(found), ""]
     return "\n".join(lines)
 
 
-def both_sizes(small: dict[str, Any], large: dict[str, Any]) -> Iterator[str]:
-    """The arms of the smaller model beside the same runs of the larger one."""
-    rate = small["runs"][0]["rate"]
+def both_sizes(by_size: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """The arms of a small model, which comes first, beside the same runs of a larger one."""
+    rate = next(iter(by_size.values()))["runs"][0]["rate"]
     last = [
         {(r["arm"], r["strength"], r["seed"]): r for r in result["runs"] if math.isclose(r["rate"], rate, rel_tol=1e-6)}
-        for result in (small, large)
+        for result in by_size.values()
     ]
-    yield "| arm | 0.3M | 1M |"
+    yield f"| arm | {' | '.join(by_size)} |"
     yield "| --- | --- | --- |"
     for arm, strength in dict.fromkeys((a, s) for a, s, _ in last[0] if a != "plain"):
         seeds = [seed for a, s, seed in last[0] if (a, s) == (arm, strength)]
@@ -207,17 +208,18 @@ def answers(result: dict[str, Any]) -> Iterator[str]:
     """Shares of greedy answers that are right and that end, means over the seeds, and minus plain."""
     runs = result["runs"]
     shares = {a: np.array([r["answers"] for r in runs if r["arm"] == a]) for a in ARMS}
-    yield "| arm | right | minus plain [95%] | end | minus plain [95%] |"
-    yield "| --- | ---: | --- | ---: | --- |"
-    for arm, found in sorted(
-        ((a, s) for a, s in shares.items() if len(s)), key=lambda item: -float(item[1][:, 0].mean())
-    ):
-        cells = [
-            f"{found[:, i].mean():.1%} | "
-            + ("" if arm == "plain" else _difference(found[:, i] - shares["plain"][:, i]))
-            for i in (0, 1)
-        ]
-        yield f"| {arm} | {' | '.join(cells)} |"
+    shares = {a: found for a, found in shares.items() if len(found)}
+    less = {a: found - shares["plain"] for a, found in shares.items() if a != "plain"}
+    several = len(shares["plain"]) > 1
+    corrected = [holm({a: p_value(d[:, i]) for a, d in less.items()}) if several else {} for i in (0, 1)]
+    yield "| arm | right | minus plain [95%] | p (Holm) | end | minus plain [95%] | p (Holm) |"
+    yield "| --- | ---: | --- | ---: | ---: | --- | ---: |"
+    for arm, found in sorted(shares.items(), key=lambda item: -float(item[1][:, 0].mean())):
+        cells = [f"{arm}"]
+        for i in (0, 1):
+            cells += [f"{found[:, i].mean():.1%}", _difference(less[arm][:, i]) if arm in less else ""]
+            cells.append(f"{corrected[i][arm]:.3f}" if arm in corrected[i] else "")
+        yield f"| {' | '.join(cells)} |"
 
 
 def found_values(results: dict[str, dict[str, Any]]) -> dict[str, float]:
