@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import pickle
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -319,8 +320,7 @@ def mixed(given: Path) -> tuple[MaskedRows, list[list[Row]]]:
     return rows, [everything[a:b] for a, b in itertools.pairwise([0, *ends])]
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2, 4])
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 1), (1, 2), (2, 4)])
 def test_batches_do_not_depend_on_workers(ranks: int, workers: int, mixed: tuple[MaskedRows, list[list[Row]]]) -> None:
     rows, epochs = mixed
     expected = naive_steps([row for epoch in epochs for row in epoch], 4, ranks)
@@ -392,8 +392,9 @@ def test_a_stream_of_all_epochs_has_no_other(mixed: tuple[MaskedRows, list[list[
 def test_a_map_style_loader(mixed: tuple[MaskedRows, list[list[Row]]]) -> None:
     rows, epochs = mixed
     everything = [row for epoch in epochs for row in epoch]
-    for dataset, workers, context in ((rows, 0, None), (rows, 2, "fork"), (rows.dataset(), 1, "spawn")):
-        loader = DataLoader(dataset, 4, num_workers=workers, multiprocessing_context=context, collate_fn=tuples)
+    every = pickle.loads(ForkingPickler.dumps(rows.dataset()))  # as a process that is not forked gets it
+    for dataset, workers in ((rows, 0), (rows, 2), (every, 0)):
+        loader = DataLoader(dataset, 4, num_workers=workers, collate_fn=tuples)
         assert [row for batch in loader for row in batch] == everything
 
 
@@ -430,9 +431,9 @@ def begun(loader: Any, batches: int) -> tuple[list[Any], dict[str, Any]]:
     return came, pickle.loads(pickle.dumps(loader.state_dict()))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("epoch", [None, 1])
-@pytest.mark.parametrize("batches", [0, 1, 7])
+@pytest.mark.parametrize(
+    ("batches", "epoch", "workers"), [(0, None, 2), (1, None, 0), (7, None, 2), (0, 1, 0), (1, 1, 2), (7, 1, 2)]
+)
 def test_stateful_dataloader_goes_on(
     batches: int, epoch: int | None, workers: int, mixed: tuple[MaskedRows, list[list[Row]]]
 ) -> None:
@@ -453,7 +454,7 @@ def test_stateful_dataloader_goes_on(
         assert list(again) == expected  # and the next pass is a whole one
 
 
-NUMBERS = [(3, 2, 2), (4, 1, 0), (2, 3, 1), (6, 2, 4), (7, 1, 2)]
+NUMBERS = [(3, 2, 2), (2, 3, 1), (7, 1, 0)]
 
 
 @pytest.mark.parametrize(("batch", "ranks", "workers"), NUMBERS)

@@ -91,8 +91,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("losses") / "model", tiny_llama(), scale=3.0)
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
-@pytest.mark.parametrize("cls", [Ours, OursOfTrl])
+@pytest.mark.parametrize(("cls", "accumulate"), [(Ours, 1), (OursOfTrl, 3)])
 def test_trainers_divide_by_the_trainable_tokens(cls: Any, accumulate: int, model: Path, tmp_path: Path) -> None:
     rows = make_rows()
     wanted = naively_trained(model, rows, BATCH * accumulate)

@@ -23,7 +23,8 @@ from entrodrop_prep.verification.run import verify
 from helpers.scored import without_digests
 
 MODEL = Path(cli.__file__).parents[1] / "demo" / "model"
-EDITS = 250
+EDITS = 80
+"""Of each manifest; ``make test-heavy`` makes every one."""
 Edit = tuple[tuple[Any, ...], str, Any]
 
 PROVED_BY_NEW_SHARDS = {("model", "name"), ("model", "context"), ("source", "name"), ("tokenizer", "name")}
@@ -104,14 +105,14 @@ def edited(described: dict[str, Any], edit: Edit) -> dict[str, Any]:
     return dict(changed)
 
 
-def unnoticed(directory: Path, against: list[str] | None, count: int) -> list[Edit]:
-    """Which of ``count`` random edits of a manifest ``verify`` says nothing of."""
+def unnoticed(directory: Path, against: list[str] | None, count: int | None) -> list[Edit]:
+    """Which of ``count`` random edits of a manifest, or of all, ``verify`` says nothing of."""
     data = (directory / "manifest.json").read_bytes()
     described = json.loads(data)
     del described["manifest_digest"]
-    chosen = random.Random(directory.name).sample(list(edits(described)), count)
+    every = list(edits(described))
     missed = []
-    for edit in chosen:
+    for edit in random.Random(directory.name).sample(every, count or len(every)):
         manifest.write(directory, edited(described, edit))
         try:
             found = verify(str(directory)).findings or (verify(str(directory), against).findings if against else [])
@@ -125,13 +126,17 @@ def unnoticed(directory: Path, against: list[str] | None, count: int) -> list[Ed
     return missed
 
 
-def test_every_edit_of_a_scored_manifest_is_found(made: Path) -> None:
-    assert unnoticed(made / "scored", None, EDITS) == []
+COUNTS = [EDITS, pytest.param(None, marks=pytest.mark.heavy, id="every one")]
 
 
-def test_every_edit_of_a_masked_manifest_is_found(made: Path) -> None:
-    scored = str(made / "scored")
-    assert unnoticed(made / "masked", [scored, f"eval={made / 'held'}"], EDITS) == []
+@pytest.mark.parametrize("count", COUNTS)
+def test_every_edit_of_a_scored_manifest_is_found(count: int | None, made: Path) -> None:
+    assert unnoticed(made / "scored", None, count) == []
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_every_edit_of_a_masked_manifest_is_found(count: int | None, made: Path) -> None:
+    assert unnoticed(made / "masked", [str(made / "scored"), f"eval={made / 'held'}"], count) == []
 
 
 def test_what_shards_of_an_earlier_version_do_not_tell_is_said(made: Path, tmp_path: Path) -> None:
