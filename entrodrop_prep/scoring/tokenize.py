@@ -303,7 +303,7 @@ class Encoder:
         return messages.with_calls(talk, self._turns.format_of(talk.variables).calls)
 
     def _prompt_completion(self, row: Row, prompt_column: str, completion_column: str) -> _Draft:
-        if isinstance(row.get(prompt_column), str):
+        if not isinstance(row.get(prompt_column), (list, tuple)):
             return self._strings(_text(row, prompt_column), _text(row, completion_column))
         chat.has_markers(self._tokenizer, None)
         both, _ = messages.pair_of(row, prompt_column, completion_column, self._common, self._train_on)

@@ -8,7 +8,7 @@ the form.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from entrodrop_prep.errors import RowError
@@ -32,13 +32,16 @@ PROBE_TOOL = {
 """A tool that a template prints in probe chats of rows that offer tools."""
 
 
-def call_form(tokenizer: PreTrainedTokenizerBase, common: Mapping[str, Any], *, tools: bool) -> CallForm:
+def call_form(
+    tokenizer: PreTrainedTokenizerBase, common: Mapping[str, Any], *, tools: bool, lead: Sequence[Message] = ()
+) -> CallForm:
     """The form of tool calls that the chat template takes.
 
     Args:
         tokenizer: with its template.
         common: the template variables of the run.
         tools: whether rows have ``tools``, for which a tokenizer may have a template of its own.
+        lead: messages that the probe begins with.
 
     Returns:
         The first form that prints the probe; the usual one where none does: the template has no tool calls.
@@ -47,10 +50,10 @@ def call_form(tokenizer: PreTrainedTokenizerBase, common: Mapping[str, Any], *, 
     end = ""
     for form in _FORMS:
         if form.content and not end:
-            end = _end(tokenizer, variables)
+            end = _end(tokenizer, variables, lead)
         chat = with_calls(Chat(_MESSAGES, [False, True]), form)
         try:
-            text = render(tokenizer, chat.messages, variables)
+            text = render(tokenizer, [*lead, *chat.messages], variables)
         except RowError:
             continue
         quoted = f"'{_KEY}'" in text or f'\\"{_KEY}' in text
@@ -61,10 +64,10 @@ def call_form(tokenizer: PreTrainedTokenizerBase, common: Mapping[str, Any], *, 
     return CallForm()
 
 
-def _end(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any]) -> str:
+def _end(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any], lead: Sequence[Message]) -> str:
     """What follows a final answer, without white space around it; "" where the template refuses one."""
     answer: Message = {"role": "assistant", "content": _VALUE}
     try:
-        return render(tokenizer, [_MESSAGES[0], answer], variables).partition(_VALUE)[2].strip()
+        return render(tokenizer, [*lead, _MESSAGES[0], answer], variables).partition(_VALUE)[2].strip()
     except RowError:
         return ""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 _ASKED = ("Uqzva", "Vwjkb")
 _REPLIES = ("XqzvaX", "YwjkbY")
+_LEADS: tuple[tuple[Message, ...], ...] = ((), ({"role": "system", "content": "x"},))
+"""What probe chats begin with: some templates refuse a chat without a system message."""
 _OPENED = re.compile(r"<[|｜]?think\w*[|｜]?>\s*$")
 """A thought that a generation prompt opens: no part of the header of a turn that does not hold the whole prompt."""
 _MARKUP = (r"<[|｜]?[^<>\s|｜]{1,40}[|｜]?>", r"\[/?[A-Z_]{2,40}\]")
@@ -35,7 +38,10 @@ class TurnFormat:
         end_tokens: tokens that end a turn, the most usual first.
         appended: what a chat that ends with an assistant turn lacks at its end, where the header of the next turn is
             what ends one (GLM-4: ``<|user|>``); else "".
-        dangling: a header that the template writes behind a final assistant turn although none was asked for; else "".
+        dangling: what the template writes behind a final assistant turn and is no part of it, a header that nobody
+            asked for or a reminder; else "".
+        opening: what comes between a closed turn and the user's next text, where that holds the end of another role's
+            turn (a reminder); else "".
         gaps: texts between the end of another role's text and the header, as seen behind a user and behind a tool.
         calls: the form in which it takes tool calls.
         parts: whether the template leaves out texts that are strings, and renders them as a list of parts.
@@ -47,6 +53,7 @@ class TurnFormat:
     end_tokens: tuple[str, ...]
     appended: str
     dangling: str
+    opening: str
     gaps: tuple[str, ...]
     calls: CallForm
     parts: bool
@@ -74,9 +81,12 @@ class FormatReader:
         ask, again = {"role": "user", "content": _ASKED[0]}, {"role": "user", "content": _ASKED[1]}
         reply, other = {"role": "assistant", "content": _REPLIES[0]}, {"role": "assistant", "content": _REPLIES[1]}
         problem = RowError("the chat template leaves the assistant's text out")
-        for parts in (False, True):
+        for lead, parts in itertools.product(_LEADS, (False, True)):
 
-            def rendered(*messages: Message, prompt: bool = False, parts: bool = parts) -> str | None:
+            def rendered(
+                *messages: Message, prompt: bool = False, lead: Sequence[Message] = lead, parts: bool = parts
+            ) -> str | None:
+                messages = (*lead, *messages)
                 shown = [in_parts(message) for message in messages] if parts else messages
                 try:
                     return render(self._tokenizer, shown, variables, prompt=prompt)
@@ -112,8 +122,13 @@ class FormatReader:
         if dangling == "" and prompt and prompt in behind:
             dangling = behind[behind.index(prompt) :]
         behind = behind.removesuffix(dangling)
-        closing = self._common([behind, between]) if between else behind
+        closing = self._closing(self._common([behind, between]) if between else behind)
+        if self._has_words(behind.removeprefix(closing)):
+            closing = self._without_opening(closing, final.partition(_ASKED[0])[0])
         ends, appended = self._tokens(closing)[-1:], ""
+        more = behind.removeprefix(closing) if ends else ""
+        if self._has_words(more):
+            behind, dangling = closing, more + dangling
         if between and not ends:
             # The end differs in the middle of a chat (gpt-oss), or the header of the next turn is the end (GLM-4).
             found = next(iter(self._tokens(between)), "")
@@ -122,12 +137,14 @@ class FormatReader:
                 appended = "" if self._tokens(behind) else closing
         ends += [token for token in self._tokens(behind)[-1:] if token not in ends]
         common = {key: value for key, value in variables.items() if key != "tools"}
-        calls = call_form(self._tokenizer, common, tools=tools)
+        calls = call_form(self._tokenizer, common, tools=tools, lead=lead)
         called, whole = self._with_a_call(rendered, calls)
         ends += [token for token in self._call_ends(called, whole, bool(appended)) if token not in ends]
         between_roles = [final.partition(_ASKED[0])[2], middle.partition(_ASKED[1])[2], whole.partition(_ASKED[1])[2]]
         gaps = dict.fromkeys(text.partition(header)[0] for text in between_roles if header and header in text)
-        return TurnFormat(prompt, header, closing, tuple(ends), appended, dangling, tuple(gaps), calls, parts)
+        opening = between.removeprefix(closing) if closing and not appended else ""
+        opening = opening if any(token in opening for token in ends) else ""
+        return TurnFormat(prompt, header, closing, tuple(ends), appended, dangling, opening, tuple(gaps), calls, parts)
 
     @staticmethod
     def _with_a_call(rendered: Callable[..., str | None], form: CallForm) -> tuple[str, str]:
@@ -160,6 +177,22 @@ class FormatReader:
         if len(self._tokens("".join(shared))) > 1 and len(shared[-1]) > 1:
             shared.pop()  # a token that begins both headers
         return behind[len("".join(shared)) :]
+
+    def _closing(self, closing: str) -> str:
+        """``closing`` without the words of another role behind its first token."""
+        tokens = self._tokens(closing)
+        end = closing.index(tokens[0]) + len(tokens[0]) if tokens else len(closing)
+        end += len(closing[end:]) - len(closing[end:].lstrip())
+        return closing[:end] if self._has_words(closing[end:]) else closing
+
+    def _without_opening(self, closing: str, header: str) -> str:
+        """``closing`` without its last token, if that begins a turn: it is in a user's ``header``."""
+        *others, last = self._tokens(closing) or [""]
+        return closing[: closing.rindex(last)] if others and last in self._tokens(header) else closing
+
+    def _has_words(self, text: str) -> bool:
+        """Whether there is more in a text than tokens and white space."""
+        return any(len(atom) == 1 and not atom.isspace() for atom in self._atoms.findall(text))
 
     def _common(self, texts: Iterable[str]) -> str:
         """The longest common beginning of texts, in whole tokens."""

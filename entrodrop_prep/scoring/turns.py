@@ -166,6 +166,7 @@ class _Search:
         """Raises RowError for a chat that cannot be rendered."""
         self._tokenizer, self._form, self._messages, self._variables = tokenizer, form, messages, variables
         self.text = render(tokenizer, messages, variables)
+        self._filled: str | None = None
         self._others = self._outline()
         self._regions: dict[int, Span | None] = dict(self._others)
 
@@ -215,8 +216,11 @@ class _Search:
         """Where turn ``i``, which starts at ``start``, ends. Raises RowError."""
         form, text = self._form, self.text
         if i + 1 == len(self._messages):
-            return len(text.removesuffix(form.dangling)) if form.dangling else len(text)
-        if i + 1 in self._others and (found := self._last_end(start, self._others[i + 1][0])) is not None:
+            if not text.endswith(form.dangling):
+                raise RowError("the chat template writes something else behind the last turn than behind a probe's")
+            return len(text) - len(form.dangling)
+        stop = self._before(i + 1, start)
+        if stop is not None and (found := self._last_end(start, stop)) is not None:
             return found
         turn = self._rendered(i + 1)
         if turn is not None and form.dangling:
@@ -230,10 +234,18 @@ class _Search:
         following = next((region for region in later if region is not None and region[0] >= start), None)
         if following is None:
             raise RowError("the chat template rewrites earlier turns, and the end of this one is not found")
-        end_at = self._last_end(start, following[0])
+        end_at = self._last_end(start, following[0]) if not form.opening else None
         if end_at is None:
             raise RowError("the chat template rewrites earlier turns, and no token ends this one")
         return end_at
+
+    def _before(self, i: int, start: int) -> int | None:
+        """Where the turn before message ``i``, which starts at ``start``, ends at the latest; None where unknown."""
+        stop, opening = self._others[i][0] if i in self._others else None, self._form.opening
+        if stop is None or not opening:
+            return stop
+        is_it = self._messages[i]["role"] == "user" and self.text.endswith(opening, start, stop)
+        return stop - len(opening) if is_it else None
 
     def _last_end(self, start: int, stop: int) -> int | None:
         """The position behind the last token between two that ends a turn, and behind the white space it brings."""
@@ -254,6 +266,9 @@ class _Search:
             own = self._region(i)
             if own is not None and own[0] < own[1] and not start <= own[1] <= end:
                 raise RowError("the chat template puts its text outside of the turn")
+        last = i + 1 == len(self._messages)
+        if last and self._filled is not None and not self._filled.endswith(self.text[start:]):
+            raise RowError("the chat template writes a text of another role into the last turn")
 
     def _outline(self) -> dict[int, Span]:
         """Where the texts of other roles than the assistant's are, by number of message; empty where not for certain.
@@ -270,9 +285,10 @@ class _Search:
             filled = {**messages[i], "content": f"{fill}{i}{fill}"}
             messages[i] = in_parts(filled) if self._form.parts else filled
         try:
-            pieces = re.split(f"{fill}(\\d+){fill}", render(self._tokenizer, messages, self._variables))
+            self._filled = render(self._tokenizer, messages, self._variables)
         except RowError:
             return {}
+        pieces = re.split(f"{fill}(\\d+){fill}", self._filled)
         at, found = len(pieces[0]), {}
         if not text.startswith(pieces[0]):
             return {}

@@ -35,6 +35,7 @@ HEAD_BYTES = 64
 _MAGIC = {
     b"\x1f\x8b": "gzip data",
     b"\x28\xb5\x2f\xfd": "zstd data",
+    **{bytes([0x50 + n]) + b"\x2a\x4d\x18": "zstd data" for n in range(16)},  # a frame to skip, as pzstd begins with
     b"BZh": "bzip2 data",
     b"\xfd7zXZ\x00": "xz data",
     b"]\x00\x00": "lzma data",

@@ -214,6 +214,14 @@ def test_good_and_bad_rows_keep_their_places() -> None:
 # ---- chats
 
 
+@pytest.mark.parametrize("prompt", [None, 3])
+def test_a_prompt_that_is_no_text_is_a_bad_row_whatever_the_tokenizer(prompt: object) -> None:
+    encoder = Encoder(byte_bpe(), PAIR, append_eos=True, chat_template_kwargs=None)
+    good, bad = encoder.encode([{"prompt": "a", "completion": "b"}, {"prompt": prompt, "completion": "b"}])
+    assert isinstance(good, Encoded)
+    assert "column 'prompt' holds" in str(bad)
+
+
 def test_chats_need_a_template() -> None:
     with pytest.raises(ModelError, match="--chat-template"):
         Encoder(byte_bpe(), CHAT, append_eos=True, chat_template_kwargs=None)

@@ -251,6 +251,57 @@ def test_odd_templates(template: str, messages: list[dict[str, Any]], wanted: li
     assert texts(found(byte_bpe(template=template), messages)) == wanted
 
 
+SAYS = "{%- for m in messages %}@BEFORE@{{- '<|' + m.role + '|>' + m.content + '<|end|>' }}@AFTER@{%- endfor %}@LAST@"
+ASKS = "{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}"
+NOTE = "{{- '<|system|>Be nice<|end|>' }}"
+
+
+def with_note(**places: str) -> str:
+    """A template that writes something of its own before or behind messages, or behind the last one."""
+    text = SAYS
+    for place in ("before", "after", "last"):
+        text = text.replace(f"@{place.upper()}@", places.get(place, ""))
+    return text + ASKS
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        with_note(before=f"{{%- if m.role == 'user' %}}{NOTE}{{%- endif %}}"),
+        with_note(after=f"{{%- if m.role == 'assistant' %}}{NOTE}{{%- endif %}}"),
+        with_note(last=f"{{%- if not add_generation_prompt %}}{NOTE}{{%- endif %}}"),
+        with_note(last="{%- if not add_generation_prompt %}{{- 'The end.' }}{%- endif %}"),
+        with_note(before="{%- if messages[0].role != 'system' %}{{ raise_exception('none') }}{%- endif %}"),
+    ],
+    ids=["before the user", "behind the answer", "at the end", "words at the end", "system needed"],
+)
+def test_what_the_template_says_itself_is_not_trained_on(template: str) -> None:
+    messages = [{"role": "system", "content": "s"}, *TWO]
+    assert texts(found(byte_bpe(template=template), messages)) == ["Hello!<|end|>", "y<|end|>"]
+    assert texts(found(byte_bpe(template=template), [*messages, user("z")])) == ["Hello!<|end|>", "y<|end|>"]
+
+
+def test_a_header_that_only_a_reminder_shares_is_not_trained_on() -> None:
+    note = "{%- if not add_generation_prompt %}{{- '<|im_start|>system\\nBe nice<|im_end|>\\n' }}{%- endif %}"
+    template = PLAIN.replace("{%- if add", f"{note}{{%- if add")
+    assert texts(found(byte_bpe(template=template), TWO)) == ["Hello!<|im_end|>\n", "y<|im_end|>\n"]
+
+
+@pytest.mark.parametrize("again", ["messages[0].content", "messages[-1].content"])
+def test_a_text_that_comes_again_at_the_end_is_refused(again: str) -> None:
+    last = f"{{%- if messages[0].role == 'system' %}}{{{{- '<|system|>' + {again} }}}}{{%- endif %}}"
+    tokenizer = byte_bpe(template=with_note(last="{%- if not add_generation_prompt %}" + last + "{%- endif %}"))
+    assert texts(found(tokenizer, TWO)) == ["Hello!<|end|>", "y<|end|>"]
+    if again.startswith("messages[0]"):
+        with pytest.raises(RowError, match="another role"):
+            found(tokenizer, [{"role": "system", "content": "s"}, *TWO])
+    tokenizer = byte_bpe(
+        template=with_note(last=f"{{{{- '<|system|>' + {again} if not add_generation_prompt else '' }}}}")
+    )
+    with pytest.raises(RowError, match=r"message 3 \(assistant\)"):
+        found(tokenizer, TWO)
+
+
 def test_a_turn_that_cannot_be_found_is_refused() -> None:
     """Its end is a line break, in a template that renders the beginning of a chat in another way than the chat."""
     with pytest.raises(RowError, match=r"message 1 \(assistant\): the chat template rewrites earlier turns") as e:
