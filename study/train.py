@@ -10,7 +10,9 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -234,44 +236,90 @@ def study(
     epochs: int = EPOCHS,
     models: int = 64,
     device: str = "cpu",
+    processes: int = 1,
     other: tuple[Network, Weights] | None = None,
 ) -> dict[str, Any]:
     """Train ``runs``, so many ``models`` at once, and write their losses after each epoch as JSON.
 
-    ``other``: a network in place of the study's GPT-2, and what it starts with.
+    ``processes``: how many, of one thread each, share the runs. ``other``: a network in place of the study's GPT-2, and
+    what it starts with.
     """
+    inputs = load(directory, epochs, device, other)
+    found, began, groups = [], time.monotonic(), [runs[at : at + models] for at in range(0, len(runs), models)]
+    for some in in_order(groups, inputs, (directory, epochs, device), processes):
+        found += some
+        result = {
+            "arrays": directory.name, "epochs": epochs, "torch": torch.__version__,
+            "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
+            "parameters": sum(w.numel() for w in inputs.start.values()), "seconds": round(time.monotonic() - began),
+            "train_tokens": int(inputs.data.trainable.sum()), "test_median_nats": inputs.medians["test"], "runs": found,
+        }  # fmt: skip
+        text = json.dumps(result, separators=(",", ":")).replace('{"arm"', '\n{"arm"')
+        out.write_text(f"{text}\n", encoding="utf-8")
+        print(f"{len(found)} of {len(runs)} runs, {time.monotonic() - began:.0f} s", flush=True)
+    return result
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What every training of a study needs."""
+
+    data: Data
+    start: Weights
+    medians: dict[str, float]
+    epochs: int
+
+
+def load(directory: Path, epochs: int, device: str, other: tuple[Network, Weights] | None = None) -> Inputs:
+    """The arrays of a directory on a device."""
     with np.load(directory / "plain.npz") as file:
         plain = dict(file)
     with np.load(directory / "rows.npz") as file:
         packed = dict(file)
     network, start = other or (logits, torch.load(directory / "start.pt", weights_only=True))
-    data = Data(plain, packed, epochs, device, network)
     torch.backends.cuda.matmul.allow_tf32 = True
     medians = {p: float(np.median(plain[f"{p}_entropy"][plain[f"{p}_labels"] >= 0])) for p in ("dev", "test")}
-    found, began = [], time.monotonic()
-    for at in range(0, len(runs), models):
-        some = runs[at : at + models]
-        weights = repeated(start, len(some), device)
-        curves: dict[str, list[Any]] = {part: [evaluated(weights, data, part, medians[part]).cpu()] for part in medians}
-        for _ in trained(weights, some, data, epochs):
-            for part, curve in curves.items():
-                curve.append(evaluated(weights, data, part, medians[part]).cpu())
-        answers = answered(weights, data).tolist() if data.asks else []
-        for i, run in enumerate(some):
-            kept: dict[str, Any] = {
-                p: [[round(float(x), 5) for x in c[i]] for c in curve] for p, curve in curves.items()
-            }
-            found.append({**asdict(run), **kept, **({"answers": answers[i]} if answers else {})})
-        result = {
-            "arrays": directory.name, "epochs": epochs, "torch": torch.__version__,
-            "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
-            "parameters": sum(w.numel() for w in start.values()), "seconds": round(time.monotonic() - began),
-            "train_tokens": int(data.trainable.sum()), "test_median_nats": medians["test"], "runs": found,
-        }  # fmt: skip
-        text = json.dumps(result, separators=(",", ":")).replace('{"arm"', '\n{"arm"')
-        out.write_text(f"{text}\n", encoding="utf-8")
-        print(f"{at + len(some)} of {len(runs)} runs, {time.monotonic() - began:.0f} s", flush=True)
-    return result
+    return Inputs(Data(plain, packed, epochs, device, network), start, medians, epochs)
+
+
+def results_of(runs: list[Run], inputs: Inputs) -> list[dict[str, Any]]:
+    """Train ``runs`` at once; settings, losses after each epoch, and answers of each."""
+    data, medians = inputs.data, inputs.medians
+    weights = repeated(inputs.start, len(runs), data.device)
+    curves: dict[str, list[Any]] = {part: [evaluated(weights, data, part, medians[part]).cpu()] for part in medians}
+    for _ in trained(weights, runs, data, inputs.epochs):
+        for part, curve in curves.items():
+            curve.append(evaluated(weights, data, part, medians[part]).cpu())
+    answers = answered(weights, data).tolist() if data.asks else []
+    found = []
+    for i, run in enumerate(runs):
+        kept: dict[str, Any] = {p: [[round(float(x), 5) for x in c[i]] for c in curve] for p, curve in curves.items()}
+        found.append({**asdict(run), **kept, **({"answers": answers[i]} if answers else {})})
+    return found
+
+
+_own: list[Inputs] = []
+"""In a process that shares the runs: what it trains with."""
+
+
+def _begin(directory: Path, epochs: int, device: str) -> None:
+    torch.set_num_threads(1)
+    _own.append(load(directory, epochs, device))
+
+
+def _one(runs: list[Run]) -> list[dict[str, Any]]:
+    return results_of(runs, _own[0])
+
+
+def in_order(
+    groups: list[list[Run]], inputs: Inputs, given: tuple[Path, int, str], processes: int
+) -> Iterator[list[dict[str, Any]]]:
+    """The results of each group of runs, in their order, by so many processes."""
+    if processes == 1:
+        yield from (results_of(group, inputs) for group in groups)
+        return
+    with ProcessPoolExecutor(processes, get_context("spawn"), _begin, given) as pool:
+        yield from pool.map(_one, groups)
 
 
 def planned(arms: list[str], rates: str) -> list[Run]:
@@ -326,6 +374,7 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--models", type=int, default=64)
+    parser.add_argument("--processes", type=int, default=1)
     options(parser)
     given = parser.parse_args()
-    study(given.arrays, given.out, wanted(given), models=given.models, device=given.device)
+    study(given.arrays, given.out, wanted(given), models=given.models, device=given.device, processes=given.processes)
