@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shlex
 import signal
@@ -14,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from entrodrop_prep.backends.architectures import installed_vllm, is_proven, plugin_is_installed
@@ -31,7 +33,8 @@ log = logging.getLogger(__name__)
 SERVER = "vllm.entrypoints.openai.api_server"
 MIDDLEWARE = "entrodrop_prep.vllm_plugin.middleware.ApiKeyMiddleware"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-POLL = 0.25
+POLL, STOP_SECONDS = 0.25, 15.0
+"""Between two looks at a server; what one that serves has to end by itself."""
 
 
 def command_line(config: ServeConfig) -> list[str]:
@@ -108,26 +111,30 @@ def serve(config: ServeConfig, say: Callable[[str], None]) -> None:
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr.fileno(),
             env=environment,
+            start_new_session=True,  # Ctrl-C is this process's to handle, and all of its engine can be ended
         )
         os.close(reads)
         _stay(process, config, say)
 
 
 def _stay(process: subprocess.Popen[bytes], config: ServeConfig, say: Callable[[str], None]) -> None:
-    """Wait for /health, then for the end."""
+    """Wait for /health, then for the end. One that is asked to stop while it starts is killed: vLLM may hang then."""
+    ready, until = False, math.inf
     stopping = False
 
     def stop(number: int, frame: Any) -> None:
-        nonlocal stopping
+        nonlocal stopping, until
+        if not stopping:
+            until = time.monotonic() + (STOP_SECONDS if ready else 0)
         stopping = True
-        process.terminate()
+        if ready:
+            process.terminate()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     host = f"[{config.host}]" if ":" in config.host else config.host
     url = f"http://{'127.0.0.1' if config.host in ('0.0.0.0', '::') else host}:{config.port}"
-    ready = False
     try:
-        while process.poll() is None:
+        while process.poll() is None and time.monotonic() < until:
             if not ready and not stopping and _is_healthy(url):
                 ready = True
                 say(f"ready: {url}")
@@ -136,8 +143,9 @@ def _stay(process: subprocess.Popen[bytes], config: ServeConfig, say: Callable[[
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if process.poll() is None:
-            process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     if not stopping:
         raise ModelError(
             f"vLLM's server ended with exit code {process.returncode}",

@@ -10,6 +10,9 @@ import runpy
 import signal
 import sys
 import threading
+import time
+
+STOP_SECONDS = 15.0
 
 
 def main(descriptor: int, module: str, arguments: list[str]) -> None:
@@ -20,9 +23,11 @@ def main(descriptor: int, module: str, arguments: list[str]) -> None:
 
 
 def _watch(descriptor: int) -> None:
-    """Wait for the end of the pipe, then ask vLLM to stop as a terminal would."""
+    """Wait for the end of the pipe, then ask vLLM to stop as a terminal would; kill it if it does not."""
     os.read(descriptor, 1)
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(STOP_SECONDS)
+    os.killpg(os.getpid(), signal.SIGKILL)  # it leads a session of its own
 
 
 if __name__ == "__main__":
