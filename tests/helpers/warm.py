@@ -238,7 +238,7 @@ def serve(address: str, root: int, modules: Sequence[str], nested: bool) -> Prog
                     pid = os.fork()
                     if not pid:
                         asked = json.loads(data)
-                        used = [ended, wake, woken, listener, client, *asking.values()]
+                        used = [ended, wake, woken, listener, client, events, *asking.values()]
                         return begun(asked, descriptors, used, address if nested else "")
                     for fd in descriptors:
                         os.close(fd)
