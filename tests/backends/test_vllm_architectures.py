@@ -11,7 +11,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +53,15 @@ STEP = 40
 LENGTHS = (2, 3, 17, 50, CONTEXT, 70)
 HALF_TOLERANCE = (0.02, 0.1)
 """Largest mean difference in nats, of entropies and of log-probabilities, of an engine in bfloat16 from float32."""
-CASES = [
-    (name, tied)
-    for name in PROVEN
-    for tied in (True, False)
-    if not (name in TIED and not tied) and not (name in UNTIED and tied)
-]
+
+
+def usually_tied(name: str) -> bool:
+    """Whether the head is the embeddings: as vLLM has it always, or as configurations of this kind have it."""
+    return name in TIED or (name not in UNTIED and bool(CONFIGS[name]().tie_word_embeddings))
+
+
+OTHERWISE = [name for name in PROVEN if name not in (*TIED, *UNTIED)]
+"""Which have heads of both kinds."""
 
 FORMS: dict[str, tuple[Callable[[], tf.PretrainedConfig], int]] = {
     "llama3 rope": (
@@ -149,61 +151,83 @@ class Answers:
         return str(answer)
 
 
-def key_of(name: str, tied: bool) -> str:
-    return f"{name}, {'tied' if tied else 'untied'}"
-
-
 def lengths_below(longest: int) -> tuple[int, ...]:
     return tuple(min(n, longest) for n in LENGTHS) if longest <= CONTEXT else (*LENGTHS, longest)
 
 
+class Models:
+    """Small models, scored one after the other in one process."""
+
+    def __init__(self, home: Path) -> None:
+        self._home, self._jobs = home, list[Job]()
+        self._models: dict[str, Path] = {}
+
+    def add(self, key: str, config: Any, longest: int = CONTEXT, architecture: str | None = None, **more: Any) -> None:
+        """Make a model of a configuration, to be scored."""
+        folder = self._home / f"model-{len(self._models)}"
+        self._models[key] = save_model(folder, config, seed=len(self._models), scale=8.0, architecture=architecture)
+        usual = {"lengths": lengths_below(longest), "max_length": longest, "batch_tokens": STEP}
+        self._jobs.append(Job(key, str(folder), **{**usual, **more}))
+
+    def add_proven(self, name: str, tied: bool) -> None:
+        """Make one of an architecture."""
+        dtype = "bfloat16" if name in HALF else "float32"
+        self.add(name, CONFIGS[name](tie_word_embeddings=tied), architecture=name, dtype=dtype)
+
+    def add_again(self, name: str, key: str, **changes: Any) -> None:
+        """The model of an architecture once more, in another way."""
+        job = next(job for job in self._jobs if job.key == name)
+        self._jobs.append(dataclasses.replace(job, key=key, **changes))
+        self._models[key] = Path(job.model)
+
+    def score(self) -> Answers:
+        """Answers of vLLM to all of them."""
+        home = self._home
+        (home / "plan.json").write_text(json.dumps([dataclasses.asdict(job) for job in self._jobs]))
+        environment = {**engine_environment(None, None, cpu=True), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        with (home / "log").open("wb") as log:
+            done = VLLM.run(
+                [sys.executable, Path(vllm_many_models.__file__), home / "plan.json", home / "out.npz"],
+                env=environment,
+                stdout=log,
+                stderr=log,
+                check=False,
+            )
+        assert done.returncode == 0, (home / "log").read_text(errors="replace")[-3000:]
+        with np.load(home / "out.npz") as found:
+            return Answers(dict(found), self._models)
+
+
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
-    """All models in one process."""
-    home = tmp_path_factory.mktemp("models")
-    models: dict[str, Path] = {}
-    jobs: list[Job] = []
-
-    def add(key: str, config: Any, longest: int = CONTEXT, architecture: str | None = None, **more: Any) -> None:
-        folder = home / f"model-{len(models)}"
-        models[key] = save_model(folder, config, seed=len(models), scale=8.0, architecture=architecture)
-        usual = {"lengths": lengths_below(longest), "max_length": longest, "batch_tokens": STEP}
-        jobs.append(Job(key, str(models[key]), **{**usual, **more}))
-
-    def job_of(name: str) -> Job:
-        return next(job for job in jobs if job.key == key_of(name, name in TIED))
-
-    for name, tied in CASES:
-        dtype = "bfloat16" if name in HALF else "float32"
-        add(key_of(name, tied), CONFIGS[name](tie_word_embeddings=tied), architecture=name, dtype=dtype)
+    """Each architecture, and what else is scored."""
+    models = Models(tmp_path_factory.mktemp("models"))
+    for name in PROVEN:
+        models.add_proven(name, usually_tied(name))
     for name in RECURRENT:
-        jobs.append(dataclasses.replace(job_of(name), key=f"whole: {name}", batch_tokens=512))
-        models[f"whole: {name}"] = Path(jobs[-1].model)
+        models.add_again(name, f"whole: {name}", batch_tokens=512)
     for key, (make, longest) in FORMS.items():
-        add(f"form: {key}", make(), longest)
+        models.add(f"form: {key}", make(), longest)
     for key, (make, longest, _) in REFUSED.items():
-        add(f"refused: {key}", make(), longest)
-    add("small budget", CONFIGS["LlamaForCausalLM"](), batch_tokens=512, logits_mib=1)
-    add(
+        models.add(f"refused: {key}", make(), longest)
+    models.add("small budget", CONFIGS["LlamaForCausalLM"](), batch_tokens=512, logits_mib=1)
+    models.add(
         "little cache",
         CONFIGS["LlamaForCausalLM"]().__class__(**{**GROUPED, "max_position_embeddings": 512}),
         512,
         lengths=(500, 512, 400, 501, 300, 2, 511),
         options=("num_gpu_blocks_override=6", "long_prefill_token_threshold=16"),
     )
-    (home / "plan.json").write_text(json.dumps([dataclasses.asdict(job) for job in jobs]))
-    environment = {**engine_environment(None, None, cpu=True), "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    with (home / "log").open("wb") as log:
-        done = VLLM.run(
-            [sys.executable, Path(vllm_many_models.__file__), home / "plan.json", home / "out.npz"],
-            env=environment,
-            stdout=log,
-            stderr=log,
-            check=False,
-        )
-    assert done.returncode == 0, (home / "log").read_text(errors="replace")[-3000:]
-    with np.load(home / "out.npz") as found:
-        return Answers(dict(found), models)
+    return models.score()
+
+
+@pytest.fixture(scope="module")
+def with_other_heads(tmp_path_factory: pytest.TempPathFactory) -> Answers:
+    """Each architecture that may be tied or not, as it usually is not."""
+    models = Models(tmp_path_factory.mktemp("others"))
+    for name in OTHERWISE:
+        models.add_proven(name, not usually_tied(name))
+    return models.score()
 
 
 def check(answer: np.ndarray[Any, Any], model: Path, lengths: tuple[int, ...], *, half: bool = False) -> None:
@@ -219,19 +243,28 @@ def check(answer: np.ndarray[Any, Any], model: Path, lengths: tuple[int, ...], *
         np.testing.assert_allclose(answer, wanted, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize(("name", "tied"), CASES)
-def test_it_scores_as_transformers_does(answers: Answers, name: str, tied: bool) -> None:
-    key = key_of(name, tied)
-    config = json.loads((answers.models[key] / "config.json").read_text())
+def check_proven(answers: Answers, name: str, tied: bool) -> None:
+    config = json.loads((answers.models[name] / "config.json").read_text())
     assert config["architectures"] == [name]
     assert config["tie_word_embeddings"] == tied
-    check(answers.of(key), answers.models[key], LENGTHS, half=name in HALF)
+    check(answers.of(name), answers.models[name], LENGTHS, half=name in HALF)
+
+
+@pytest.mark.parametrize("name", PROVEN)
+def test_it_scores_as_transformers_does(answers: Answers, name: str) -> None:
+    check_proven(answers, name, usually_tied(name))
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_with_the_other_head_it_does_too(with_other_heads: Answers, name: str) -> None:
+    check_proven(with_other_heads, name, not usually_tied(name))
 
 
 @pytest.mark.parametrize("name", RECURRENT)
 def test_a_state_survives_where_a_row_is_cut(answers: Answers, name: str) -> None:
     """The same model with rows in one piece, beside rows that steps of the engine cut in up to four."""
-    whole, cut = answers.of(f"whole: {name}"), answers.of(key_of(name, name in TIED))
+    whole, cut = answers.of(f"whole: {name}"), answers.of(name)
     check(whole, answers.models[f"whole: {name}"], LENGTHS, half=name in HALF)
     if name not in HALF:
         np.testing.assert_allclose(whole, cut, rtol=0, atol=TOLERANCE)
@@ -250,7 +283,7 @@ def test_what_vllm_would_score_otherwise_is_refused(answers: Answers, form: str)
 
 @pytest.mark.parametrize("cap", ["attn_logit_softcapping", "final_logit_softcapping"])
 def test_soft_caps_matter(answers: Answers, cap: str) -> None:
-    key = key_of("Gemma2ForCausalLM", True)
+    key = "Gemma2ForCausalLM"
     without = reference(answers.models[key], LENGTHS, **{cap: None})
     assert np.abs(answers.of(key) - without).max() > 100 * TOLERANCE
 
@@ -258,9 +291,9 @@ def test_soft_caps_matter(answers: Answers, cap: str) -> None:
 def test_the_bias_of_a_head_and_the_scale_of_logits_matter(answers: Answers) -> None:
     from safetensors.torch import load_file
 
-    weights = load_file(answers.models[key_of("PhiForCausalLM", False)] / "model.safetensors")
+    weights = load_file(answers.models["PhiForCausalLM"] / "model.safetensors")
     assert weights["lm_head.bias"].abs().max() > 0.1
-    key = key_of("CohereForCausalLM", True)
+    key = "CohereForCausalLM"
     without = reference(answers.models[key], LENGTHS, logit_scale=1.0)
     assert np.abs(answers.of(key) - without).max() > 100 * TOLERANCE
 
@@ -283,35 +316,29 @@ def test_what_is_proven() -> None:
     assert variant_of("BertForMaskedLM") is None
 
 
-TENSOR_PARALLEL = ("Qwen3MoeForCausalLM",)
-
-
+TENSOR_PARALLEL = "Qwen3MoeForCausalLM"
 HEAVY_TENSOR_PARALLEL = (
-    ("LlamaForCausalLM", False),
-    ("Gemma2ForCausalLM", True),
-    ("CohereForCausalLM", True),
-    ("PhiForCausalLM", False),
-    ("GPT2LMHeadModel", True),
-    ("Qwen3ForCausalLM", True),
+    *("LlamaForCausalLM", "Gemma2ForCausalLM", "CohereForCausalLM"),
+    *("PhiForCausalLM", "GPT2LMHeadModel", "Qwen3ForCausalLM"),
 )
 """Soft caps, a scale of the logits, a head's bias, heads tied to the embeddings: each beside another split."""
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize(("name", "tied"), HEAVY_TENSOR_PARALLEL)
-def test_tensor_parallel_of_every_kind(answers: Answers, name: str, tied: bool) -> None:
-    backend = in_halves(answers, name, tied)
+@pytest.mark.parametrize("name", HEAVY_TENSOR_PARALLEL)
+def test_tensor_parallel_of_every_kind(answers: Answers, name: str) -> None:
+    backend = in_halves(answers, name)
     try:
-        check_halves(answers, backend, name, tied)
+        check_halves(answers, backend, name)
     finally:
         backend.close()
 
 
-def in_halves(answers: Answers, name: str, tied: bool) -> VllmBackend:
+def in_halves(answers: Answers, name: str) -> VllmBackend:
     """An engine of two processes."""
     config = ScoreConfig(
         source="-",
-        model=str(answers.models[key_of(name, tied)]),
+        model=str(answers.models[name]),
         out="-",
         backend="vllm",
         dtype="float32",
@@ -321,32 +348,24 @@ def in_halves(answers: Answers, name: str, tied: bool) -> VllmBackend:
     return VllmBackend(config, inspect_model(config))
 
 
-def check_halves(answers: Answers, backend: VllmBackend, name: str, tied: bool) -> None:
+def check_halves(answers: Answers, backend: VllmBackend, name: str) -> None:
     assert backend.environment()["tensor_parallel"] == "2"
     scores = score_all(backend, [ids_of(n, VOCABULARY) for n in LENGTHS])
-    wanted = np.split(reference(answers.models[key_of(name, tied)], LENGTHS), np.cumsum(LENGTHS)[:-1])
+    wanted = np.split(reference(answers.models[name], LENGTHS), np.cumsum(LENGTHS)[:-1])
     for (entropy, logprob), row in zip(scores, wanted, strict=True):
         np.testing.assert_allclose(entropy, row[:-1, 0], rtol=0, atol=TOLERANCE)
         np.testing.assert_allclose(logprob, row[:-1, 1], rtol=0, atol=TOLERANCE)
 
 
 @pytest.fixture(scope="module")
-def halves(answers: Answers) -> Iterator[dict[str, VllmBackend]]:
-    """Engines of two processes each, started side by side."""
-
-    def start(name: str) -> VllmBackend:
-        return in_halves(answers, name, False)
-
-    with ThreadPoolExecutor() as pool:
-        backends = dict(zip(TENSOR_PARALLEL, pool.map(start, TENSOR_PARALLEL), strict=True))
-    yield backends
-    for backend in backends.values():
-        backend.close()
+def halves(answers: Answers) -> Iterator[VllmBackend]:
+    backend = in_halves(answers, TENSOR_PARALLEL)
+    yield backend
+    backend.close()
 
 
-@pytest.mark.parametrize("name", TENSOR_PARALLEL)
-def test_tensor_parallel(answers: Answers, halves: dict[str, VllmBackend], name: str) -> None:
-    check_halves(answers, halves[name], name, False)
+def test_tensor_parallel(answers: Answers, halves: VllmBackend) -> None:
+    check_halves(answers, halves, TENSOR_PARALLEL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -357,7 +376,7 @@ class Part:
     sequences: list[np.ndarray[Any, Any]]
 
 
-def test_shards_that_come_slowly_and_an_empty_one(halves: dict[str, VllmBackend]) -> None:
+def test_shards_that_come_slowly_and_an_empty_one(halves: VllmBackend) -> None:
     error = ValueError("the fifth row is bad")
 
     def slowly() -> Iterator[Part]:
@@ -366,13 +385,12 @@ def test_shards_that_come_slowly_and_an_empty_one(halves: dict[str, VllmBackend]
             yield Part(index, [] if index == 1 else [ids_of(n, VOCABULARY) for n in (index + 2, 60, 80)])
         raise error
 
-    backend = halves[TENSOR_PARALLEL[0]]
     feed, tokens = PrefetchQueue(slowly()), dict.fromkeys(range(4), 0)
 
     def done(job: Part, count: int) -> None:
         tokens[job.index] += count
 
-    found = {job.index: scores for job, scores in backend.score(feed, done)}
+    found = {job.index: scores for job, scores in halves.score(feed, done)}
     assert {index: [len(entropy) + 1 for entropy, _ in scores] for index, scores in found.items()} == {
         0: [2, 60, 80],
         1: [],
@@ -384,14 +402,12 @@ def test_shards_that_come_slowly_and_an_empty_one(halves: dict[str, VllmBackend]
     feed.close()
 
 
-def test_nothing_is_left_of_closed_engines(halves: dict[str, VllmBackend]) -> None:
-    started = engines()  # other tests' servers may run beside them
-    below = [process for engine in started for process in (engine, *descendants(engine.pid))]
-    assert len(started) == len(halves)
-    assert len(below) >= 3 * len(halves)
-    for backend in halves.values():
-        backend.close()
-        backend.close()
+def test_nothing_is_left_of_a_closed_engine(halves: VllmBackend) -> None:
+    (started,) = engines()  # other tests' servers may run beside it
+    below = [started, *descendants(started.pid)]
+    assert len(below) >= 3
+    halves.close()
+    halves.close()
     assert all_gone(below)
 
 

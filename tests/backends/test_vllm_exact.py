@@ -7,17 +7,23 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
+from entrodrop_prep.store.manifest import read
+from entrodrop_prep.store.schema import SCORED
 from entrodrop_prep.store.shards import read_footer
 from entrodrop_prep.terminal.preemption import EXIT_CODE
+from entrodrop_prep.verification.run import verify
 from helpers.closed_form import check, shifted
 from helpers.models import Markov, random_rows, rows_of, run_score, shards, write_rows
-from helpers.vllm import VLLM, all_gone, descendants, engines, environment, quick_engines, until
+from helpers.scored import copy
+from helpers.vllm import VLLM, all_gone, engines, environment, quick_engines, until
 
 pytestmark = pytest.mark.vllm
 
@@ -51,14 +57,58 @@ def source(rows: list[list[int]], tmp_path_factory: pytest.TempPathFactory) -> P
     return write_rows(path, [{"input_ids": ids} for ids in rows])
 
 
-SETTINGS: dict[str, Any] = {"backend": "vllm", "batch_tokens": STEP, "rows_per_shard": ROWS_PER_SHARD}
+WINDOWS = {"max_length": 200, "overlap": 16}
+SETTINGS: dict[str, Any] = {"backend": "vllm", "batch_tokens": STEP, "rows_per_shard": ROWS_PER_SHARD, **WINDOWS}
+OPTIONS = (
+    *("--dtype", "float32", "--batch-tokens", str(STEP), "--rows-per-shard", str(ROWS_PER_SHARD)),
+    *("--max-length", "200", "--overlap", "16"),
+)
+
+
+def command(source: Path, model: Path, out: Path, *more: str) -> list[str]:
+    start = [sys.executable, "-m", "entrodrop_prep", "score", str(source), "--model", str(model), "--out", str(out)]
+    return [*start, "--backend", "vllm", *more]
 
 
 @pytest.fixture(scope="module")
-def scored(closed_form: Markov, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All rows, by engine steps of far fewer tokens than a row has."""
-    out = tmp_path_factory.mktemp("scored") / "out"
-    run_score(source, closed_form.directory, out, **SETTINGS)
+def killed(closed_form: Markov, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run left that was killed. It has no engine any more: an engine's working directory is that of its run."""
+    out = tmp_path_factory.mktemp("killed") / "out"
+    process = VLLM.popen(
+        command(source, closed_form.directory, out, *OPTIONS),
+        cwd=out.parent,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    assert until(lambda: len(shards(out)) >= 3 or process.poll() is not None)
+    both = working_in(out.parent)
+    assert process.poll() is None, process.stderr.read()
+    assert {process.pid} < {one.pid for one in both}
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert all_gone(both, 5)
+    assert process.stderr.read() == b""
+    return out
+
+
+def working_in(folder: Path) -> list[psutil.Process]:
+    """Processes by their working directory."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.cwd() == str(folder):
+                found.append(process)
+    return found
+
+
+@pytest.fixture(scope="module")
+def scored(closed_form: Markov, source: Path, killed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All rows, by engine steps of far fewer tokens than a row has; the run was killed and continued."""
+    out = copy(killed, tmp_path_factory.mktemp("scored") / "out")
+    run_score(source, closed_form.directory, out, **SETTINGS, self_check=False)
+    assert not engines()
     return out
 
 
@@ -71,8 +121,7 @@ def test_the_model_is_sharp_enough_to_show_a_shift(closed_form: Markov) -> None:
 
 
 def test_each_score_is_that_of_the_closed_form(closed_form: Markov, rows: list[list[int]], scored: Path) -> None:
-    check(rows_of(scored), rows, closed_form)
-    assert set(self_checks(scored)) == {"passed"}
+    check(rows_of(scored), rows, closed_form, **WINDOWS)
     environment = read_footer(shards(scored)[0]).info["environment"]
     assert environment["backend"] == "vllm"
     assert environment["device"] == "cpu"
@@ -85,7 +134,7 @@ def test_a_shift_by_one_would_fail(
     closed_form: Markov, rows: list[list[int]], scored: Path, name: str, by: int
 ) -> None:
     with pytest.raises(AssertionError):
-        check([{**row, name: shifted(row[name], by)} for row in rows_of(scored)], rows, closed_form)
+        check([{**row, name: shifted(row[name], by)} for row in rows_of(scored)], rows, closed_form, **WINDOWS)
 
 
 def test_rows_that_a_prefix_cache_would_serve_are_scored_whole(rows: list[list[int]], scored: Path) -> None:
@@ -95,17 +144,23 @@ def test_rows_that_a_prefix_cache_would_serve_are_scored_whole(rows: list[list[i
     assert np.ptp([row["entropy"][1:] for row in found], axis=0).max() < 1e-4
 
 
+def test_it_is_the_dataset_that_transformers_makes(
+    closed_form: Markov, rows: list[list[int]], source: Path, scored: Path, tmp_path: Path
+) -> None:
+    run_score(source, closed_form.directory, tmp_path / "out", **{**SETTINGS, "backend": "transformers"})
+    one, other = (read(out, SCORED) for out in (scored, tmp_path / "out"))
+    assert one["identity"] == other["identity"]
+    assert one["counts"] == other["counts"]
+    check_as_one_run(tmp_path / "out", scored, rows, closed_form)
+    assert not verify(str(scored)).findings
+
+
 def test_a_finished_directory_starts_no_engine(closed_form: Markov, source: Path, scored: Path) -> None:
     before = {p.name: p.stat().st_mtime_ns for p in scored.iterdir()}
     # with this option no engine would start
     summary = run_score(source, closed_form.directory, scored, **SETTINGS, engine_arg=("no_such_option=1",))
     assert summary.already_complete
     assert {p.name: p.stat().st_mtime_ns for p in scored.iterdir()} == before
-
-
-def command(source: Path, model: Path, out: Path, *more: str) -> list[str]:
-    start = [sys.executable, "-m", "entrodrop_prep", "score", str(source), "--model", str(model), "--out", str(out)]
-    return [*start, "--backend", "vllm", *more]
 
 
 def test_a_prefix_cache_is_refused(closed_form: Markov, source: Path, tmp_path: Path) -> None:
@@ -118,32 +173,12 @@ def test_a_prefix_cache_is_refused(closed_form: Markov, source: Path, tmp_path: 
     assert not shards(tmp_path / "out")
 
 
-def test_a_killed_run_leaves_no_engine_and_goes_on(
-    closed_form: Markov, rows: list[list[int]], source: Path, scored: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    options = ("--dtype", "float32", "--batch-tokens", str(STEP), "--rows-per-shard", str(ROWS_PER_SHARD))
-    process = subprocess.Popen(
-        command(source, closed_form.directory, out, *options),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stderr is not None
-    assert until(lambda: len(shards(out)) >= 3 or process.poll() is not None)
-    below = descendants(process.pid)
-    assert engines(process.pid)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert all_gone(below, 5)
-    assert process.stderr.read() == b""
-    finished = len(shards(out))
-    assert 3 <= finished < len(shards(scored))
-
-    run_score(source, closed_form.directory, out, **SETTINGS, self_check=False)
-    assert self_checks(out) == ["passed"] * finished + ["off"] * (len(shards(scored)) - finished)
-    check_as_one_run(out, scored, rows, closed_form)
-    assert not engines()
+def test_a_killed_run_goes_on(killed: Path, scored: Path) -> None:
+    finished, every = len(shards(killed)), len(shards(scored))
+    assert 3 <= finished < every
+    assert not (killed / "manifest.json").exists()
+    assert self_checks(scored) == ["passed"] * finished + ["off"] * (every - finished)
+    assert [p.read_bytes() for p in shards(scored)[:finished]] == [p.read_bytes() for p in shards(killed)]
 
 
 @pytest.mark.heavy
@@ -152,10 +187,9 @@ def test_workers_that_come_and_go_make_one_runs_rows(
 ) -> None:
     """Three workers, of which one is killed, one is asked to end and one comes late; then two. Each has an engine."""
     out = tmp_path / "out"
-    options = ("--dtype", "float32", "--batch-tokens", str(STEP), "--rows-per-shard", str(ROWS_PER_SHARD))
 
     def begin(worker: str) -> subprocess.Popen[bytes]:
-        given = command(source, closed_form.directory, out, *options, "--worker", worker)
+        given = command(source, closed_form.directory, out, *OPTIONS, "--worker", worker)
         return subprocess.Popen(given, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     killed, asked = begin("0/3"), begin("1/3")
@@ -177,7 +211,8 @@ def check_as_one_run(out: Path, scored: Path, rows: list[list[int]], closed_form
     found, whole = rows_of(out), rows_of(scored)
     for name in ("row_id", "window", "input_ids", "loss_mask"):
         assert [row[name] for row in found] == [row[name] for row in whole]
-    check(found, rows, closed_form)
+    check(found, rows, closed_form, **WINDOWS)
     for name in ("entropy", "logprob"):
-        differences = [np.subtract(a[name][1:], b[name][1:]) for a, b in zip(found, whole, strict=True)]
+        columns = [[np.array(row[name], float) for row in each] for each in (found, whole)]  # a null is not a number
+        differences = [(a - b)[~np.isnan(b)] for a, b in zip(*columns, strict=True)]
         assert np.abs(np.concatenate(differences)).max() < 1e-4

@@ -47,53 +47,41 @@ def source(rows: list[list[int]], tmp_path_factory: pytest.TempPathFactory) -> P
     return write_rows(path, [{"input_ids": ids} for ids in rows])
 
 
-def kill_in_the_middle(out: Path, how_many: int) -> threading.Thread:
-    """Kill some of two engines once a few shards are there."""
-
-    def kill() -> None:
-        if until(lambda: len(shards(out)) >= LATER):
-            running = engines()
-            assert len(running) == 2
-            for process in running[:how_many]:
-                process.kill()
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    return thread
-
-
-def test_one_of_two_engines_is_killed(
+def test_engines_are_killed_one_after_the_other(
     closed_form: Markov, rows: list[list[int]], source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    out = tmp_path / "out"
-    killer = kill_in_the_middle(out, 1)
-    with caplog.at_level(logging.WARNING, logger="entrodrop_prep"):
-        summary = run_score(source, closed_form.directory, out, **SETTINGS, replicas="2")
-    killer.join()
-    assert [r.getMessage() for r in caplog.records if "engine" in r.getMessage()] == [
-        "a vLLM engine ended (signal 9); left: 1"
-    ]
-    assert len(shards(out)) == SHARDS
-    assert summary.scored_tokens == sum(map(len, rows))
-    check(rows_of(out), rows, closed_form)
-    assert not engines()
+    """The second continues what the first had; without any the run ends, and with another one it resumes."""
+    out, running = tmp_path / "out", list[int]()
 
+    def kill_both() -> None:
+        for _ in range(2):
+            enough = len(shards(out)) + LATER
+            until(lambda enough=enough: len(shards(out)) >= enough)  # type: ignore[misc]
+            left = engines()
+            running.append(len(left))
+            left[0].kill()
 
-def test_both_engines_are_killed(
-    closed_form: Markov, rows: list[list[int]], source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    out = tmp_path / "out"
-    killer = kill_in_the_middle(out, 2)
-    with pytest.raises(ScoreError, match="every vLLM engine has ended: signal 9") as e:
+    killer = threading.Thread(target=kill_both)
+    killer.start()
+    with (
+        caplog.at_level(logging.WARNING, logger="entrodrop_prep"),
+        pytest.raises(ScoreError, match="every vLLM engine has ended: signal 9") as e,
+    ):
         run_score(source, closed_form.directory, out, **SETTINGS, replicas="2")
     killer.join()
+    assert running == [2, 1]
+    assert [r.getMessage() for r in caplog.records if "engine" in r.getMessage()] == [
+        "a vLLM engine ended (signal 9); left: 1",
+        "a vLLM engine ended (signal 9); left: 0",
+    ]
     assert "finished shards are kept: run the same command again" in str(e.value)
     assert not engines()
     kept = {path.name: path.read_bytes() for path in shards(out)}
-    assert LATER <= len(kept) < SHARDS
+    assert 2 * LATER <= len(kept) < SHARDS
     assert not (out / "manifest.json").exists()
 
-    run_score(source, closed_form.directory, out, **SETTINGS)  # one engine now: how many is not part of a run
+    summary = run_score(source, closed_form.directory, out, **SETTINGS)  # one engine: how many is not part of a run
+    assert summary.scored_tokens == sum(len(r) for i, r in enumerate(rows) if f"shard-{i // 5:05d}.parquet" not in kept)
     assert len(shards(out)) == SHARDS
     assert {path.name: path.read_bytes() for path in shards(out) if path.name in kept} == kept
     assert len({str(read_footer(path).info["environment"]) for path in shards(out)}) == 1
