@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import gc
+import os
+import sys
 from collections.abc import Iterator
 
 import pytest
 
 from helpers.models import Markov, markov_model
 from helpers.servers import VllmServer
+
+# Else each of a thousand processes would compile the package again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 SLOW = ("vllm", "training", "network")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from helpers.warm import Warm
+from helpers.warm import CLIENT, MODEL_CLIENT, Warm
 
 PYTHON = Warm("json", "pyarrow", SET_WHILE_IMPORTING="1")
 SHOW = """
@@ -25,6 +26,35 @@ print([(s.encoding, s.errors, s.line_buffering, s.fileno()) for s in (sys.stdin,
 print([str(signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE)])
 print([name for name in sys.modules if name.startswith("entrodrop_prep")])
 sys.stderr.write("an error")
+"""
+SETTINGS = """
+import inspect, json, pathlib, sys
+import datasets, huggingface_hub.repocard, transformers.utils
+
+PACKAGES = ("huggingface_hub", "datasets")
+
+def shown(value):
+    '''What may come from the environment: no code, no address in memory.'''
+    if isinstance(value, (str, bytes, bool, int, float, pathlib.PurePath, type(None))):
+        return repr(value)
+    if isinstance(value, (list, tuple)):
+        return list(map(shown, value))
+    if inspect.ismethod(value):
+        return shown(value.__self__)
+    if inspect.isroutine(value):
+        return shown([getattr(value, "__defaults__", None), *(getattr(value, "__kwdefaults__", None) or {}).values()])
+    if type(value).__module__.split(".")[0] in PACKAGES and hasattr(value, "__dict__"):
+        return {key: shown(one) for key, one in vars(value).items() if isinstance(one, (str, bool)) and key[0] != "_"}
+    return ""
+
+found = {}
+for name, module in list(sys.modules.items()):
+    if name.split(".")[0] in PACKAGES or name in ("transformers.utils", "transformers.utils.hub"):
+        for key, value in list(vars(module).items()):
+            for inner, one in (vars(value).items() if inspect.isclass(value) else [("", value)]):
+                if not key.startswith("__") and not inner.startswith("_") and key != "SESSION_ID":  # drawn
+                    found[f"{name} {key} {inner}"] = shown(one)
+print(json.dumps(found))
 """
 ENDS = {
     "a code": "sys.exit(3)",
@@ -84,6 +114,21 @@ def test_signals_reach_it_and_descriptors_are_passed() -> None:
         assert {one.result(30) for one in waiting} == {process.poll()} == {-signal.SIGKILL}
     assert os.read(ours, 1) == b""
     os.close(ours)
+
+
+def test_the_clients_of_a_hub_find_what_their_environment_says(tmp_path: Path) -> None:
+    """Nothing is left of the environment in which they were imported: every setting is that of a new Python."""
+    told = {"HF_ENDPOINT": "http://127.0.0.1:9/", "HF_HOME": str(tmp_path), "HF_DATASETS_OFFLINE": "1"}
+    told |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_ETAG_TIMEOUT": "7"}
+    environment = {"PATH": os.environ["PATH"], "HOME": "/nowhere", **told}
+    cold, *warm = (
+        json.loads(run([sys.executable, "-c", SETTINGS], env=environment, capture_output=True, check=True).stdout)
+        for run in (subprocess.run, CLIENT.run, MODEL_CLIENT.run)
+    )
+    assert len(cold) > 1_000
+    for found in warm:
+        assert {key: (value, found[key]) for key, value in cold.items() if found.get(key, value) != value} == {}
+    assert str(tmp_path) in cold["datasets.config HF_DATASETS_CACHE "]
 
 
 @pytest.mark.parametrize("module", ["entrodrop_prep", "helpers.scored"])

@@ -25,20 +25,19 @@ from programs.faulty import digest_of_rows
 MODEL = Path(entrodrop_prep.__file__).parent / "demo" / "model"
 
 CI = [
-    *[Fault("score", "SIGKILL", at) for at in (0.35, 0.8)],
+    Fault("score", "SIGKILL", 0.35),
     Fault("score", "SIGINT", 0.5),
     Fault("score", "ENOSPC", 0.5, "write"),
     Fault("score", "edited", 0.4),
     Fault("score", "another", 0.5),
-    *[Fault("materialize", "SIGKILL", at) for at in (0.3, 0.6, 0.97)],
-    *[Fault("materialize", what, 0.5) for what in ("SIGTERM", "SIGINT", "replaced", "another", "clock +3650")],
-    *[Fault("materialize", what, 0.6, "fsync") for what in ("EIO", "EDQUOT")],
+    *[Fault("materialize", "SIGKILL", at) for at in (0.3, 0.97)],
+    *[Fault("materialize", what, 0.5) for what in ("SIGTERM", "replaced", "clock +3650")],
+    Fault("materialize", "EIO", 0.6, "fsync"),
     Fault("materialize", "EROFS on", 0.5, "open"),
     Fault("materialize", "room", 0.25, "write"),
     Fault("materialize --worker", "SIGKILL", 0.5),
     Fault("materialize --worker", "SIGTERM", 0.3),
     Fault("materialize --worker", "claims-past", 0.4),
-    Fault("report", "SIGKILL", 0.5),
     Fault("report", "ENOSPC", 0.5, "write"),
     Fault("load", "SIGKILL", 0.5),
     Fault("load", "ENOSPC", 0.7, "write"),
@@ -58,7 +57,7 @@ def more() -> Iterator[Fault]:
     ):
         for what, count in (("SIGKILL", kill), ("SIGTERM", term), ("SIGINT", interrupt)):
             yield from (Fault(job, what, at) for at in points(count))
-    yield from (Fault("report", what, 0.5) for what in ("SIGTERM", "SIGINT"))
+    yield from (Fault("report", what, 0.5) for what in ("SIGKILL", "SIGTERM", "SIGINT"))
     yield from (Fault("report", what, 1, calls) for what, calls in (("EIO", "fsync"), ("EROFS on", "open")))
     for what, count in (("SIGKILL", 6), ("SIGTERM", 3), ("SIGINT", 3)):
         yield from (Fault("push", what, at, "send") for at in points(count))

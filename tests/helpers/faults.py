@@ -19,9 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from helpers import pushes
 from helpers.runs import being_written, check_final_names
-from helpers.warm import MODEL_MODULES, Warm
+from helpers.warm import MODEL_MODULES, READ, Warm
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ROOT / "tests" / "programs"
@@ -74,8 +73,7 @@ class Processes:
         shim = folder / "faults.so"
         compiler = ["cc", "-shared", "-fPIC", "-O1", "-o", str(shim), str(PROGRAMS / "faults.c"), "-ldl"]
         subprocess.run(compiler, check=True)
-        self._warm = Warm(*MODEL_MODULES, LD_PRELOAD=str(shim), HF_HUB_OFFLINE="1")
-        self._client = Warm(*pushes.MODULES, nested=True, LD_PRELOAD=str(shim))
+        self._warm = Warm(*MODEL_MODULES, reread=READ, nested=True, LD_PRELOAD=str(shim))
         self._folder, self._count = folder, 0
 
     def start(self, job: Job, out: Path, kinds: int, at: int, action: int, value: int, sticky: bool = False) -> Any:
@@ -84,9 +82,11 @@ class Processes:
         struck, seen = self._folder / f"struck-{self._count}", self._folder / f"seen-{self._count}"
         given = {"below": str(out), "struck": str(struck), "seen": str(seen), "kinds": kinds, "at": at}
         given |= {"action": action, "value": value, "sticky": int(sticky)}
-        process = (self._client if job.sockets else self._warm).popen(
+        usual = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+        usual["HF_HUB_OFFLINE"] = str(int(not job.sockets))
+        process = self._warm.popen(
             [sys.executable, str(PROGRAMS / "faulty.py"), json.dumps(given), *job.arguments(out)],
-            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", **job.environment},
+            env={**os.environ, **usual, **job.environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

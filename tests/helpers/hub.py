@@ -109,6 +109,7 @@ class Hub:
             said["HF_TOKEN"] = token
         if not xet:
             said["HF_HUB_DISABLE_XET"] = "1"
+        said["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # as commands do before they import what is imported here already
         return {**kept, **said}
 
     def repo(self, name: str, kind: str = "datasets") -> Repo:

@@ -20,15 +20,8 @@ from entrodrop_prep import MaterializeConfig, materialize
 from helpers import hub_calls
 from helpers.hub import WRITER, Hub
 from helpers.scored import some_rows, write_scored
-from helpers.warm import Warm
+from helpers.warm import CLIENT
 
-MODULES = (
-    *("aiohttp", "anyio.to_thread", "dill", "filelock", "fsspec.implementations.dirfs", "httpcore2", "httpx", "httpx2"),
-    *("jinja2", "multiprocess.pool", "pandas", "pyarrow.compute", "pyarrow.dataset", "pyarrow.json", "pyarrow.parquet"),
-    *("pydantic.main", "tqdm.auto", "truststore", "typer", "unittest.mock", "xxhash", "yaml"),
-)
-CLIENT = Warm(*MODULES, nested=True)
-"""What a push and the process that loads it back import, but for what reads where the Hub is."""
 ROOT = Path(__file__).resolve().parents[2]
 FAST = ("--retry-seconds", "0.05", "--timeout", "20")
 LOAD = """
@@ -61,6 +54,8 @@ def start(
     """``entrodrop`` with these arguments, started; ``popen`` is that of ``CLIENT`` by default."""
     environment = hub.environment(home, token, xet=xet)
     environment["PYTHONPATH"] = str(ROOT)
+    if popen:
+        del environment["HF_HUB_DISABLE_PROGRESS_BARS"]
     return (popen or CLIENT.popen)(
         [sys.executable, "-m", "entrodrop_prep", *arguments],
         **{"env": environment, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more},

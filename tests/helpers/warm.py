@@ -5,8 +5,8 @@
 
 Each is a process with a pid, signals, pipes and an exit status of its own, and begins as Python begins: environment,
 working directory, descriptors, ``sys.argv`` and ``sys.path`` are set before its program runs. It only finds some
-modules imported. Those must not read, when imported, what programs are given in the environment; none of ours is among
-them.
+modules imported. Of those the ones that read the environment when they are imported are run again (``reread``); none of
+ours is among them.
 """
 
 from __future__ import annotations
@@ -50,12 +50,14 @@ class Warm:
 
     Args:
         modules: what it imports. Where one of them starts a thread, or is one of ours, it refuses to serve.
+        reread: what of them reads the environment, in that order, and is to read each program's; see ``read_again``.
         nested: whether programs start their own Python processes so, too, and fork where they would spawn.
         environment: what is set while it imports.
     """
 
-    def __init__(self, *modules: str, nested: bool = False, **environment: str) -> None:
-        self._asked = {"modules": modules, "nested": nested}
+    def __init__(self, *modules: str, reread: Sequence[str] = (), nested: bool = False, **environment: str) -> None:
+        self._asked = {"modules": modules}
+        self._each = {"reread": reread, "nested": nested}
         self._environment = environment
         self._lock = threading.Lock()
         self._begun = False
@@ -70,7 +72,7 @@ class Warm:
             if not self._begun:
                 self._begin({"address": address, "root": root, **self._asked})
             self._begun = True
-        return warm_popen(address)
+        return warm_popen(address, **self._each)
 
     def _begin(self, asked: dict[str, Any]) -> None:
         """Start the server, unless another process has done so; back when it listens."""
@@ -106,7 +108,7 @@ class Warm:
         """Make an executable that starts Python so, with these arguments and its own: for shells."""
         here = Path(__file__).resolve().parents[1]
         lines = ["import sys", f"sys.path.insert(0, {str(here)!r})", "from helpers.warm import warm_popen"]
-        lines += [f"popen = warm_popen({self.popen.address!r})"]
+        lines += [f"popen = warm_popen({self.popen.address!r}, **{self._each!r})"]
         lines += [f"sys.exit(popen([sys.executable, *{command!r}, *sys.argv[1:]]).wait())", ""]
         path.write_text("\n".join([f"#!{sys.executable} -IS", *lines]))
         path.chmod(0o755)
@@ -116,6 +118,8 @@ class WarmPopen(COLD):  # type: ignore[type-arg]
     """A process that the server at ``address`` forks. Any other program than its Python is started as ever."""
 
     address: ClassVar[str]
+    reread: ClassVar[Sequence[str]]
+    nested: ClassVar[bool]
     every: ClassVar[list[WarmPopen]] = []
     _connection: socket.socket | None = None
 
@@ -135,6 +139,8 @@ class WarmPopen(COLD):  # type: ignore[type-arg]
             "environment": dict(os.environ if asked["env"] is None else asked["env"]),
             "folder": os.fspath(asked["cwd"] or os.getcwd()),
             "session": asked["start_new_session"],
+            "reread": self.reread,
+            "nested": self.nested,
             "descriptors": [0, 1, 2, *asked["pass_fds"]],
         }
         socket.send_fds(self._connection, [json.dumps(request).encode()], [*standard, *asked["pass_fds"]])
@@ -178,9 +184,9 @@ def connect(connection: socket.socket, address: str) -> None:
         time.sleep(0.05)
 
 
-def warm_popen(address: str) -> type[WarmPopen]:
+def warm_popen(address: str, reread: Sequence[str], nested: bool) -> type[WarmPopen]:
     """The ``Popen`` of the server at an address."""
-    return type("WarmPopen", (WarmPopen,), {"address": address})
+    return type("WarmPopen", (WarmPopen,), {"address": address, "reread": reread, "nested": nested})
 
 
 def running(word: str) -> set[int]:
@@ -195,14 +201,29 @@ MODEL_MODULES = (
     *("transformers.tokenization_utils_sentencepiece", "unittest.mock", "httpx", "datasets", "matplotlib.figure"),
 )
 """What a command imports that runs a model."""
+HUB_MODULES = (
+    *("datasets.packaged_modules.parquet.parquet", "huggingface_hub._snapshot_download", "huggingface_hub.repocard"),
+    *("jinja2", "pandas", "pyarrow.compute", "pyarrow.dataset", "pyarrow.json", "pyarrow.parquet", "pydantic.fields"),
+    *("tqdm.auto", "typer", "unittest.mock", "yaml"),
+)
+"""What a command imports that uses a Hub, but for ``hf_xet``, which starts threads."""
+READ = (
+    *("huggingface_hub.constants", "datasets.config"),
+    *("huggingface_hub.hf_api:api", "huggingface_hub.hf_file_system:hffs"),
+)
+"""What of them reads the environment."""
 OFFLINE = Warm(*MODEL_MODULES, HF_HUB_OFFLINE="1")
 """For commands that run a model and need no Hub."""
+CLIENT = Warm(*HUB_MODULES, reread=READ, nested=True, HF_HUB_VERBOSITY="error", DATASETS_VERBOSITY="error")
+"""For commands that use the Hub that their environment names."""
+MODEL_CLIENT = Warm(*MODEL_MODULES, reread=(*READ, "transformers.utils.hub"), HF_HUB_OFFLINE="1")
+"""For those that run a model, too."""
 
 
 # The server, which is a program of its own.
 
 
-def serve(address: str, root: int, modules: Sequence[str], nested: bool) -> Program:
+def serve(address: str, root: int, modules: Sequence[str]) -> Program:
     """Fork until the process ``root`` ends. Returns in each forked process: what it is to run."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
@@ -239,7 +260,7 @@ def serve(address: str, root: int, modules: Sequence[str], nested: bool) -> Prog
                     if not pid:
                         asked = json.loads(data)
                         used = [ended, wake, woken, listener, client, events, *asking.values()]
-                        return begun(asked, descriptors, used, address if nested else "")
+                        return begun(asked, descriptors, used, address)
                     for fd in descriptors:
                         os.close(fd)
                     client.send(str(pid).encode())
@@ -292,11 +313,34 @@ def begun(asked: dict[str, Any], descriptors: list[int], used: list[Any], addres
         import coverage
 
         coverage.process_startup()
-    if address:
-        subprocess.Popen = warm_popen(address)  # type: ignore[misc]
+    read_again(asked["reread"])
+    if asked["nested"]:
+        subprocess.Popen = warm_popen(address, asked["reread"], True)  # type: ignore[misc]
         contexts = multiprocessing.context._concrete_contexts
         contexts["spawn"] = contexts["fork"]
     return lambda: run(asked["command"])
+
+
+def read_again(names: Sequence[str]) -> None:
+    """Run modules again in the environment of now, and initialize objects again that are given as MODULE:NAME.
+
+    Other modules of these packages that had taken a value by its name get the new one.
+    """
+    packages = {name.partition(".")[0] for name in names}
+    for name in names:
+        module_name, _, of = name.partition(":")
+        module = sys.modules[module_name]
+        if of:
+            getattr(module, of).__init__()
+            continue
+        before = dict(vars(module))
+        importlib.reload(module)
+        changed = {key: value for key, value in before.items() if vars(module)[key] is not value}
+        others = [m for n, m in sys.modules.items() if n.partition(".")[0] in packages and n not in names]
+        for other in others:
+            for key in changed.keys() & vars(other).keys():
+                if vars(other)[key] is changed[key]:
+                    setattr(other, key, vars(module)[key])
 
 
 def run(command: list[str]) -> None:

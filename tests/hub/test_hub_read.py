@@ -18,8 +18,8 @@ from entrodrop_prep.store.manifest import read
 from entrodrop_prep.store.schema import SCORED
 from helpers.hub import READER, WRITER, Fault, Hub
 from helpers.models import random_rows, rows_of, save_model, tiny_llama, words
-from helpers.pushes import CLIENT
 from helpers.scored import all_bytes, copy, rewrite_manifest, some_rows, write_scored
+from helpers.warm import CLIENT
 
 pytestmark = pytest.mark.network
 

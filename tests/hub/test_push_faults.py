@@ -81,6 +81,7 @@ SCENARIOS: dict[str, Callable[[Hub], list[Fault]]] = {
     "the branch is said to be busy": lambda hub: each("409", ("commit",), times=3),
 }
 
+KINDS = ["500", "reset", *(pytest.param(kind, marks=pytest.mark.heavy) for kind in ("429", "lost"))]
 AGAIN = ("every answer is lost once", "someone else commits first")
 
 
@@ -127,7 +128,7 @@ def test_one_commit_comes_of_it(name: str, outcomes: dict[str, Future[Outcome]],
         assert "already there" in found.again.stdout
 
 
-@pytest.mark.parametrize("kind", ["500", "429", "reset", "lost"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_branch_and_the_card_that_is_there(kind: str, masked: Path, tmp_path: Path) -> None:
     """Making the one and fetching the other fail twice; the card's manifest is one of an earlier push."""
     card = b"---\npretty_name: Mine\n---\n# T\n\nWords of mine.\n"
@@ -151,9 +152,7 @@ def test_a_branch_and_the_card_that_is_there(kind: str, masked: Path, tmp_path: 
         assert repo.meta["tags"] == {"v1": repo.head("work")}
 
 
-@pytest.mark.parametrize(
-    "kind", ["500", "reset", *(pytest.param(kind, marks=pytest.mark.heavy) for kind in ("429", "lost"))]
-)
+@pytest.mark.parametrize("kind", KINDS)
 def test_faults_over_xet(kind: str, masked: Path, tmp_path: Path) -> None:
     """What the other way of uploading calls, the keys to its store among it. Its own transport is no HTTP here."""
     steps = ("tree", "preupload", "xet-token", "commit", "resolve", "tag")
@@ -177,8 +176,10 @@ def test_faults_over_xet(kind: str, masked: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("call", "kind", "after"),
     [
-        *[("lfs-put", "before", 2), ("commit", "before", 0), ("commit", "lost", 0), ("tag", "before", 0)],
-        *[("xet-token", "before", 0), ("xet commit", "before", 0), ("xet commit", "lost", 0)],
+        *[("lfs-put", "before", 2), ("commit", "lost", 0), ("tag", "before", 0), ("xet commit", "before", 0)],
+        pytest.param("commit", "before", 0, marks=pytest.mark.heavy),
+        pytest.param("xet-token", "before", 0, marks=pytest.mark.heavy),
+        pytest.param("xet commit", "lost", 0, marks=pytest.mark.heavy),
     ],
 )
 def test_a_killed_push_goes_on(call: str, kind: str, after: int, masked: Path, tmp_path: Path) -> None:

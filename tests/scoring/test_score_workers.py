@@ -28,17 +28,14 @@ from entrodrop_prep.store.shards import read_footer
 from entrodrop_prep.store.workers import joined
 from entrodrop_prep.terminal.preemption import EXIT_CODE
 from entrodrop_prep.verification.run import verify
-from helpers import pushes
 from helpers.hub import Hub
 from helpers.models import random_rows, run_score, save_model, shards, tiny_llama, write_rows
 from helpers.runs import Start, being_written, finish, names, starter, tables
-from helpers.warm import Warm
+from helpers.warm import MODEL_CLIENT, OFFLINE
 
 MODEL = Path(entrodrop_prep.__file__).parent / "demo" / "model"
 ROWS, PER_SHARD = 121, 4
 V = 61
-CLIENT = Warm("torch", *pushes.MODULES)
-"""What a worker imports, but for what reads where the Hub is."""
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +119,9 @@ def test_workers_read_a_dataset_of_the_hub(tmp_path: Path) -> None:
             flags = [x for k, v in given.items() if k != "source" for x in (f"--{k.replace('_', '-')}", str(v))]
             command = [sys.executable, "-m", "entrodrop_prep", "score", "alice/rows", *flags, *more]
             env = {**told, "PYTHONPATH": str(Path(entrodrop_prep.__file__).parents[1])}
-            return CLIENT.popen([*command, "--backend", "transformers"], env=env, stderr=subprocess.PIPE, text=True)
+            return MODEL_CLIENT.popen(
+                [*command, "--backend", "transformers"], env=env, stderr=subprocess.PIPE, text=True
+            )
 
         assert begin("whole").wait() == 0
         killed, asked = (begin("out", "--worker", f"{i}/3") for i in range(2))
@@ -211,7 +210,7 @@ import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from helpers.models import run_score
 run_score({str(source)!r}, {str(model)!r}, {str(out)!r}, max_length=20, worker="1/2")
 """
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        done = OFFLINE.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert "MismatchError" in done.stderr
         assert "max_length was 128, now 20" in done.stderr
     finally:

@@ -14,8 +14,8 @@ from entrodrop_prep import materialize
 from entrodrop_prep.config import MaterializeConfig
 from helpers.hub import WRITER, Fault, Hub
 from helpers.mixtures import rows_in
-from helpers.pushes import CLIENT
 from helpers.scored import some_rows, write_scored
+from helpers.warm import CLIENT
 
 pytestmark = pytest.mark.network
 
