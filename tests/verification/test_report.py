@@ -130,6 +130,7 @@ def test_masks_and_scores_are_those_of_the_directories(made: Path, tmp_path: Pat
                 {n: f[n] for n in ("input_ids", "labels")} for f in files[epoch]
             ]
     assert wrong == 0
+    assert "&rarr;replacement" not in page.text
 
 
 def test_a_scored_directory_shows_what_a_recipe_would_drop(made: Path, tmp_path: Path) -> None:
@@ -154,6 +155,7 @@ def test_a_packed_mixture_shows_replacements_and_its_sources(made: Path, tmp_pat
     assert all(r["label"].startswith("b ") for r in absent)
     assert any(r["replaced"][1] for r in page.data["rows"])
     assert "By source" in page.text
+    assert "&rarr;replacement" in page.text
 
 
 @pytest.mark.parametrize("kind", ["masked", "mixed"])

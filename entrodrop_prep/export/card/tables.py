@@ -38,7 +38,7 @@ def epoch_table(epochs: list[dict[str, Any]]) -> list[list[str]]:
 def left_out(epochs: list[dict[str, Any]]) -> list[str]:
     """A line on the rows that ``--rows-multiple`` left out, if it was given."""
     counts = [f"{e['rows_left_out']:,}" for e in epochs if "rows_left_out" in e]
-    return [f"last rows left out of each epoch, for a multiple: {', '.join(counts)}"] if counts else []
+    return [f"rows left out at the end of each epoch (--rows-multiple): {', '.join(counts)}"] if counts else []
 
 
 def source_table(epochs: list[dict[str, Any]]) -> list[list[str]]:

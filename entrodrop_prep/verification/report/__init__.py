@@ -123,6 +123,7 @@ def _page(path: Path, described: dict[str, Any], rows: EpochRows, *, masked: boo
         "facts": _facts(described, found, config, thresholds, masked),
         "sample": f"{len(shown)} of {len(rows.columns):,} rows, chosen at random (seed {seed}). Move the slider to see "
         "which tokens each epoch drops.",
+        "replaces": config.target != "labels",
         "surprising": surprising(shown, MOST_SURPRISING),
         "charts": _charts(found, thresholds if config.selection.score == "entropy" else [], eligible, rates, figures),
         "tables": _tables(found, described, counts, tokenizer, trainable),
