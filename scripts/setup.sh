@@ -29,7 +29,8 @@ if pip install -q uv; then
     export UV_INDEX_STRATEGY=unsafe-best-match # as pip does: the best of all indexes
 fi
 install() { # byte code is made beside it and at the end, by all processors
-    "$venv/bin/uv" pip install -q --python "$venv/bin/python" "$@" || pip install -q --no-compile "$@"
+    { [ -x "$venv/bin/uv" ] && "$venv/bin/uv" pip install -q --python "$venv/bin/python" "$@"; } ||
+        pip install -q --no-compile "$@"
 }
 # Of all but what nobody, or hardly anybody, imports here; some files are for other Pythons.
 unused='/tests/|/ray/(data|llm|rllib|serve|train|tune)/|/(transformers|vllm)/models/|/torch/testing/'
