@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,54 +24,69 @@ import entrodrop_prep.vllm_plugin.plugin
 print(json.dumps(sorted(set(sys.modules) - before)))
 """
 
-REGISTER = """
-import json, sys
-from vllm import ModelRegistry
+PROGRAM = """
+import json, os, sys
+import vllm.envs, vllm.plugins
+from vllm import LLM, ModelRegistry, SamplingParams
+from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 from entrodrop_prep.vllm_plugin.plugin import register
 
 tables = {"models": ModelRegistry.models, "configs": MODELS_CONFIG_MAP}
-before = {name: dict(table) for name, table in tables.items()}
-register()
-once = {name: dict(table) for name, table in tables.items()}
-register()
-said = {"loaded": sorted({"entrodrop_prep.vllm_plugin.models", "entrodrop_prep.vllm_plugin.pooler"} & set(sys.modules))}
-for name, table in tables.items():
-    said[name] = {
-        "before": len(before[name]),
-        "kept": all(once[name][key] is value for key, value in before[name].items()),
-        "new": sorted(once[name].keys() - before[name].keys()),
-        "twice": list(table) == list(once[name]) and all(table[key] is value for key, value in once[name].items()),
-    }
-said["hooked"] = sorted(key for key in before["configs"] if key in before["models"])
-said["files"] = {name: once["models"][name]._get_cache_filename() for name in said["models"]["new"]}
-json.dump(said, open(sys.argv[1], "w"))
-"""
 
-UNRELATED = """
-import json, sys
-from vllm import LLM, ModelRegistry, SamplingParams
 
-llm = LLM(sys.argv[1], dtype="float32", max_model_len=64, enforce_eager=True, skip_tokenizer_init=True, seed=0)
-greedy = {"temperature": 0, "max_tokens": 12, "ignore_eos": True, "detokenize": False}
-parameters = SamplingParams(prompt_logprobs=5, logprobs=5, **greedy)
-prompts = [{"prompt_token_ids": [3 + (7 * i * j) % 90 for i in range(2 + 9 * j)]} for j in range(1, 5)]
+def registered():
+    before = {name: dict(table) for name, table in tables.items()}
+    register()
+    once = {name: dict(table) for name, table in tables.items()}
+    register()
+    ours = {"entrodrop_prep.vllm_plugin.models", "entrodrop_prep.vllm_plugin.pooler"}
+    said = {"loaded": sorted(ours & set(sys.modules))}
+    for name, table in tables.items():
+        said[name] = {
+            "before": len(before[name]),
+            "kept": all(once[name][key] is value for key, value in before[name].items()),
+            "new": sorted(once[name].keys() - before[name].keys()),
+            "twice": list(table) == list(once[name]) and all(table[key] is v for key, v in once[name].items()),
+        }
+    said["hooked"] = sorted(key for key in before["configs"] if key in before["models"])
+    said["files"] = {name: once["models"][name]._get_cache_filename() for name in said["models"]["new"]}
+    for name, table in tables.items():  # for the plugin, which vLLM loads in the next run
+        for key in said[name]["new"]:
+            del table[key]
+    return said
 
 
 def plain(positions):
     return [p and {token: repr(x.logprob) for token, x in sorted(p.items())} for p in positions]
 
 
-found = [
-    {
-        "prompt": plain(output.prompt_logprobs),
-        "ids": list(output.outputs[0].token_ids),
-        "logprobs": plain(output.outputs[0].logprobs),
-    }
-    for output in llm.generate(prompts, parameters, use_tqdm=False)
-]
-ours = [name for name in ModelRegistry.get_supported_archs() if name.startswith("TokenEntropy")]
-json.dump({"found": found, "ours": len(ours)}, open(sys.argv[2], "w"))
+def unrelated():
+    llm = LLM(sys.argv[1], dtype="float32", max_model_len=64, enforce_eager=True, skip_tokenizer_init=True, seed=0)
+    greedy = {"temperature": 0, "max_tokens": 12, "ignore_eos": True, "detokenize": False}
+    parameters = SamplingParams(prompt_logprobs=5, logprobs=5, **greedy)
+    prompts = [{"prompt_token_ids": [3 + (7 * i * j) % 90 for i in range(2 + 9 * j)]} for j in range(1, 5)]
+    found = [
+        {
+            "prompt": plain(output.prompt_logprobs),
+            "ids": list(output.outputs[0].token_ids),
+            "logprobs": plain(output.outputs[0].logprobs),
+        }
+        for output in llm.generate(prompts, parameters, use_tqdm=False)
+    ]
+    llm.llm_engine.engine_core.shutdown()
+    cleanup_dist_env_and_memory()
+    ours = [name for name in ModelRegistry.get_supported_archs() if name.startswith("TokenEntropy")]
+    return {"found": found, "ours": len(ours)}
+
+
+os.environ["VLLM_PLUGINS"] = ""
+said = {"without": unrelated(), "registered": registered()}
+del os.environ["VLLM_PLUGINS"]
+vllm.envs.disable_envs_cache()
+vllm.plugins.plugins_loaded = False
+said["with"] = unrelated()
+json.dump(said, open(sys.argv[2], "w"))
 """
 
 
@@ -96,12 +110,18 @@ def test_importing_it_loads_the_standard_library_alone() -> None:
 
 
 @pytest.fixture(scope="module")
-def registered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What ``register`` did to vLLM's tables where no plugin was loaded before."""
-    out = tmp_path_factory.mktemp("registered") / "said.json"
-    python(REGISTER, out, run=VLLM.run, VLLM_PLUGINS="")
-    said: dict[str, Any] = json.loads(out.read_text())
-    return said
+def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a program says without the plugin and then with it, and what ``register`` does to vLLM's tables."""
+    home = tmp_path_factory.mktemp("plugin")
+    model = save_model(home / "model", tiny_llama(head_dim=32), scale=8.0)
+    python(PROGRAM, model, home / "said.json", run=VLLM.run)
+    found: dict[str, Any] = json.loads((home / "said.json").read_text())
+    return found
+
+
+@pytest.fixture
+def registered(said: dict[str, Any]) -> dict[str, Any]:
+    return dict(said["registered"])
 
 
 def test_registering_adds_names_and_changes_none(registered: dict[str, Any]) -> None:
@@ -137,17 +157,8 @@ def test_it_is_an_entry_point_of_vllm() -> None:
     assert plugin_is_installed()
 
 
-def test_another_program_says_the_same_with_and_without_it(tmp_path: Path) -> None:
-    model = save_model(tmp_path / "model", tiny_llama(head_dim=32), scale=8.0)
-
-    def say(name: str, **more: str) -> dict[str, Any]:
-        python(UNRELATED, model, tmp_path / name, run=VLLM.run, **more)
-        said: dict[str, Any] = json.loads((tmp_path / name).read_text())
-        return said
-
-    with ThreadPoolExecutor() as pool:
-        one, other = pool.submit(say, "with"), pool.submit(say, "without", VLLM_PLUGINS="")
-        active, bare = one.result(), other.result()
+def test_another_program_says_the_same_with_and_without_it(said: dict[str, Any]) -> None:
+    active, bare = said["with"], said["without"]
     assert active["ours"] > 50
     assert bare["ours"] == 0
     assert active["found"] == bare["found"]

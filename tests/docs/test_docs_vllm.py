@@ -77,6 +77,7 @@ def test_score_with_vllm_on_this_machine(tmp_path: Path) -> None:
     assert "scoring with vllm on cpu" in done.stdout
     assert "12 of 12 rows" in done.stdout
     assert verify(str(tmp_path / "scored")).findings == []
+    check_scores(tmp_path / "scored", MODEL)
 
 
 def gemma_as_published(directory: Path) -> str:
@@ -94,7 +95,7 @@ def gemma_as_published(directory: Path) -> str:
 
 
 def check_scores(folder: Path, model: str) -> None:
-    """Entropies as transformers has them in float32, in the mean; the server runs in bfloat16."""
+    """Entropies as transformers has them in float32, in the mean; vLLM ran in bfloat16."""
     lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     rows = [row for path in sorted(folder.glob("shard-*.parquet")) for row in pq.read_table(path).to_pylist()]
     differences, beside = [], []
