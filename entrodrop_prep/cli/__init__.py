@@ -55,6 +55,11 @@ app = typer.Typer(
 Directory = Annotated[str, typer.Argument(metavar="DIR", help="Scored or masked directory.")]
 
 
+def _named(path: str) -> str:
+    """A path as an argument in the shell."""
+    return shlex.quote(f"./{path}" if path.startswith("-") else path)
+
+
 @app.callback(invoke_without_command=True)
 def _main(
     version: Annotated[
@@ -127,7 +132,7 @@ def score_command(**values: Any) -> Any:
             f"scored {summary.scored_tokens:,} tokens in {summary.seconds:.1f} s "
             f"({summary.scored_tokens / summary.seconds:,.0f} tokens/s) into {summary.directory}"
         )
-    say(f"look at it: entrodrop report {shlex.quote(str(summary.directory))}")
+    say(f"look at it: entrodrop report {_named(str(summary.directory))}")
     return summary
 
 
@@ -192,7 +197,7 @@ def materialize_command(**values: Any) -> Any:
         say(found_by_study)
     sources = " ".join(f"--against {shlex.quote(without_weight(s))}" for s in (*config.sources, *config.plain))
     sources += "".join(f" --against-scores {shlex.quote(s)}" for s in config.against_scores)
-    say(f"look at it: entrodrop report {shlex.quote(str(summary.directory))} {sources}")
+    say(f"look at it: entrodrop report {_named(str(summary.directory))} {sources}")
     if summary.pushed:
         _say_pushed(summary.pushed)
     return summary

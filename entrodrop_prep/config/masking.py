@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from entrodrop_prep.config.expansion import bounded
-from entrodrop_prep.config.settings import Setting, build, flag, validate
+from entrodrop_prep.config.settings import Setting, build, flag, is_number, validate
 from entrodrop_prep.config.workers import CLAIM_TIMEOUT, GPUS_PER_WORKER, RAY, WORKER, WORKERS, check_worker
 from entrodrop_prep.errors import ConfigError
 
@@ -239,7 +239,7 @@ class Recipe:
                 raise ConfigError(f"--rates covers {horizon} epochs, --epochs asks for {self.epochs}", fix="add rates")
         if self.protect not in ("special", "none"):
             for item in self.protect.split(","):
-                if item.strip() != "special" and not item.strip().isdecimal():
+                if item.strip() != "special" and not is_number(item.strip()):
                     raise ConfigError(
                         f"--protect {self.protect!r} is not understood",
                         fix="give special, none, or token ids separated by commas",
@@ -435,7 +435,7 @@ class MaterializeConfig(Recipe):
             raise ConfigError(
                 "--push-to-hub and --worker exclude each other", fix="push the finished directory with `entrodrop push`"
             )
-        if self.jobs != "auto" and not (self.jobs.isdecimal() and int(self.jobs)):
+        if self.jobs != "auto" and not (is_number(self.jobs) and int(self.jobs)):
             raise ConfigError(f"--jobs {self.jobs!r} is not understood", fix="give auto, or a number from 1 on")
 
     @property
@@ -447,10 +447,11 @@ class MaterializeConfig(Recipe):
         """The epochs this run writes. Raises ConfigError for a range that is not inside ``epochs``."""
         if self.only_epochs is None:
             return range(self.epochs)
-        first, _, last = self.only_epochs.partition("-")
-        if not first.strip().isdecimal() or not (last.strip() or first).strip().isdecimal():
+        first, to, last = (part.strip() for part in self.only_epochs.partition("-"))
+        last = last if to else first
+        if not (is_number(first) and is_number(last)):
             raise ConfigError(f"--only-epochs {self.only_epochs!r} is not understood", fix="write it as 2 or 2-5")
-        chosen = range(int(first), int(last or first) + 1)
+        chosen = range(int(first), int(last) + 1)
         if not chosen or chosen[-1] >= self.epochs:
             raise ConfigError(
                 f"--only-epochs {self.only_epochs} is not inside epochs 0 to {self.epochs - 1}",
@@ -492,6 +493,18 @@ def _parsed(text: str) -> Any:
         raise
 
 
+def _names(text: str) -> list[str]:
+    """The settings that YAML names, each as often as it does."""
+    import yaml
+
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:  # JSON, indented with tabs
+        pairs: Any = json.loads(text, object_pairs_hook=list)
+        return [str(name).replace("-", "_") for name, _ in pairs]
+    return [str(key.value).replace("-", "_") for key, _ in node.value]
+
+
 RECIPE_FIELDS = tuple(f.name for f in dataclasses.fields(Recipe))
 
 
@@ -513,6 +526,10 @@ def read_recipe(path: str) -> dict[str, Any]:
             "the recipe is not a table of settings", where=path, fix="write lines such as `quantile: 0.5`"
         )
     allowed = (*RECIPE_FIELDS, "rows_per_shard", "compression")
+    names = _names(text)
+    for n, name in enumerate(names):
+        if name in names[:n]:
+            raise ConfigError(f"it sets {name} twice", where=path, fix="leave one of the two")
     values = {str(key).replace("-", "_"): value for key, value in values.items()}
     for key in values:
         if key not in allowed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from entrodrop_prep.config.settings import Setting, validate
+from entrodrop_prep.config.settings import Setting, is_number, validate
 from entrodrop_prep.config.workers import CLAIM_TIMEOUT, GPUS_PER_WORKER, RAY, WORKER, WORKERS, check_worker
 from entrodrop_prep.errors import ConfigError
 
@@ -367,7 +367,7 @@ class ScoreConfig:
         if len(set(self.keep_columns)) != len(self.keep_columns):
             raise ConfigError("--keep-columns names a column twice", fix="name each column once")
         check_worker(self)
-        if self.replicas != "auto" and not (self.replicas.isdecimal() and int(self.replicas)):
+        if self.replicas != "auto" and not (is_number(self.replicas) and int(self.replicas)):
             raise ConfigError(f"--replicas {self.replicas!r} is not understood", fix="give auto or a number of engines")
         if self.backend == "server" and not self.server:
             raise ConfigError(

@@ -18,6 +18,8 @@ from entrodrop_prep.errors import ConfigError
 
 Role = Literal["identity", "operation"]
 T = TypeVar("T")
+MOST = 2**63 - 1
+"""Of a whole number: what files can hold."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class Setting:
 def flag(name: str) -> str:
     """``max_length`` -> ``--max-length``."""
     return "--" + name.replace("_", "-")
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a whole number from 0 on, of digits that Python takes."""
+    return text.isdecimal() and len(text) <= 18
 
 
 def value_text(kind: Any, s: Setting) -> str:
@@ -94,6 +101,8 @@ def model_of(cls: Any) -> Any:
         if float in (kind, *get_args(kind)) and get_origin(kind) is not tuple:
             limits["allow_inf_nan"] = False
         base = next((k for k in get_args(kind) if k is not type(None)), kind) if type(None) in get_args(kind) else kind
+        if base is int:
+            limits.setdefault("le", MOST)
         limited: Any = Annotated[base, pydantic.Field(**limits)] if limits else base
         if base is not kind:
             limited = limited | None

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from entrodrop_prep.config.settings import Setting
+from entrodrop_prep.config.settings import Setting, is_number
 from entrodrop_prep.errors import ConfigError
 
 WORKER = Setting(
@@ -111,7 +111,7 @@ def _element(environment: Mapping[str, str]) -> Worker:
     names = [f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "STEP", "COUNT")]
     values = [environment.get(name, default) for name, default in zip(names, ("", "0", "1", "1"), strict=True)]
     for name, value in zip(names, values, strict=True):
-        if not value.isdecimal():
+        if not is_number(value):
             raise ConfigError(f"--worker auto: {name}={value} is not a number", fix="give --worker I/N")
     number, first, step, count = map(int, values)
     if number < first or not count or not step:
@@ -121,7 +121,7 @@ def _element(environment: Mapping[str, str]) -> Worker:
 
 
 def _checked(index: str, count: str, what: str, fix: str) -> Worker:
-    if not (index.isdecimal() and count.isdecimal()):
+    if not (is_number(index) and is_number(count)):
         raise ConfigError(f"{what}: not two numbers", fix=fix)
     if int(index) >= int(count):
         raise ConfigError(f"{what}: {index} is not below {count}", fix=fix)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from entrodrop_prep.config import Recipe
 from entrodrop_prep.config.masking import DRAWN
+from entrodrop_prep.config.settings import is_number
 from entrodrop_prep.errors import ConfigError
 from entrodrop_prep.masking.columns import Columns
 from entrodrop_prep.masking.curriculum import epoch_rates, row_rates
@@ -163,7 +164,7 @@ def drop_token_id(scored: ScoredDataset, recipe: Recipe, unigram: Counts) -> int
         return None
     tokenizer = scored.tokenizer()
     vocabulary = tokenizer.get_vocab()
-    if text.isdecimal():
+    if is_number(text):
         number = int(text)
     elif text in vocabulary:
         number = vocabulary[text]

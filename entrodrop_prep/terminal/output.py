@@ -37,7 +37,17 @@ STYLES = {
 
 
 def print_anything() -> None:
-    """From now on a name that the terminal cannot show is printed as escapes: it is no reason to stop."""
+    """From now on a name that the terminal cannot show is printed as escapes: it is no reason to stop.
+
+    Nor is a stream that was closed; the next file that is opened does not take its place.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))  # noqa: SIM115 (as long as the process)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from entrodrop_prep.errors import ConfigError
@@ -38,8 +39,8 @@ def scored_rows(scored: ScoredDataset, row_id: int | None, name: str | None) -> 
         raise ConfigError("--id: the rows were scored without --id-column", fix="choose one with --row")
     tokenizer, found = scored.tokenizer(), []
     for batch in scored.batches():
-        is_it = pc.equal(batch.column("row_id"), row_id) if name is None else pc.equal(batch.column("id"), name)
-        part = batch.filter(is_it)
+        number = batch.column("row_id").to_numpy()
+        part = batch.filter(pa.array(number == row_id) if name is None else pc.equal(batch.column("id"), name))
         rows = to_rows(part)
         for r in range(part.num_rows):
             span = slice(int(rows.offsets[r]), int(rows.offsets[r + 1]))

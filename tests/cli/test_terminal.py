@@ -94,6 +94,21 @@ def test_errors_are_coloured_on_a_terminal_only() -> None:
     assert in_pipe("verify", "nowhere").stderr.startswith("error: nowhere")
 
 
+def test_streams_that_were_closed_are_no_reason_to_stop(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from entrodrop_prep import cli; "
+        f"code = cli.run(['schema', '--write', {str(tmp_path / 'schemas')!r}]); "
+        "Path(sys.argv[1]).write_text(f'{code} {[os.stat(n).st_rdev for n in range(3)]}')"
+    )
+    shell = f'exec "$0" -c "$1" {tmp_path / "found"} <&- >&- 2>&-'
+    subprocess.run(["/bin/sh", "-c", shell, sys.executable, code], check=True)
+    assert (tmp_path / "found").read_text() == f"0 {[os.stat(os.devnull).st_rdev] * 3}"
+
+
+def test_a_path_that_begins_with_a_dash_is_named_so_that_it_can_be_copied() -> None:
+    assert cli._named("-x y") == "'./-x y'"
+
+
 def test_the_main_help_has_whole_sentences() -> None:
     shown = " ".join(in_pipe().stdout.split())
     assert "..." not in shown.partition("Commands:")[2].partition("Terminal:")[0]
