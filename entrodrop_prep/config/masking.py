@@ -498,7 +498,7 @@ def _names(text: str) -> list[str]:
     import yaml
 
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node: Any = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError:  # JSON, indented with tabs
         pairs: Any = json.loads(text, object_pairs_hook=list)
         return [str(name).replace("-", "_") for name, _ in pairs]
