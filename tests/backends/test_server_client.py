@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import itertools
 import json
 import logging
+import math
 import re
 import signal
 import socket
@@ -25,6 +27,7 @@ from entrodrop_prep.backends.prefetch import PrefetchQueue, score_all
 from entrodrop_prep.backends.server.backend import ServerBackend
 from entrodrop_prep.backends.server.connect import PROBE_TOKENS
 from entrodrop_prep.backends.server.http import server_urls
+from entrodrop_prep.backends.server.request import request_body
 from entrodrop_prep.errors import ConfigError, ScoreError
 from entrodrop_prep.verification.run import verify
 from helpers.closed_form import check as check_rows
@@ -231,6 +234,66 @@ def test_reading_waits_for_the_servers(
     assert len(found) == len(taken) == 60
     for job, scores in found:
         check(closed_form, job.sequences, scores)
+
+
+# One request never ends a server
+
+
+def test_a_bad_request_is_refused_and_the_server_lives(servers: Servers, connect: Connect, closed_form: Markov) -> None:
+    (probe,) = ragged(1, longest=32)
+    good = json.loads(request_body(str(servers.plain.model), [probe]))
+
+    def post(body: bytes, path: str = "/pooling") -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", servers.plain.port, timeout=60)
+        try:
+            connection.request("POST", path, body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+
+    inputs: list[Any] = [[[1, -5, 3]], [[V]], [[2**63]], [[1.5]], [["a"]], [[[1]]], "text", [], [[]], [[1] * 257]]
+    for given in inputs:
+        status, answer = post(json.dumps({**good, "input": given}).encode())
+        assert status == 400, given
+        assert "input" in json.loads(answer)["error"]["message"]
+    for body in (b"", b"[" * 10**6, b"\xff", json.dumps({**good, "priority": 1}).encode()):
+        assert post(body)[0] == 400
+    for path in ("/tokenize", "/v1/embeddings", "/classify", "/score", "/invocations"):
+        assert post(json.dumps({"input": [-1], "prompt": [-1], "tokens": [-1]}).encode(), path)[0] == 404
+    assert post(b'{"input": [[' + b"1," * (33 << 20) + b"1]]}")[0] == 413
+    status, answer = post(json.dumps(good).encode())
+    assert status == 200
+    assert len(answer) == 8 * len(probe)
+    rows = ragged(3)
+    check(closed_form, rows, score_all(connect(servers.plain), rows))
+
+
+@pytest.mark.parametrize("row", [(math.nan, -1.0), (4.9, -1.0)])
+def test_a_server_that_answers_out_of_range_is_refused(
+    servers: Servers, connect: Connect, proxy: Callable[..., Proxy], row: tuple[float, float]
+) -> None:
+    good = np.full((PROBE_TOKENS, 2), [1.0, -1.0], "<f4")
+    good[-1, 1] = V
+    bad = good.copy()
+    bad[7] = row
+    between = proxy(servers.plain, lambda method, path, n: (200, bad.tobytes()) if method == "POST" else None)
+    with pytest.raises(ConfigError, match="its answer cannot be used"):
+        connect(between)
+    between.plan = lambda method, path, n: (200, good.tobytes()) if method == "POST" else None
+    connect(between)
+
+
+def test_what_a_server_says_of_itself_is_not_recorded_unless_it_is_a_version(
+    servers: Servers, connect: Connect, proxy: Callable[..., Proxy]
+) -> None:
+    for said, recorded in (
+        *((bad, "unknown") for bad in ("1\x1b[31m\nx", "x" * 1000, ["1"], "a b")),
+        ("0.32.0+cpu", "0.32.0+cpu"),
+    ):
+        answer = (200, json.dumps({"version": said}).encode())
+        between = proxy(servers.plain, lambda method, path, n, a=answer: a if path == "/version" else None)
+        assert connect(between).environment()["vllm"] == recorded
 
 
 # Failures that pass

@@ -1,10 +1,8 @@
-"""Requests that would end a server, and servers that drip, lie or never answer."""
+"""Servers that drip, lie or never answer, and URLs and answers that are not used."""
 
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
 import math
 import re
 import socket
@@ -12,14 +10,13 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import pytest
 
 from entrodrop_prep.backends.model import ModelInfo
 from entrodrop_prep.backends.plugin_response import problem_of
-from entrodrop_prep.backends.server.connect import Checks, Served, connect
+from entrodrop_prep.backends.server.connect import Checks, connect
 from entrodrop_prep.backends.server.http import (
     LONGEST_RETRY_AFTER,
     Busy,
@@ -31,10 +28,8 @@ from entrodrop_prep.backends.server.http import (
     Unusable,
     server_urls,
 )
-from entrodrop_prep.backends.server.request import request_body
 from entrodrop_prep.errors import ConfigError
 from helpers.models import Markov
-from helpers.servers import Proxy, VllmServer
 
 V, CONTEXT = 128, 256
 PROBE = np.arange(1, 33, dtype=np.int32)
@@ -47,40 +42,6 @@ def checks(info: ModelInfo) -> Checks:
 @pytest.fixture
 def info(closed_form: Markov) -> ModelInfo:
     return ModelInfo(closed_form.directory.name, V, CONTEXT, "float32")
-
-
-# One request never ends a server
-
-
-def test_a_bad_request_is_refused_and_the_server_lives(
-    vllm_server: VllmServer, closed_form: Markov, info: ModelInfo
-) -> None:
-    good = json.loads(request_body(str(vllm_server.model), [PROBE]))
-
-    def post(body: bytes, path: str = "/pooling") -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", vllm_server.port, timeout=60)
-        try:
-            connection.request("POST", path, body, {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            return answer.status, answer.read()
-        finally:
-            connection.close()
-
-    inputs: list[Any] = [[[1, -5, 3]], [[V]], [[2**63]], [[1.5]], [["a"]], [[[1]]], "text", [], [[]], [[1] * 257]]
-    for given in inputs:
-        status, answer = post(json.dumps({**good, "input": given}).encode())
-        assert status == 400, given
-        assert "input" in json.loads(answer)["error"]["message"]
-    for body in (b"", b"[" * 10**6, b"\xff", json.dumps({**good, "priority": 1}).encode()):
-        assert post(body)[0] == 400
-    for path in ("/tokenize", "/v1/embeddings", "/classify", "/score", "/invocations"):
-        assert post(json.dumps({"input": [-1], "prompt": [-1], "tokens": [-1]}).encode(), path)[0] == 404
-    assert post(b'{"input": [[' + b"1," * (33 << 20) + b"1]]}")[0] == 413
-    status, answer = post(json.dumps(good).encode())
-    assert status == 200
-    assert len(answer) == 8 * len(PROBE)
-    found = connect(Server(vllm_server.url, None), checks(info))
-    assert np.abs(found.scores[0] - closed_form.entropy[checks(info).probe[0][:-1]]).max() <= 1e-4
 
 
 # Answers that no plugin gives
@@ -104,24 +65,6 @@ def test_an_answer_out_of_range(row: tuple[float, float], says: str) -> None:
     assert problem_of(raw, [32], V) is None
     raw[7] = row
     assert re.search(says, problem_of(raw, [32], V) or "")
-
-
-@pytest.mark.parametrize("row", [(math.nan, -1.0), (4.9, -1.0)])
-def test_a_server_that_answers_out_of_range_is_refused(
-    vllm_server: VllmServer, info: ModelInfo, row: tuple[float, float]
-) -> None:
-    good = np.full((32, 2), [1.0, -1.0], "<f4")
-    good[-1, 1] = V
-    bad = good.copy()
-    bad[7] = row
-    between = Proxy(vllm_server.url, lambda method, path, n: (200, bad.tobytes()) if method == "POST" else None)
-    try:
-        with pytest.raises(ConfigError, match="its answer cannot be used"):
-            connect(Server(between.url, None), checks(info))
-        between.plan = lambda method, path, n: (200, good.tobytes()) if method == "POST" else None
-        assert isinstance(connect(Server(between.url, None), checks(info)), Served)
-    finally:
-        between.close()
 
 
 # Servers that take their time
@@ -269,23 +212,6 @@ def test_a_server_that_never_connects(info: ModelInfo, monkeypatch: pytest.Monke
         for one in waiting:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             one.close()
-
-
-def test_what_a_server_says_of_itself_is_not_recorded_unless_it_is_a_version(
-    vllm_server: VllmServer, info: ModelInfo
-) -> None:
-    said = {"version": "1\x1b[31m\nx"}
-    between = Proxy(
-        vllm_server.url, lambda method, path, n: (200, json.dumps(said).encode()) if path == "/version" else None
-    )
-    try:
-        for bad in ("1\x1b[31m\nx", "x" * 1000, ["1"], "a b"):
-            said["version"] = bad  # type: ignore[assignment]
-            assert connect(Server(between.url, None), checks(info)).version == "unknown"
-        said["version"] = "0.32.0+cpu"
-        assert connect(Server(between.url, None), checks(info)).version == "0.32.0+cpu"
-    finally:
-        between.close()
 
 
 def test_urls_with_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

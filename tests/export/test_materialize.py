@@ -139,7 +139,7 @@ def check(rows: Rows, scored_at: Path, out: Path, **settings: Any) -> None:
 
 @pytest.mark.parametrize(
     ("number", "target", "select", "scope", "schedule"),
-    [(n, *modes) for n, modes in enumerate(product(TARGETS, SELECTS, SCOPES, SCHEDULES))],
+    [(n, *modes, SCHEDULES[n % len(SCHEDULES)]) for n, modes in enumerate(product(TARGETS, SELECTS, SCOPES))],
 )
 def test_every_mode_is_what_the_contract_says(
     number: int, target: str, select: str, scope: str, schedule: str, scored_at: Path, tmp_path: Path
@@ -230,7 +230,7 @@ def test_internal_sizes_change_nothing(
         )
     monkeypatch.setattr(epoch_module, "GROUP_TOKENS", 50)
     run(scored_at, tmp_path / "groups", **settings)
-    assert pq.read_metadata(next((tmp_path / "groups" / "epoch_000").iterdir())).num_row_groups > 1
+    assert pq.read_metadata(min((tmp_path / "groups" / "epoch_000").iterdir())).num_row_groups > 1
     assert all(epoch_rows(tmp_path / "groups", e) == epoch_rows(tmp_path / "usual", e) for e in (0, 1))
 
 
