@@ -485,6 +485,8 @@ def _with_values(arguments: list[str]) -> list[str]:
 
 def elsewhere(error: TyperException, program: Any) -> str | None:
     """What to say of an option that other commands of the program have."""
+    if not hasattr(error, "possibilities"):  # those it might have been: no other error has them
+        return None
     name = getattr(error, "option_name", None)
     options = {c: [n for p in of.params for n in (*p.opts, *p.secondary_opts)] for c, of in program.commands.items()}
     owners = ", ".join(command for command, names in options.items() if name in names)

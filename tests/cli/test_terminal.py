@@ -142,6 +142,8 @@ def test_an_option_of_another_command_is_said_to_be_one(capfd: pytest.CaptureFix
         )
     assert cli.run(["score", "--epochs=3"]) == 2
     assert capfd.readouterr().err == "error: No such option: --epochs; it is an option of materialize, report\n"
+    assert cli.run(["materialize", "--epochs"]) == 2
+    assert capfd.readouterr().err == "error: Option '--epochs' requires an argument.\n"
 
 
 def test_completion_can_be_had() -> None:
