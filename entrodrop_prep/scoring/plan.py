@@ -138,6 +138,12 @@ def make_plan(
         log.info("%s at commit %s", source.name, source.identity()["revision"])
     row_format = detect_format(source.columns, config)
     log.info("%s: %s", source.name, row_format.describe())
+    unused = [name for name in ("system", "history") if name in source.columns and name not in row_format.columns]
+    if unused and not row_format.is_plain:
+        log.warning(
+            "%s: column %r is not read: there is no place for it in rows of %s; give such rows as messages",
+            *(source.name, unused[0], " and ".join(row_format.main)),
+        )
     columns = _columns(config, source, row_format)
     source.check(columns)
     max_length = info.max_length(config.max_length)

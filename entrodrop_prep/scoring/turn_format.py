@@ -123,11 +123,11 @@ class FormatReader:
             dangling = behind[behind.index(prompt) :]
         behind = behind.removesuffix(dangling)
         closing = self._closing(self._common([behind, between]) if between else behind)
-        if self._has_words(behind.removeprefix(closing)):
+        if self.words(behind.removeprefix(closing)).strip():
             closing = self._without_opening(closing, final.partition(_ASKED[0])[0])
         ends, appended = self._tokens(closing)[-1:], ""
         more = behind.removeprefix(closing) if ends else ""
-        if self._has_words(more):
+        if self.words(more).strip():
             behind, dangling = closing, more + dangling
         if between and not ends:
             # The end differs in the middle of a chat (gpt-oss), or the header of the next turn is the end (GLM-4).
@@ -183,16 +183,16 @@ class FormatReader:
         tokens = self._tokens(closing)
         end = closing.index(tokens[0]) + len(tokens[0]) if tokens else len(closing)
         end += len(closing[end:]) - len(closing[end:].lstrip())
-        return closing[:end] if self._has_words(closing[end:]) else closing
+        return closing[:end] if self.words(closing[end:]).strip() else closing
 
     def _without_opening(self, closing: str, header: str) -> str:
         """``closing`` without its last token, if that begins a turn: it is in a user's ``header``."""
         *others, last = self._tokens(closing) or [""]
         return closing[: closing.rindex(last)] if others and last in self._tokens(header) else closing
 
-    def _has_words(self, text: str) -> bool:
-        """Whether there is more in a text than tokens and white space."""
-        return any(len(atom) == 1 and not atom.isspace() for atom in self._atoms.findall(text))
+    def words(self, text: str) -> str:
+        """A text with a blank in the place of each token."""
+        return "".join(atom if len(atom) == 1 else " " for atom in self._atoms.findall(text))
 
     def _common(self, texts: Iterable[str]) -> str:
         """The longest common beginning of texts, in whole tokens."""

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 USE_MARKERS = "give --chat-template FILE with {% generation %} markers (TRL ships such templates for common models)"
 _THOUGHTS_END = re.compile(r"</[|｜]?think\w*[|｜]?>")
 _FORMATS = 256  # kept at a time; rows may bring variables of their own
+_TAIL = 2000
+"""Characters at the end of a chat in which something behind the last turn's text is looked for."""
 _FILLERS = "QXZJKVW" + string.ascii_letters + string.digits + "☃☎♞"
 
 
@@ -128,7 +130,7 @@ class TurnFinder:
     def _turns(self, chat: Chat) -> tuple[str, list[Span | None]]:
         """The chat as text, and for each message its span in it, None for other roles than the assistant."""
         form, messages = self.format_of(chat.variables), self._shown(chat)
-        search = _Search(self._tokenizer, form, messages, chat.variables)
+        search = _Search(self._tokenizer, self._reader, form, messages, chat.variables)
         spans: list[Span | None] = [None] * len(messages)
         before = 0
         for i, message in enumerate(messages):
@@ -159,12 +161,14 @@ class _Search:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
+        reader: FormatReader,
         form: TurnFormat,
         messages: Sequence[Message],
         variables: Mapping[str, Any],
     ) -> None:
         """Raises RowError for a chat that cannot be rendered."""
-        self._tokenizer, self._form, self._messages, self._variables = tokenizer, form, messages, variables
+        self._tokenizer, self._reader, self._form = tokenizer, reader, form
+        self._messages, self._variables = messages, variables
         self.text = render(tokenizer, messages, variables)
         self._filled: str | None = None
         self._others = self._outline()
@@ -269,6 +273,16 @@ class _Search:
         last = i + 1 == len(self._messages)
         if last and self._filled is not None and not self._filled.endswith(self.text[start:]):
             raise RowError("the chat template writes a text of another role into the last turn")
+        if (
+            not last
+            or not content
+            or self._messages[i].get("tool_calls")
+            or self._reader.words(self._form.closing).strip()
+        ):
+            return
+        _, found, behind = self._reader.words(self.text[max(start, end - _TAIL) : end]).rpartition(content[-100:])
+        if found and behind.strip():
+            raise RowError("the chat template writes more behind the text of the last turn than behind a probe's")
 
     def _outline(self) -> dict[int, Span]:
         """Where the texts of other roles than the assistant's are, by number of message; empty where not for certain.

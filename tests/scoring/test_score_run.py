@@ -416,6 +416,14 @@ def named(rows: list[list[int]], names: list[Any]) -> list[dict[str, Any]]:
     return [{"input_ids": ids, "key": name} for ids, name in zip(rows, names, strict=True)]
 
 
+def test_a_system_column_that_no_row_has_a_place_for_is_said(
+    tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = {"system": "w5", "prompt": "w6 w7", "completion": "w8"}
+    run_score(write_rows(tmp_path / "rows.jsonl", [row]), model, tmp_path / "scored")
+    assert "column 'system' is not read" in caplog.text
+
+
 def test_id_column(tmp_path: Path, model: Path) -> None:
     rows = random_rows(12, V)
     rows[4] = [5]  # too short: its shard of one has no rows

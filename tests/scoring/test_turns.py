@@ -295,6 +295,11 @@ def test_a_text_that_comes_again_at_the_end_is_refused(again: str) -> None:
     if again.startswith("messages[0]"):
         with pytest.raises(RowError, match="another role"):
             found(tokenizer, [{"role": "system", "content": "s"}, *TWO])
+    where = "{%- if messages[0].role == 'system' and not add_generation_prompt %}"
+    with pytest.raises(RowError, match="more behind the text"):
+        found(
+            byte_bpe(template=with_note(last=where + NOTE + "{%- endif %}")), [{"role": "system", "content": "s"}, *TWO]
+        )
     tokenizer = byte_bpe(
         template=with_note(last=f"{{{{- '<|system|>' + {again} if not add_generation_prompt else '' }}}}")
     )
