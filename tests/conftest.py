@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -15,6 +16,8 @@ from helpers.servers import VllmServer
 # Else each of a thousand processes would compile the package again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# In the background of a script Ctrl-C is ignored, also by what is started there; tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SLOW = ("vllm", "training", "network")
 

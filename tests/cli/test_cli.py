@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import entrodrop_prep
 from entrodrop_prep.cli import app
 from entrodrop_prep.config import MaterializeConfig, ScoreConfig, flag, settings
 from helpers.scored import some_rows, write_scored
+from helpers.warm import CLIENT, OFFLINE
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRODROP = Path(sys.executable).parent / "entrodrop"
@@ -33,6 +33,12 @@ HEAVY = ("torch", "transformers", "datasets", "huggingface_hub", "pyarrow", "num
 
 def run(*arguments: str, way: str = "entrodrop", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*WAYS[way], *arguments], capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def inspected(directory: Path, *arguments: str) -> list[str]:
+    command = [*WAYS["python -m"], "inspect", str(directory), *arguments]
+    done = OFFLINE.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    return list(done.stdout.splitlines())
 
 
 def commands() -> dict[str, Any]:
@@ -146,9 +152,9 @@ def test_a_row_is_a_row_id_in_a_scored_directory_and_a_place_in_a_masked_one(tmp
     windows = [row["input_ids"] for row in scored if row["row_id"] == 17]
     assert len(windows) == 3
     assert scored[17]["row_id"] < 17
-    lines = run("inspect", str(tmp_path / "scored"), "--row", "17", "--ids").stdout.splitlines()[1:]
+    lines = inspected(tmp_path / "scored", "--row", "17", "--ids")[1:]
     assert [int(line.split()[2]) for line in lines] == [i for ids in windows for i in ids]
-    lines = run("inspect", str(tmp_path / "masked"), "--row", "17").stdout.splitlines()
+    lines = inspected(tmp_path / "masked", "--row", "17")
     for epoch in range(2):
         files = sorted((tmp_path / "masked" / f"epoch_{epoch:03d}").glob("*.parquet"))
         row = [row for f in files for row in pq.read_table(f).to_pylist()][17]
@@ -160,10 +166,11 @@ FUNCTIONS = ("score", "materialize", "verify", "inspect", "push")
 
 
 def in_a_new_process(code: str) -> str:
-    environment = {**os.environ, "PYTHONWARNINGS": "error:::entrodrop_prep"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    """What is printed where none of the package's modules has been imported, and warnings are errors."""
+    code = f"import warnings\nwarnings.filterwarnings('error', module='entrodrop_prep')\n{code}"
+    done = CLIENT.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return str(done.stdout)
 
 
 @pytest.mark.parametrize("names", [FUNCTIONS, FUNCTIONS[::-1]], ids=["forwards", "backwards"])
@@ -186,7 +193,8 @@ def test_the_functions_are_functions_after_their_modules_were_imported(module: s
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
     code = f"import sys, entrodrop_prep, entrodrop_prep.errors\nprint([m for m in {HEAVY!r} if m in sys.modules])"
-    assert in_a_new_process(code) == "[]\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_every_public_name_is_there() -> None:

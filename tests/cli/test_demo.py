@@ -1,4 +1,4 @@
-"""The demo on a third of its corpus: the whole path on real input, twice."""
+"""The demo on a part of its corpus: the whole path on real input, twice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from helpers.ranks import TRAINING
 
 pytestmark = pytest.mark.training
 
-EPOCHS, TOKENS = 4, 100_000
+EPOCHS, TOKENS = 4, 40_000
 DEMO = """
 import sys
 from entrodrop_prep.cli import main
@@ -66,15 +66,15 @@ def test_it_scores_real_source_and_writes_every_epoch(ran: tuple[Path, str, str]
 
 
 def test_its_scores_take_little_room(ran: tuple[Path, str, str], tmp_path: Path) -> None:
-    """In float16, as a model in half precision has them, in one shard."""
+    """In float16, as a model in half precision has them, in one shard, beside 8 kB that it says of itself."""
     tables = [pq.read_table(path) for path in sorted((ran[0] / "scored").glob("shard-*.parquet"))]
     table, schema = pa.concat_tables(tables), scored_schema("float16", with_id=True)
     tokens = len(table["input_ids"].combine_chunks().flatten())
     write_shard(tmp_path / "shard.parquet", schema, [table.cast(schema)], {"schema": SCORED})
-    assert (tmp_path / "shard.parquet").stat().st_size <= 4.5 * tokens
+    assert (tmp_path / "shard.parquet").stat().st_size <= 4.5 * tokens + 8_000
     group = pq.read_metadata(tmp_path / "shard.parquet").row_group(0)
     size = {c.path_in_schema: c.total_compressed_size for c in map(group.column, range(group.num_columns))}
-    assert size["entropy.list.element"] <= 1.6 * tokens
+    assert size["entropy.list.element"] <= 1.7 * tokens
 
 
 def test_it_shows_what_is_dropped(ran: tuple[Path, str, str]) -> None:

@@ -33,11 +33,10 @@ def test_ctrl_c_while_modules_load(start: str, tmp_path: Path) -> None:
 
 
 def test_importing_the_command_leaves_the_handler_alone() -> None:
-    before = signal.getsignal(signal.SIGINT)
     import entrodrop_prep.cli
 
     assert entrodrop_prep.cli.run is not None
-    assert signal.getsignal(signal.SIGINT) is before is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_command_that_is_to_ignore_ctrl_c_does() -> None:

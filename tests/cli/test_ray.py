@@ -1,4 +1,4 @@
-"""``--ray``: workers on a real Ray of two nodes, of which one is lost while they work."""
+"""``--ray``: workers on a real Ray; `make test-heavy` has one of two nodes, of which one is lost while they work."""
 
 from __future__ import annotations
 
@@ -65,18 +65,28 @@ def parent(pid: int) -> int:
 
 
 class Nodes:
-    """A Ray of this machine alone, whose nodes may be added and killed."""
+    """A Ray of this machine alone, whose nodes may be added and killed; the first has so many processors."""
 
-    def __init__(self) -> None:
+    def __init__(self, processors: int) -> None:
         from ray.cluster_utils import Cluster
 
         soon = {"health_check_period_ms": 500, "health_check_failure_threshold": 8}
-        self.cluster = Cluster(initialize_head=True, head_node_args={**NODE, "_system_config": soon})
-        self.last = self.cluster.add_node(**NODE)
+        self.cluster = Cluster(
+            initialize_head=True, head_node_args={**NODE, "num_cpus": processors, "_system_config": soon}
+        )
 
-    def run(self, *command: str, folder: Path) -> subprocess.Popen[str]:
-        """The command with two workers, started in a folder."""
-        words = [sys.executable, "-m", "entrodrop_prep", *command, "--ray", self.cluster.address, "--workers", "2"]
+    def run(self, *command: str, folder: Path, workers: int = 2) -> subprocess.Popen[str]:
+        """The command with some workers, started in a folder."""
+        words = [
+            sys.executable,
+            "-m",
+            "entrodrop_prep",
+            *command,
+            "--ray",
+            self.cluster.address,
+            "--workers",
+            str(workers),
+        ]
         return subprocess.Popen(words, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def lose_one(self, out: Path) -> int:
@@ -98,8 +108,8 @@ class Nodes:
         self.last = self.cluster.add_node(**NODE)
 
 
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[Nodes]:
+@contextlib.contextmanager
+def ray(processors: int) -> Iterator[Nodes]:
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets have short names
     with pytest.MonkeyPatch.context() as patched:
         environment = {"RAY_TMPDIR": folder, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -107,13 +117,28 @@ def nodes() -> Iterator[Nodes]:
             patched.setenv(name, value)
         patched.delenv("RAY_ADDRESS", raising=False)
         handler = signal.getsignal(signal.SIGTERM)  # Ray sets its own
-        started = Nodes()
+        started = Nodes(processors)
         try:
             yield started
         finally:
             started.cluster.shutdown()
             signal.signal(signal.SIGTERM, handler)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Nodes]:
+    """A node for two workers."""
+    with ray(2) as started:
+        yield started
+
+
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    """Two, each for one worker."""
+    with ray(1) as started:
+        started.add_one()
+        yield started
 
 
 @pytest.mark.heavy
@@ -150,16 +175,19 @@ def test_a_node_is_lost_while_rows_are_scored(nodes: Nodes, tmp_path: Path) -> N
 
 
 @pytest.mark.network
-def test_a_node_is_lost_while_masked_rows_are_written(nodes: Nodes, tmp_path: Path) -> None:
-    """No other takes its place: the workers that are left do it all."""
-    write_scored(tmp_path / "scored", some_rows(3000, lengths=(2, 60)), rows_per_shard=500)
+@pytest.mark.parametrize("lost", [False, pytest.param(True, marks=pytest.mark.heavy)])
+def test_masked_rows_are_written(lost: bool, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Where a node is lost, no other takes its place: the workers that are left do it all."""
+    nodes: Nodes = request.getfixturevalue("nodes" if lost else "node")
+    write_scored(tmp_path / "scored", some_rows(3000 if lost else 100, lengths=(2, 60)), rows_per_shard=500)
     given = {"epochs": 4, "rows_per_shard": 30, "jobs": "1"}
     one = starter()("materialize", {**given, "scored": str(tmp_path / "scored"), "out": str(tmp_path / "one" / "out")})
     command = ["materialize", "scored", "--out", "many/out"]
     command += [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     out = tmp_path / "many" / "out"
     run = nodes.run(*command, folder=tmp_path)
-    os.kill(nodes.lose_one(out), signal.SIGCONT)
+    if lost:
+        os.kill(nodes.lose_one(out), signal.SIGCONT)
     said, _ = run.communicate()
     assert run.returncode == 0
     assert "into many/out" in said
@@ -170,10 +198,10 @@ def test_a_node_is_lost_while_masked_rows_are_written(nodes: Nodes, tmp_path: Pa
 
 
 @pytest.mark.network
-def test_a_mistake_is_one_line_and_not_tried_again(nodes: Nodes, tmp_path: Path) -> None:
+def test_a_mistake_is_one_line_and_not_tried_again(node: Nodes, tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", [*({"text": f"row {i}"} for i in range(20)), {"text": 5}])
     command = ["score", "rows.jsonl", "--model", str(PACKAGE / "demo" / "model"), "--out", "out"]
-    run = nodes.run(*command, "--backend", "transformers", "--rows-per-shard", "5", folder=tmp_path)
+    run = node.run(*command, "--backend", "transformers", "--rows-per-shard", "5", folder=tmp_path, workers=1)
     _, said = run.communicate()
     assert run.returncode == 2
     assert [line for line in said.splitlines() if "row 20: column 'text' holds a number" in line] == [

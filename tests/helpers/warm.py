@@ -212,11 +212,12 @@ READ = (
     *("huggingface_hub.hf_api:api", "huggingface_hub.hf_file_system:hffs"),
 )
 """What of them reads the environment."""
-OFFLINE = Warm(*MODEL_MODULES, HF_HUB_OFFLINE="1")
+MODEL_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "7"}
+OFFLINE = Warm(*MODEL_MODULES, **MODEL_ENVIRONMENT)
 """For commands that run a model and need no Hub."""
 CLIENT = Warm(*HUB_MODULES, reread=READ, nested=True, HF_HUB_VERBOSITY="error", DATASETS_VERBOSITY="error")
 """For commands that use the Hub that their environment names."""
-MODEL_CLIENT = Warm(*MODEL_MODULES, reread=(*READ, "transformers.utils.hub"), HF_HUB_OFFLINE="1")
+MODEL_CLIENT = Warm(*MODEL_MODULES, reread=(*READ, "transformers.utils.hub"), **MODEL_ENVIRONMENT)
 """For those that run a model, too."""
 
 

@@ -19,7 +19,7 @@ from entrodrop_prep.store.schema import SCORED
 from helpers.hub import READER, WRITER, Fault, Hub
 from helpers.models import random_rows, rows_of, save_model, tiny_llama, words
 from helpers.scored import all_bytes, copy, rewrite_manifest, some_rows, write_scored
-from helpers.warm import CLIENT
+from helpers.warm import CLIENT, MODEL_CLIENT
 
 pytestmark = pytest.mark.network
 
@@ -38,7 +38,7 @@ print(json.dumps(answers))
 
 def run(hub: Hub, home: Path, *commands: list[str], token: str | None = WRITER, **environment: str) -> list[Any]:
     """Code, stdout and stderr of each command, all in one fresh process."""
-    done = CLIENT.run(
+    done = (MODEL_CLIENT if commands[0][0] == "score" else CLIENT).run(
         [sys.executable, "-c", SCRIPT, json.dumps(commands)],
         env={**hub.environment(home, token), **environment},
         capture_output=True,

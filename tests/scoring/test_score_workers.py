@@ -85,7 +85,7 @@ def check_same(out: Path, whole: Path) -> None:
     assert not verify(str(out)).findings
 
 
-@pytest.mark.parametrize("form", ["jsonl", "parquet", "jsonl.gz"])
+@pytest.mark.parametrize("form", ["jsonl", "parquet", pytest.param("jsonl.gz", marks=pytest.mark.heavy)])
 def test_workers_that_come_and_go(form: str, start: Start, tmp_path: Path) -> None:
     """Three workers, of which one is killed, one is asked to end and one comes late; then two."""
     source, out = write(tmp_path, form), tmp_path / "out"

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import re
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -34,6 +33,7 @@ from entrodrop_prep.scoring.tokenizer import (
     vocabulary_disagreement,
 )
 from helpers.tokenizers import CHATML, CHATML_MARKED, byte_bpe
+from helpers.warm import MODEL_CLIENT, OFFLINE
 
 TEXT = RowFormat("text", ("text",))
 PAIR = RowFormat("prompt_completion", ("prompt", "completion"), ("tools", "chat_template_kwargs"))
@@ -447,8 +447,7 @@ def test_digest_is_that_of_the_behaviour(tmp_path: Path) -> None:
     code += "print(tokenizer_digest(load_tokenizer(sys.argv[1], "
     code += "revision=None, trust_remote_code=False, chat_template_file=None)))"
     run = [sys.executable, "-c", code, str(tmp_path / "saved")]
-    env = {**os.environ, "PYTHONHASHSEED": "7"}
-    assert subprocess.run(run, env=env, capture_output=True, text=True, check=True).stdout == digest + "\n"
+    assert OFFLINE.run(run, capture_output=True, text=True, check=True).stdout == digest + "\n"  # has its own hash seed
     others = [byte_bpe(), byte_bpe(template=CHATML, bos=True), byte_bpe(template=CHATML, eos="<|im_end|>")]
     assert digest not in {tokenizer_digest(t) for t in others}
 
@@ -566,7 +565,7 @@ for name in sys.argv[1:]:
     with hub() as url:
         env = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_x"}
         run = [sys.executable, "-c", code, "someone/gated-model", "someone/missing-model"]
-        done = subprocess.run(run, env=env, capture_output=True, text=True, check=True)
+        done = MODEL_CLIENT.run(run, env=env, capture_output=True, text=True, check=True)
     gated, missing = done.stdout.splitlines()
     assert gated.startswith("someone/gated-model: ")
     assert "hf auth login" in gated

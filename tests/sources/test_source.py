@@ -10,7 +10,6 @@ import hashlib
 import http.server
 import json
 import os
-import subprocess
 import sys
 import threading
 import urllib.parse
@@ -29,6 +28,7 @@ from hypothesis import strategies as st
 from entrodrop_prep.errors import ConfigError, EntrodropError, SourceError
 from entrodrop_prep.sources.rows import Source, SourceRow
 from entrodrop_prep.sources.source import open_source
+from helpers.warm import CLIENT
 
 ROWS = [{"text": f"row {n} " + "ä\n\"'," * (n % 4), "n": n} for n in range(1000)]
 FORMATS = ["jsonl", "jsonl.gz", "jsonl.zst", "ndjson", "json", "array.json", "array.json.gz", "csv", "csv.gz", "tsv"]
@@ -124,12 +124,10 @@ def test_another_process_goes_on_from_a_position(tmp_path: Path, extension: str)
         write(tmp_path / "d" / f"part-{part}.{extension}", ROWS[part * 330 : part * 330 + 330])
     rows = everything(opened(tmp_path / "d"))
     assert values(rows) == expected(extension, ROWS[:990])
-    for first in (1, 329, 330, 331, 500, 989):
-        position = opened(tmp_path / "d").read(0, first, None).next
-        assert (
-            opened(tmp_path / "d").read(first, 200, json.loads(json.dumps(position))).rows == rows[first : first + 200]
-        )
-        assert opened(tmp_path / "d").read(first, 200, None).rows == rows[first : first + 200]
+    for first in (329, 330, 500):
+        position = json.loads(json.dumps(opened(tmp_path / "d").read(0, first, None).next))
+        assert opened(tmp_path / "d").read(first, 200, position).rows == rows[first : first + 200]
+    assert opened(tmp_path / "d").read(500, 200, None).rows == rows[500:700]
 
 
 @pytest.mark.parametrize("extension", ["jsonl", "txt", "csv", "parquet"])
@@ -743,12 +741,11 @@ def test_hub_datasets(tmp_path: Path) -> None:
     def ask(endpoint: str, questions: list[Any], **environment: str) -> list[Any]:
         home = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
         command = [sys.executable, "-c", ASK, json.dumps(questions)]
-        done = subprocess.run(
+        done = CLIENT.run(
             command,
             env={**os.environ, **home, **environment},
             capture_output=True,
             text=True,
-            check=False,
             cwd=tmp_path,
         )
         assert done.returncode == 0, done.stderr
