@@ -236,9 +236,9 @@ def _warn_of_pieces(tokenizer: PreTrainedTokenizerBase) -> None:
     split = [m for m in CHATML_MARKS if tokenizer.encode(m, add_special_tokens=False) != [known.get(m)]]
     if split:
         log.warning(
-            "--chat-template chatml: the tokenizer has no token for %s, so it is split into pieces; add it to the "
-            "tokenizer and the model, or give a template with tokens that it has",
-            " and for ".join(split),
+            "--chat-template chatml: the tokenizer has no token for %s: such marks become several tokens; add "
+            "them to the tokenizer and the model, or give a template with tokens that it has",
+            " or ".join(split),
         )
 
 

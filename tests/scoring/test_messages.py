@@ -606,7 +606,7 @@ def test_chatml_for_a_tokenizer_without_its_tokens(
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             load_tokenizer(str(directory), revision=None, trust_remote_code=False, chat_template_file="chatml")
-        assert ("no token for <|im_start|> and for <|im_end|>" in caplog.text) == said
+        assert ("no token for <|im_start|> or <|im_end|>" in caplog.text) == said
 
 
 def test_chatml_is_named_on_the_command_line(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
