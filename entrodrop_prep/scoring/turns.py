@@ -16,6 +16,7 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from entrodrop_prep.errors import RowError
@@ -270,6 +271,8 @@ class _Search:
             own = self._region(i)
             if own is not None and own[0] < own[1] and not start <= own[1] <= end:
                 raise RowError("the chat template puts its text outside of the turn")
+        if "name" in self._messages[i] and self.text[start:end] not in self._unnamed:
+            raise RowError("the chat template writes its name into the turn")
         last = i + 1 == len(self._messages)
         if last and self._filled is not None and not self._filled.endswith(self.text[start:]):
             raise RowError("the chat template writes a text of another role into the last turn")
@@ -283,6 +286,15 @@ class _Search:
         _, found, behind = self._reader.words(self.text[max(start, end - _TAIL) : end]).rpartition(content[-100:])
         if found and behind.strip():
             raise RowError("the chat template writes more behind the text of the last turn than behind a probe's")
+
+    @cached_property
+    def _unnamed(self) -> str:
+        """The chat without names, which are part of headers."""
+        messages = [{key: value for key, value in m.items() if key != "name"} for m in self._messages]
+        try:
+            return render(self._tokenizer, messages, self._variables)
+        except RowError:
+            return self.text
 
     def _outline(self) -> dict[int, Span]:
         """Where the texts of other roles than the assistant's are, by number of message; empty where not for certain.

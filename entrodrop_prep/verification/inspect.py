@@ -112,6 +112,9 @@ def show(
         if not epochs:
             there = ", ".join(str(e["epoch"]) for e in described["epochs"])
             raise ConfigError(f"--epoch {epoch}: it is not there", fix=f"it has epochs {there}")
+        most = max(e["rows"] for e in described["epochs"])
+        if row is not None and row >= most:
+            raise ConfigError(f"--row {row}: an epoch has rows 0 to {most - 1}", fix="give one of them")
         if row is not None and (ids or not against):
             found["rows"] = stored_rows(path, described, row, epochs)
             hint = [] if ids else ["to see text: --against SCORED, what it was made from"]

@@ -307,6 +307,16 @@ def test_a_text_that_comes_again_at_the_end_is_refused(again: str) -> None:
         found(tokenizer, TWO)
 
 
+def test_a_name_in_the_header_is_not_trained_on() -> None:
+    name = "{{- ' ' + m.name if m.name else '' }}"
+    template = PLAIN.replace("m.role + '\\n' + m.content", f"m.role }}}}{name}{{{{- ' ' + m.content")
+    template = template.replace("assistant\\n", "assistant")
+    assert texts(found(byte_bpe(template=template), TWO)) == [" Hello!<|im_end|>\n", " y<|im_end|>\n"]
+    with pytest.raises(RowError, match=r"message 1 \(assistant\): .* its name"):
+        found(byte_bpe(template=template), [TWO[0], bot("Hello!", name="Bob"), *TWO[2:]])
+    assert texts(found(byte_bpe(template=PLAIN), [TWO[0], bot("Hello!", name="Bob")])) == ["Hello!<|im_end|>\n"]
+
+
 def test_a_turn_that_cannot_be_found_is_refused() -> None:
     """Its end is a line break, in a template that renders the beginning of a chat in another way than the chat."""
     with pytest.raises(RowError, match=r"message 1 \(assistant\): the chat template rewrites earlier turns") as e:

@@ -31,6 +31,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     materialize(MaterializeConfig(out=str(folder / "masked"), **one))
     packed = {"pack": 64, "add_columns": ("position_ids",), "target": "both", "drop_token": "uniform"}
     materialize(MaterializeConfig(out=str(folder / "packed"), **one, **packed))
+    materialize(MaterializeConfig(out=str(folder / "even"), **{**one, "epochs": 1}, rows_multiple=20))
     return folder
 
 
@@ -139,7 +140,8 @@ def test_what_a_row_holds_neither_acts_on_the_terminal_nor_looks_like_a_mark(col
         ("masked", {"row": 0, "epoch": 9}, "it has epochs 0, 1, 2"),
         ("masked", {"row_id": 0}, "a masked directory holds no scores"),
         ("masked", {"name": "nobody", "against": True}, "no such row"),
-        ("masked", {"row": 99, "against": True}, "no such row"),
+        ("masked", {"row": 99, "against": True}, "an epoch has rows 0 to"),
+        ("even", {"row": 20, "against": True}, "an epoch has rows 0 to 19"),  # of more that --rows-multiple left out
         ("packed", {"row": 0, "against": True}, "a packed row holds several documents"),
         ("scored", {"row": 0, "epoch": 1}, "are for masked directories"),
     ],
