@@ -122,7 +122,9 @@ def open_saved(
                 raise SourceError(what, where=path, fix="choose one with --split")
             label, folder = f"{name}[{split}]", os.path.join(path, split)
         dataset = Dataset.load_from_disk(folder)
-    except (OSError, ValueError, KeyError) as e:
+    except IndexError as e:  # what ``datasets`` makes of no files
+        raise SourceError("holds no rows", where=path, fix="give a source with at least one row") from e
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise SourceError(f"the saved dataset cannot be read: {e}", where=path, fix="save it again") from e
     saved = str(dataset.split) if dataset.split is not None else "train"
     if not several and split_given and split != saved:

@@ -389,6 +389,16 @@ def test_save_to_disk(tmp_path: Path) -> None:
         opened(tmp_path / "one")
 
 
+def test_a_saved_dataset_that_is_empty_or_damaged_is_refused(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"text": []}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(SourceError, match="holds no rows"):
+        opened(tmp_path / "saved")
+    for content in ("[]", "{", '{"splits": 3}'):
+        (tmp_path / "saved" / "dataset_dict.json").write_text(content)
+        with pytest.raises(SourceError, match="the saved dataset cannot be read"):
+            opened(tmp_path / "saved")
+
+
 @pytest.mark.parametrize(
     ("names", "by_split"),
     [
