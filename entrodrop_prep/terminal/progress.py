@@ -93,7 +93,7 @@ class Progress:
         if not self._total or done <= 0:
             return ""
         left = (now - self._start) * max(0.0, self._total - self._units) / done
-        return f", about {left / 60:.0f} min left"
+        return f", about {left / 60:.0f} min left" if left >= 60 else ", less than a minute left"
 
     def __enter__(self) -> Progress:
         return self

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from entrodrop_prep import cli
 from entrodrop_prep.cli.help import PANELS, grouped
 from entrodrop_prep.cli.results import DRY_RUNS, RESULTS
 from entrodrop_prep.export.card.tables import aligned
+from entrodrop_prep.terminal import progress
 from helpers.models import random_rows, save_model, tiny_llama, words, write_rows
 from helpers.scored import some_rows, write_scored
 
@@ -273,6 +275,17 @@ def test_the_estimate_after_a_resume_counts_what_is_left_only() -> None:
     shown = on_terminal([], 80, code)
     left = [int(m) * 60 + int(s) for m, s in re.findall(r"<(\d+):(\d+)", shown)]
     assert 100 < left[-1] < 200
+
+
+def test_a_log_says_how_much_time_is_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    clock = iter((0.0, 60.0, 100.0))  # seconds at the start and after 2 and 9 of 10 rows
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with progress.Progress("score", 10, "rows") as shown:
+        shown.add(2, 100)
+        shown.add(7, 100)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith(", about 4 min left")
+    assert second.endswith(", less than a minute left")
 
 
 def test_a_wide_table_goes_on_below() -> None:
