@@ -124,7 +124,7 @@ def _from_text(kind: Any, value: Any) -> Any:
         if any(get_origin(k) is dict for k in kinds):
             try:
                 return json.loads(value)
-            except json.JSONDecodeError as e:
+            except (json.JSONDecodeError, RecursionError) as e:
                 raise ValueError(f"is not JSON: {e}") from e
     if str in kinds and isinstance(value, (int, Path)) and not isinstance(value, bool):
         return str(value)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from entrodrop_prep.errors import ConfigError, RowError
+from entrodrop_prep.store import strict_json
 
 Message = dict[str, Any]
 TrainOn = Literal["all-turns", "last-turn"]
@@ -338,7 +339,16 @@ def variables_of(row: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str,
 
 
 def check_common(kwargs: Mapping[str, Any]) -> None:
-    """Refuse template variables that would change what is rendered instead of how. Raises ConfigError."""
+    """Refuse template variables that would change what is rendered instead of how, or that no manifest can hold.
+
+    Raises ConfigError.
+    """
+    try:
+        strict_json.loads(json.dumps([[[kwargs]]]))  # as deep as in a footer
+    except (ValueError, TypeError, RecursionError) as e:
+        raise ConfigError(
+            f"--chat-template-kwargs cannot be recorded: {e}", fix="give JSON of finite numbers, not so deep"
+        ) from e
     taken = sorted(RESERVED.intersection(kwargs))
     if taken:
         raise ConfigError(

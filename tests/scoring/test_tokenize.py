@@ -235,6 +235,20 @@ def test_template_variables_that_are_not_the_templates() -> None:
         encode([], CHAT, add_generation_prompt=True)
 
 
+@pytest.mark.parametrize("value", ["NaN", "1e999", str(2**64), "[" * 70 + "]" * 70, "[" * 5000 + "]" * 5000])
+def test_template_variables_that_no_manifest_can_hold(value: str) -> None:
+    """They would be in the footer of every shard, which nobody could read again."""
+
+    def encoder(given: Any) -> Encoder:
+        config = ScoreConfig(source="s", model="m", out="o", chat_template_kwargs=given)
+        return Encoder(
+            byte_bpe(template=CHATML), CHAT, append_eos=True, chat_template_kwargs=config.chat_template_kwargs
+        )
+
+    with pytest.raises(ConfigError, match="--chat-template-kwargs"):
+        encoder(f'{{"a": {value}}}')
+
+
 def test_every_assistant_turn_and_its_end_is_trained_on_and_no_header() -> None:
     row = {"messages": [USER, BOT, USER, {"role": "assistant", "content": "\nBye"}, USER]}
     assert trained(row, CHAT) == "Hello!<|im_end|>\n\nBye<|im_end|>\n"
