@@ -25,23 +25,10 @@ import pytest
 from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.export.materialize import materialize
 from helpers.scored import some_rows, write_scored
-from helpers.warm import Warm
+from helpers.warm import OFFLINE
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED = Path(__file__).with_name("recorded")
-PYTHON = Warm(
-    *(
-        "pyarrow.compute",
-        "pyarrow.dataset",
-        "pyarrow.parquet",
-        "pydantic.main",
-        "typer",
-        "rich.table",
-        "tqdm.auto",
-        "yaml",
-    ),
-    *("huggingface_hub", "tokenizers", "transformers.models.auto.tokenization_auto", "multiprocessing.synchronize"),
-)
 RUN = """
 import json, shlex, sys
 from entrodrop_prep.cli import run
@@ -92,13 +79,13 @@ def shown(kind: str, place: Path) -> str:
         environment["NO_COLOR"] = "1"
     command = [sys.executable, "-c", RUN, json.dumps([*SHOWN, *(MADE if kind == "terminal-80" else [])])]
     if columns is None:
-        done = PYTHON.run(command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        done = OFFLINE.run(command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         return normal(done.stdout.decode())
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     pieces: list[bytes] = []
     reader = threading.Thread(target=lambda: pieces.extend(iter(lambda: read(master), b"")))
-    process = PYTHON.popen(command, cwd=place, env=environment, stdin=slave, stdout=slave, stderr=slave)
+    process = OFFLINE.popen(command, cwd=place, env=environment, stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
     reader.start()
     process.wait()
