@@ -71,22 +71,12 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         soon = {"health_check_period_ms": 500, "health_check_failure_threshold": 8}
-        self.cluster = Cluster(
-            initialize_head=True, head_node_args={**NODE, "num_cpus": processors, "_system_config": soon}
-        )
+        first = {**NODE, "num_cpus": processors, "_system_config": soon}
+        self.cluster = Cluster(initialize_head=True, head_node_args=first)
 
-    def run(self, *command: str, folder: Path, workers: int = 2) -> subprocess.Popen[str]:
-        """The command with some workers, started in a folder."""
-        words = [
-            sys.executable,
-            "-m",
-            "entrodrop_prep",
-            *command,
-            "--ray",
-            self.cluster.address,
-            "--workers",
-            str(workers),
-        ]
+    def run(self, *command: str, folder: Path) -> subprocess.Popen[str]:
+        """The command with two workers, started in a folder."""
+        words = [sys.executable, "-m", "entrodrop_prep", *command, "--ray", self.cluster.address, "--workers", "2"]
         return subprocess.Popen(words, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def lose_one(self, out: Path) -> int:
@@ -201,7 +191,7 @@ def test_masked_rows_are_written(lost: bool, request: pytest.FixtureRequest, tmp
 def test_a_mistake_is_one_line_and_not_tried_again(node: Nodes, tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.jsonl", [*({"text": f"row {i}"} for i in range(20)), {"text": 5}])
     command = ["score", "rows.jsonl", "--model", str(PACKAGE / "demo" / "model"), "--out", "out"]
-    run = node.run(*command, "--backend", "transformers", "--rows-per-shard", "5", folder=tmp_path, workers=1)
+    run = node.run(*command, "--backend", "transformers", "--rows-per-shard", "5", folder=tmp_path)
     _, said = run.communicate()
     assert run.returncode == 2
     assert [line for line in said.splitlines() if "row 20: column 'text' holds a number" in line] == [
