@@ -829,7 +829,7 @@ def check_refused(scored_at: Path, tmp_path: Path, options: list[str], capfd: An
         (["--target", "both", "--drop-token", "</s>"], ["--drop-token", "EOS"]),
         (["--target", "both", "--drop-token", "1"], ["--drop-token", "EOS"]),
         (["--target", "both", "--drop-token", str(VOCABULARY - 1)], ["--drop-token", "no token has the id"]),
-        (["--target", "both", "--drop-token", "9" * 30], ["--drop-token", "no token has the id"]),
+        (["--target", "both", "--drop-token", "9" * 30], ["--drop-token", "is 30 tokens; give an id"]),
         (["--target", "both", "--drop-token", "two words of text"], ["--drop-token", "tokens"]),
         (["--target", "both", "--drop-token", ""], ["--drop-token"]),
         (["--keep-surprising", "-1"], ["--keep-surprising"]),
