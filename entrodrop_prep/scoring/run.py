@@ -232,7 +232,8 @@ def _score(
         environment = {**host_environment(), **backend.environment(), **checked}
         _check_environment(plan, out, environment, workers)
         made = {"environment": environment, "described": described(plan)}
-        log.info("scoring with %s on %s (%s)", environment["backend"], environment["device"], plan.info.dtype)
+        backend, device = environment["backend"], environment["device"]
+        log.info("scoring with %s (%s)", backend if device == backend else f"{backend} on {device}", plan.info.dtype)
         progress.begin()
         tokens = 0
 

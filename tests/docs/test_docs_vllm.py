@@ -124,7 +124,7 @@ def test_score_against_a_server_that_serve_starts(tmp_path: Path) -> None:
             lines = (tmp_path / "said").read_text().splitlines()
             assert lines[0].startswith("python -m vllm.entrypoints.openai.api_server --host=127.0.0.1")
             assert lines[1] == f"ready: http://127.0.0.1:{port}"
-            assert "scoring with server" in run(arguments(score, port, model), tmp_path).stdout
+            assert "scoring with server (" in run(arguments(score, port, model), tmp_path).stdout
             assert verify(str(tmp_path / "scored")).findings == []
             check_scores(tmp_path / "scored", model)
             check_other_weights_are_refused(tmp_path, score, port, model)
