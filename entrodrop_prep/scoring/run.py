@@ -232,8 +232,8 @@ def _score(
         environment = {**host_environment(), **backend.environment(), **checked}
         _check_environment(plan, out, environment, workers)
         made = {"environment": environment, "described": described(plan)}
-        backend, device = environment["backend"], environment["device"]
-        log.info("scoring with %s (%s)", backend if device == backend else f"{backend} on {device}", plan.info.dtype)
+        where = "" if name == "server" else f" on {environment['device']}"
+        log.info("scoring with %s%s (%s)", environment["backend"], where, plan.info.dtype)
         progress.begin()
         tokens = 0
 
