@@ -157,7 +157,7 @@ def _finished(ray: Any, tasks: list[Any], watch: _Watch, stopped: threading.Even
                 where=str(watch.out),
                 fix="finished files are kept; Ray's logs on that node say more",
             )
-        watch.look()
+        watch.look(ended=True)
         summaries.sort(key=lambda summary: summary.already_complete)
         return Done(summaries[0], watch.seconds, watch.tokens)
 
@@ -181,27 +181,28 @@ class _Watch:
         self._seen: set[str] = set()
         self._there = set(shard_names(out, kind))
         self._progress: progress.Progress | None = None
+        self._folders: list[str] = []
         self.tokens = 0
 
-    def look(self) -> None:
-        """Count what is new. Nothing is shown until a worker has found out how much there is to do."""
-        if not self._progress:
-            noted = read_note(self.out, WORK)
-            if noted is None:
-                return
+    def look(self, *, ended: bool = False) -> None:
+        """Count what is new, and show it while a note says how much there is to do: the last worker removes it."""
+        if not self._progress and (noted := read_note(self.out, WORK)):
             self._folders = noted["folders"]
             self._progress = progress.Progress("workers", noted["total"], noted["unit"])
+        if not self._progress and not ended:
+            return
         for name in shard_names(self.out, self._kind):
-            if name in self._seen or name.rpartition("/")[0] not in self._folders:
+            if name in self._seen or (self._folders and name.rpartition("/")[0] not in self._folders):
                 continue
             self._seen.add(name)
             footer = read_footer(self.out / name)
             units = footer.info["source"]["units"] if self._kind == "scored" else footer.rows
-            if name in self._there:
-                self._progress.skip(units)
-            else:
+            if name not in self._there:
                 self.tokens += footer.info["counts"]["tokens"]
-                self._progress.add(units, footer.info["counts"]["tokens"])
+                if self._progress:
+                    self._progress.add(units, footer.info["counts"]["tokens"])
+            elif self._progress:
+                self._progress.skip(units)
 
     @property
     def seconds(self) -> float:

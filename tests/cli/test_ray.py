@@ -265,3 +265,16 @@ def test_what_a_task_gives_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     absent = ray_workers._work(work_that_raises(mistake), Settings(tmp_path / "none"), "/nowhere")
     assert isinstance(absent, OutputError)
     assert "it is not there on the node" in str(absent)
+
+
+def test_a_run_that_ends_between_two_looks_is_counted(tmp_path: Path) -> None:
+    """The note of how much there was to do is gone by then."""
+    (tmp_path / "out").mkdir()
+    watch = ray_workers._Watch(tmp_path / "out", "masked")
+    scored = write_scored(tmp_path / "scored", some_rows(20))
+    settings = {"scored": str(scored), "out": str(tmp_path / "out"), "epochs": 2, "rows_per_shard": 9}
+    written = entrodrop_prep.materialize(entrodrop_prep.MaterializeConfig(**settings)).written_tokens
+    watch.look()
+    assert watch.tokens == 0
+    watch.look(ended=True)
+    assert watch.tokens == written > 0

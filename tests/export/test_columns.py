@@ -217,9 +217,9 @@ def test_the_same_rows_left_out_each_time_is_warned_of(
     assert len(warned) == (shuffle != "epoch")
     left = manifest_of(tmp_path / "out")["epochs"][0]["rows_left_out"]
     assert left
-    assert f"for a multiple: {left}, {left}" in (tmp_path / "out" / "README.md").read_text()
+    assert f"(--rows-multiple): {left}, {left}" in (tmp_path / "out" / "README.md").read_text()
     assert cli.run(["inspect", str(tmp_path / "out")]) == 0
-    assert f"for a multiple: {left}, {left}" in capfd.readouterr().out
+    assert f"(--rows-multiple): {left}, {left}" in capfd.readouterr().out
 
 
 def test_a_wrong_count_of_rows_left_out_is_found(made: Path, tmp_path: Path) -> None:
