@@ -23,6 +23,7 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "study.md"
 FOUND = HERE / "found.md"
 RESAMPLES = 10_000
+SIZES = ("0.1M", "0.3M", "1M")
 Array = NDArray[np.float64]
 
 
@@ -179,29 +180,38 @@ def figures(paths: list[Path]) -> str:
         ]
         if len({r["rate"] for r in found["runs"]}) > 1:
             lines += ["After the last epoch, minus plain at the same learning rate:", "", *equal_rates(found), ""]
-        if (larger := path.with_name(f"{domain}-1M.json")).exists() and not low and size != "1M":
-            by_size = {size: found, "1M": json.loads(larger.read_text(encoding="utf-8"))}
-            lines += ["After the last epoch, minus plain, at both sizes with the same settings and seeds:", ""]
-            lines += [*both_sizes(by_size), ""]
+        beside = {name: path.with_name(f"{domain}-{name}.json") for name in SIZES}
+        beside = {name: other for name, other in beside.items() if other.exists()}
+        if not low and len(beside) > 1 and size == next(iter(beside)):
+            lines += ["After the last epoch, minus plain, with the same settings and seeds at each size:", ""]
+            lines += [*by_size({name: json.loads(other.read_text("utf-8")) for name, other in beside.items()}), ""]
         if "answers" in found["runs"][0]:
             lines += ["Answers to the test questions after the last epoch:", "", *answers(found), ""]
     return "\n".join(lines)
 
 
-def both_sizes(by_size: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """The arms of a small model, which comes first, beside the same runs of a larger one."""
-    rate = next(iter(by_size.values()))["runs"][0]["rate"]
+def differences(results: dict[str, dict[str, Any]]) -> dict[tuple[str, float], list[Array]]:
+    """Arm and strength -> [S] loss after the last epoch minus that of plain, of each result: the runs that all have."""
+    rate = next(iter(results.values()))["runs"][0]["rate"]
     last = [
         {(r["arm"], r["strength"], r["seed"]): r for r in result["runs"] if math.isclose(r["rate"], rate, rel_tol=1e-6)}
-        for result in by_size.values()
+        for result in results.values()
     ]
-    yield f"| arm | {' | '.join(by_size)} |"
-    yield "| --- | --- | --- |"
-    for arm, strength in dict.fromkeys((a, s) for a, s, _ in last[0] if a != "plain"):
-        seeds = [seed for a, s, seed in last[0] if (a, s) == (arm, strength)]
+    shared = [key for key in last[0] if all(key in runs for runs in last)]
+    found = {}
+    for arm, strength in dict.fromkeys((a, s) for a, s, _ in shared if a != "plain"):
+        seeds = [seed for a, s, seed in shared if (a, s) == (arm, strength)]
         pairs = ([(runs[arm, strength, s], runs["plain", 0.0, s]) for s in seeds] for runs in last)
-        cells = [_difference(np.array([a["test"][-1][0] - b["test"][-1][0] for a, b in some])) for some in pairs]
-        yield f"| {arm}, {strength:g} | {' | '.join(cells)} |"
+        found[arm, strength] = [np.array([a["test"][-1][0] - b["test"][-1][0] for a, b in some]) for some in pairs]
+    return found
+
+
+def by_size(results: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """The arms of the smallest model, which comes first, beside the same runs of the larger ones."""
+    yield f"| arm | {' | '.join(results)} |"
+    yield "| --- |" + " --- |" * len(results)
+    for (arm, strength), found in differences(results).items():
+        yield f"| {arm}, {strength:g} | {' | '.join(map(_difference, found))} |"
 
 
 def answers(result: dict[str, Any]) -> Iterator[str]:
@@ -223,7 +233,7 @@ def answers(result: dict[str, Any]) -> Iterator[str]:
 
 
 def found_values(results: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """The figures in the text of ``found.md``, from the results of 1M parameters by name."""
+    """The figures in the text of ``found.md``, from results by name."""
     full, low = ([f"{domain}-1M{end}" for domain in ("code", "prose")] for end in ("", "-low"))
     last = {
         n: {a: {r: c[a].last for r, c in at_equal_rates(results[n]).items() if a in c} for a in ARMS}
@@ -245,7 +255,27 @@ def found_values(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     guided = [x for some in against for x in some]
     inputs, random = (gains(f"{kind}-inputs", full) for kind in ("low", "random"))
     start = results["code-1M"]["runs"][0]["test"][0][0]
+    shares = {
+        name: {
+            a: np.array([r["answers"] for r in results[name]["runs"] if r["arm"] == a]).mean(0)
+            for a in ARMS
+            if any(r["arm"] == a for r in results[name]["runs"])
+        }
+        for name in ("task-0.3M", "chat-0.3M")
+    }
+    sizes = differences({size: results[f"code-{size}"] for size in SIZES})
     return {
+        **{
+            f"{arm.replace('-', '_')}_{size.replace('.', '')}": -float(one.mean())
+            for (arm, _), found in sizes.items()
+            for size, one in zip(SIZES, found, strict=True)
+        },
+        "task_right_least": min(float(x[0]) for x in shares["task-0.3M"].values()),
+        "task_right_most": max(float(x[0]) for x in shares["task-0.3M"].values()),
+        "chat_right_most": max(float(x[0]) for x in shares["chat-0.3M"].values()),
+        "chat_ends_least": min(float(x[1]) for x in shares["chat-0.3M"].values()),
+        "chat_ends_plain": float(shares["chat-0.3M"]["plain"][1]),
+        "chat_ends_unprotected": float(shares["chat-0.3M"]["low-labels-unprotected"][1]),
         "labels_above": -min(labels),
         "labels_below": max(labels),
         "plain_lost": max(float(x.mean()) for x in last["code-1M"]["plain"].values()) - start,
