@@ -214,11 +214,15 @@ def by_size(results: dict[str, dict[str, Any]]) -> Iterator[str]:
         yield f"| {arm}, {strength:g} | {' | '.join(map(_difference, found))} |"
 
 
+def shares_of(result: dict[str, Any]) -> dict[str, Array]:
+    """Arm -> [S, 2] by seed: shares of answers that are right, and that end."""
+    found = {a: [r["answers"] for r in result["runs"] if r["arm"] == a] for a in ARMS}
+    return {a: np.array(values) for a, values in found.items() if values}
+
+
 def answers(result: dict[str, Any]) -> Iterator[str]:
     """Shares of greedy answers that are right and that end, means over the seeds, and minus plain."""
-    runs = result["runs"]
-    shares = {a: np.array([r["answers"] for r in runs if r["arm"] == a]) for a in ARMS}
-    shares = {a: found for a, found in shares.items() if len(found)}
+    shares = shares_of(result)
     less = {a: found - shares["plain"] for a, found in shares.items() if a != "plain"}
     several = len(shares["plain"]) > 1
     corrected = [holm({a: p_value(d[:, i]) for a, d in less.items()}) if several else {} for i in (0, 1)]
@@ -256,11 +260,7 @@ def found_values(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     inputs, random = (gains(f"{kind}-inputs", full) for kind in ("low", "random"))
     start = results["code-1M"]["runs"][0]["test"][0][0]
     shares = {
-        name: {
-            a: np.array([r["answers"] for r in results[name]["runs"] if r["arm"] == a]).mean(0)
-            for a in ARMS
-            if any(r["arm"] == a for r in results[name]["runs"])
-        }
+        name: {arm: found.mean(0) for arm, found in shares_of(results[name]).items()}
         for name in ("task-0.3M", "chat-0.3M")
     }
     sizes = differences({size: results[f"code-{size}"] for size in SIZES})

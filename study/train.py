@@ -242,8 +242,10 @@ def study(
     """Train ``runs``, so many ``models`` at once, and write their losses after each epoch as JSON.
 
     ``processes``: how many, of one thread each, share the runs. ``other``: a network in place of the study's GPT-2, and
-    what it starts with.
+    what it starts with; one process trains it.
     """
+    if other and processes > 1:
+        raise ValueError("another network is trained by one process")
     inputs = load(directory, epochs, device, other)
     found, began, groups = [], time.monotonic(), [runs[at : at + models] for at in range(0, len(runs), models)]
     for some in in_order(groups, inputs, (directory, epochs, device), processes):
