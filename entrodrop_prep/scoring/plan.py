@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 TYPE_SAMPLE_ROWS = 1000
 READ_BYTES = 2 << 20
 """Rows are read and tokenized in chunks of about so many bytes."""
+_MASK = re.compile("mask|label|position_ids|seq_lengths", re.IGNORECASE)
+"""Names of columns that trainers and packers write beside token ids."""
 # Settings whose meaning is in the identity under another name: what they resolved to, not how they were written.
 _RESOLVED = (
     "source",
@@ -134,16 +137,15 @@ def make_plan(
         text_rows=config.text_rows,
         max_row_bytes=config.max_row_bytes,
     )
+    if config.text_rows == "line" and source.identity().get("format") != "text":
+        raise ConfigError(
+            "--text-rows line has no use: it is for .txt and .text files", where=source.name, fix="leave it out"
+        )
     if source.identity().get("kind") == "hub":
         log.info("%s at commit %s", source.name, source.identity()["revision"])
     row_format = detect_format(source.columns, config)
     log.info("%s: %s", source.name, row_format.describe())
-    unused = [name for name in ("system", "history") if name in source.columns and name not in row_format.columns]
-    if unused and not row_format.is_plain:
-        log.warning(
-            "%s: column %r is not read: there is no place for it in rows of %s; give such rows as messages",
-            *(source.name, unused[0], " and ".join(row_format.main)),
-        )
+    _warn_of_unread(source, row_format)
     columns = _columns(config, source, row_format)
     source.check(columns)
     max_length = info.max_length(config.max_length)
@@ -244,6 +246,24 @@ def make_plan(
         special_ids=sorted({*special_ids(tokenizer), *stops, *encoder.turn_end_ids()}),
         tokenizer_origin=origin,
     )
+
+
+def _warn_of_unread(source: Source, row_format: RowFormat) -> None:
+    """Say so where columns that are not read may say what a row is, or what of it is trained on."""
+    others = [name for name in source.columns if name not in row_format.columns]
+    unread = [name for name in others if name in ("system", "history")]
+    if unread and not row_format.is_plain:
+        log.warning(
+            "%s: column %r is not read: there is no place for it in rows of %s; give such rows as messages",
+            *(source.name, unread[0], " and ".join(row_format.main)),
+        )
+    unread = [name for name in others if _MASK.search(name)]
+    if unread and row_format.kind == "input_ids":
+        log.warning(
+            "%s: columns beside the token ids that are not read: %s; what is trained on is read from labels alone, or "
+            "from completion_mask and assistant_masks (1: trained on), and each row is taken to be one document",
+            *(source.name, ", ".join(unread)),
+        )
 
 
 def _score_dtype(info: ModelInfo, begun: Mapping[str, Any] | None) -> Any:

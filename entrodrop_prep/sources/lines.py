@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -224,17 +224,45 @@ def _decompressor(stored: BinaryIO, compression: str) -> Any:
         import gzip
 
         return gzip.GzipFile(fileobj=stored)
-    if compression == "bzip2":
-        import bz2
+    if compression == "zstd":
+        import pyarrow as pa
 
-        return bz2.BZ2File(stored)
-    if compression == "xz":
-        import lzma
+        return io.BufferedReader(pa.CompressedInputStream(stored, "zstd"), BUFFER)
+    import bz2
+    import lzma
 
-        return lzma.LZMAFile(stored)
-    import pyarrow as pa
+    return io.BufferedReader(_Streams(stored, bz2.BZ2Decompressor if compression == "bzip2" else lzma.LZMADecompressor))
 
-    return io.BufferedReader(pa.CompressedInputStream(stored, "zstd"), BUFFER)
+
+class _Streams(io.RawIOBase):
+    """Compressed streams one after the other, with nothing but zeros between and behind them.
+
+    ``bz2`` and ``lzma`` take what they do not know behind a stream for its end, so that a damaged byte there hides all
+    that follows.
+    """
+
+    def __init__(self, stored: BinaryIO, new: Callable[[], Any]) -> None:
+        self._stored, self._new, self._stream = stored, new, new()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        """Raises EOFError, OSError or lzma.LZMAError for a file that is cut off or damaged."""
+        while True:
+            given = b""
+            if self._stream.eof:
+                given = self._stream.unused_data.lstrip(b"\0")
+                while not given and (given := self._stored.read(BLOCK)):
+                    given = given.lstrip(b"\0")
+                if not given:
+                    return 0
+                self._stream = self._new()
+            elif self._stream.needs_input and not (given := self._stored.read(BLOCK)):
+                raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+            if content := self._stream.decompress(given, len(target)):
+                target[: len(content)] = content
+                return len(content)
 
 
 def decode(content: bytes) -> tuple[str | None, str | None]:

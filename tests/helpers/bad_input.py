@@ -121,6 +121,7 @@ def typed(name: str) -> Callable[[], object]:
     """A Parquet file whose column is of an extension type that has a pickle for parameters."""
 
     def write() -> None:
+        import datasets  # noqa: F401  it registers its types, by which the same file is read
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -253,6 +254,7 @@ CASES: dict[str, list[Case]] = {
         Case('', f'{SCORE} --chat-template absent.jinja', 'absent.jinja: cannot read the chat template: No such file or directory; check --chat-template'),
         Case('', f'{SCORE} --config en', 'rows.jsonl: --config en has no use with files; leave out --config'),
         Case('', f'{SCORE} --split test', 'rows.jsonl: --split test: files have no splits; leave out --split'),
+        Case('', f'{SCORE} --text-rows line', 'rows.jsonl: --text-rows line has no use: it is for .txt and .text files; leave it out'),
         Case('', f'{SCORE} --worker 2/2', "--worker '2/2': 2 is not below 2; give I/N with I from 0 to N - 1, such as 0/4"),
         Case('', f'{SCORE} --backend server', '--backend server needs --server; give the URL of a server: `entrodrop serve` starts one'),
         Case('', f'{SCORE} --backend server --server http://me:secret@127.0.0.1:1', '127.0.0.1: --server: a URL must not carry a user or a password; put the key into the environment variable ENTRODROP_API_KEY'),

@@ -424,6 +424,14 @@ def test_a_system_column_that_no_row_has_a_place_for_is_said(
     assert "column 'system' is not read" in caplog.text
 
 
+def test_a_mask_that_is_not_read_is_said(tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ids = [5, 6, 7, 8]
+    row = {"input_ids": ids, "loss_mask": [0, 0, 1, 1], "labels": [-100, 6, 7, -100], "completion_mask": [0, 0, 0, 1]}
+    run_score(write_rows(tmp_path / "rows.jsonl", [{**row, "position_ids": [0, 1, 0, 1]}]), model, tmp_path / "scored")
+    assert "that are not read: loss_mask, completion_mask, position_ids; what" in caplog.text
+    assert rows_of(tmp_path / "scored")[0]["loss_mask"] == [False, True, True, False]
+
+
 def test_id_column(tmp_path: Path, model: Path) -> None:
     rows = random_rows(12, V)
     rows[4] = [5]  # too short: its shard of one has no rows

@@ -65,6 +65,19 @@ def test_every_compression_is_read_and_continued(tmp_path: Path, ending: str) ->
         opened(tmp_path).read(0, 500, None)
 
 
+@pytest.mark.parametrize("ending", ["bz2", "xz", "gz"])
+def test_streams_one_after_the_other_are_read_to_the_end(tmp_path: Path, ending: str) -> None:
+    pack = {"bz2": bz2.compress, "xz": lzma.compress, "gz": gzip.compress}[ending]
+    file, first, second = tmp_path / f"a.jsonl.{ending}", pack(lines("a", "b")), pack(lines("c"))
+    for between in (b"", bytes(4), bytes(1 << 18)):
+        file.write_bytes(first + between + second + between)
+        assert texts(opened(file)) == ["a", "b", "c"]
+    for behind in (b"not packed", b"\xff" + second[1:], second[:-1]):
+        file.write_bytes(first + behind)
+        with pytest.raises(SourceError, match=r"a\.jsonl\..*: cannot be read"):
+            texts(opened(file))
+
+
 def test_files_of_a_directory_that_are_not_read_are_named(tmp_path: Path, caplog: Log) -> None:
     unread = ["b.jsonl.lz4", "c.partial", "d.jsonl.tmp", "e", "_f.jsonl", ".g.csv", ".cache/h.jsonl", "README.jsonl"]
     silent = ["README.md", "LICENSE", ".gitattributes", "_SUCCESS"]
