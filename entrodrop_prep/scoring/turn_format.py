@@ -118,7 +118,9 @@ class FormatReader:
             else:
                 prompt, header = "", header if header.strip() else ""
         elif header != prompt:
-            header = _OPENED.sub("", header)
+            header, whole = _OPENED.sub("", header), self._common(openings)
+            if not header.strip() or self.words(whole.removeprefix(header)).strip():
+                prompt, header = "", whole  # turns have another header than the prompt
         if dangling == "" and prompt and prompt in behind:
             dangling = behind[behind.index(prompt) :]
         behind = behind.removesuffix(dangling)

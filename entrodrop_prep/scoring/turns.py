@@ -232,7 +232,7 @@ class _Search:
             turn = turn.removesuffix(form.dangling)
         if turn is not None and len(turn) >= start and text.startswith(turn):
             end = len(turn)
-            if not any(turn[start:].rstrip().endswith(token) for token in form.end_tokens):
+            if form.appended or not turn[start:].rstrip().endswith(form.end_tokens):
                 end += next((len(token) for token in form.end_tokens if text.startswith(token, end)), 0)
             return end
         later = (self._region(n) for n in range(i + 1, len(self._messages)))

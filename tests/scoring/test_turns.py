@@ -214,6 +214,10 @@ CLOSING_EOS = (
     "{%- for m in messages %}{{- m.role + ': ' + m.content }}{{- '\\n' if not loop.last }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '\\nassistant: ' }}{%- else %}{{- eos_token }}{%- endif %}"
 )
+OTHER_PROMPT = (
+    "{%- for m in messages %}{{- '\\n @' + m.role + ': ' + m.content + eos_token }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '\\n@assistant:' }}{%- endif %}"
+)
 COUNTING = PLAIN.replace("<|im_start|>' + m.role", "<|im_start|>' ~ messages|length ~ m.role").replace(
     "'assistant", "'~messages|length~'assistant"
 )
@@ -241,6 +245,11 @@ TWO = [user("Hi"), bot("Hello!"), user("x"), bot("y")]
         # an end that only the next turn brings
         (LATE_EOS, TWO, ["Hello!</s>", "y</s>"]),
         (LATE_EOS, [user("a"), bot("b"), bot("c")], ["b</s>", "c</s>"]),
+        (template_of("glm4moe"), [user("a"), bot("b<|user|>"), user(" "), bot("c")],
+         ["\n<think></think>\nb<|user|><|user|>", "\n<think></think>\nc<|user|>"]),
+        # a generation prompt that shares only white space, or some words, with the header
+        (OTHER_PROMPT, TWO, ["Hello!</s>", "y</s>"]),
+        (OTHER_PROMPT.replace("\\n@assistant", "\\n @answer"), [bot("a"), *TWO], ["a</s>", "Hello!</s>", "y</s>"]),
         # an end of the conversation, not of the turn
         (PLAIN + "{%- if not add_generation_prompt %}{{- eos_token }}{%- endif %}", TWO,
          ["Hello!<|im_end|>\n", "y<|im_end|>\n</s>"]),
