@@ -110,17 +110,16 @@ class FormatReader:
             if _REPLIES[0] in text
         ]
         header = self._common([prompt, *openings] if prompt.strip() else openings)
-        dangling = ""
-        if not prompt.strip():
-            left = self._opening(behind, between) if between else ""
-            if left.strip() and asked.endswith(left) and middle.count(left) > 1:
-                prompt = header = dangling = left  # written whether it is asked for or not
-            else:
-                prompt, header = "", header if header.strip() else ""
+        left = self._opening(behind, between) if between else ""
+        dangling = left if left.strip() and asked.endswith(left) and middle.count(left) > 1 else ""
+        if dangling:  # written whether it is asked for or not
+            prompt, header = (dangling + prompt, dangling + header) if prompt.strip() else (dangling, dangling)
+        elif not prompt.strip():
+            prompt, header = "", header if header.strip() else ""
         elif header != prompt:
             header, whole = _OPENED.sub("", header), self._common(openings)
             if not header.strip() or self.words(whole.removeprefix(header)).strip():
-                prompt, header = "", whole  # turns have another header than the prompt
+                prompt, header = "", whole if whole.strip() else ""  # turns have another header than the prompt
         if dangling == "" and prompt and prompt in behind:
             dangling = behind[behind.index(prompt) :]
         behind = behind.removesuffix(dangling)
@@ -141,9 +140,13 @@ class FormatReader:
         common = {key: value for key, value in variables.items() if key != "tools"}
         calls = call_form(self._tokenizer, common, tools=tools, lead=lead)
         called, whole = self._with_a_call(rendered, calls)
+        called = called.removesuffix(dangling)
         ends += [token for token in self._call_ends(called, whole, bool(appended)) if token not in ends]
         between_roles = [final.partition(_ASKED[0])[2], middle.partition(_ASKED[1])[2], whole.partition(_ASKED[1])[2]]
         gaps = dict.fromkeys(text.partition(header)[0] for text in between_roles if header and header in text)
+        tail = asked.partition(_ASKED[0])[2]
+        if prompted == asked and not "".join(openings).strip() and self._tokens(tail):
+            gaps = {tail: None}  # all that is before the assistant's turn is the end of the user's: [/INST]
         opening = between.removeprefix(closing) if closing and not appended else ""
         opening = opening if any(token in opening for token in ends) else ""
         return TurnFormat(prompt, header, closing, tuple(ends), appended, dangling, opening, tuple(gaps), calls, parts)
@@ -176,7 +179,7 @@ class FormatReader:
     def _opening(self, behind: str, between: str) -> str:
         """What begins another turn in the text behind a final one, where it is not what begins the user's."""
         shared = self._atoms.findall(self._common([behind, between]))
-        if len(self._tokens("".join(shared))) > 1 and len(shared[-1]) > 1:
+        if len("".join(shared)) < len(behind) and len(self._tokens("".join(shared))) > 1 and len(shared[-1]) > 1:
             shared.pop()  # a token that begins both headers
         return behind[len("".join(shared)) :]
 

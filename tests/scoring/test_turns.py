@@ -206,6 +206,16 @@ HEADED = (
 )
 FORGETFUL = PLAIN.replace("+ m.content +", "+ (m.content if loop.last else m.content.split('</t>')[-1]) +")
 ALWAYS = PLAIN.split("{%- if add_generation_prompt")[0] + "{{- '<|im_start|>assistant\\n' }}"
+HALF_ASKED = (
+    "{%- for m in messages %}{{- '<|im_start|><|' + m.role + '|>' + ('<think>' if m.role == 'assistant' else '') }}"
+    "{{- m.content + '<|end|><|im_end|>' }}{%- endfor %}{{- '<|im_start|><|assistant|>' }}"
+    "{%- if add_generation_prompt %}{{- '<think>' }}{%- endif %}"
+)
+SYSTEM_LAST = (
+    "{%- for m in messages %}{%- if m.role == 'user' %}"
+    "{{- '[INST] ' + (messages[0].content + ' ' if loop.last and messages[0].role == 'system' else '') + m.content }}"
+    "{{- '[/INST]' }}{%- elif m.role == 'assistant' %}{{- ' ' + m.content + eos_token }}{%- endif %}{%- endfor %}"
+)
 LATE_EOS = (
     "{%- for m in messages %}{{- m.role + ': ' + m.content }}{{- eos_token if not loop.last }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- eos_token + 'assistant: ' }}{%- endif %}"
@@ -242,6 +252,9 @@ TWO = [user("Hi"), bot("Hello!"), user("x"), bot("y")]
         # a generation prompt that nobody asked for
         (ALWAYS, TWO, ["Hello!<|im_end|>\n", "y<|im_end|>\n"]),
         (ALWAYS, [*TWO, user("z")], ["Hello!<|im_end|>\n", "y<|im_end|>\n"]),
+        (HALF_ASKED, TWO, ["Hello!<|end|><|im_end|>", "y<|end|><|im_end|>"]),
+        # a system message that only the last question has
+        (SYSTEM_LAST, [{"role": "system", "content": "s"}, *TWO], [" Hello!</s>", " y</s>"]),
         # an end that only the next turn brings
         (LATE_EOS, TWO, ["Hello!</s>", "y</s>"]),
         (LATE_EOS, [user("a"), bot("b"), bot("c")], ["b</s>", "c</s>"]),
