@@ -190,11 +190,12 @@ def _token_at(
         return len(ids)
     t = bisect_right(offsets, edge, key=lambda span: span[1]) if offsets is not None else len(ids)
     if offsets is not None and t < len(ids):
-        begins, before = offsets[t][0], offsets[t - 1][1] if t else 0
+        (begins, ends), before = offsets[t], offsets[t - 1][1] if t else 0
+        # Tokens that take the blanks around them (Phi-3's <|assistant|>) are on the side of their own text.
         if not closing and begins <= edge:
-            return t
+            return t + (begins < edge and _only_blanks(tokenizer, ids[t], text[edge:ends]))
         if closing and begins < edge:
-            return t + 1
+            return t + (not _only_blanks(tokenizer, ids[t], text[begins:edge]))
         if closing and before == edge:
             return t
     # Some tokenizers leave blanks out of the offsets, so that those at the edge may be of either token: the ids decide.
@@ -203,3 +204,8 @@ def _token_at(
     if list(ids[: len(prefix)]) == prefix:
         return len(prefix)
     raise RowError(f"no token begins at character {edge} of the rendered chat, where an assistant turn does or ends")
+
+
+def _only_blanks(tokenizer: PreTrainedTokenizerBase, token: int, part: str) -> bool:
+    """Whether of an added token some characters are just blanks, which belong to its neighbours."""
+    return part.isspace() and token in tokenizer.added_tokens_decoder

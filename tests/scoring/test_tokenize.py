@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, PreTrainedTokenizerFast
 
 from entrodrop_prep.config import ScoreConfig
@@ -371,6 +371,21 @@ def test_token_across_an_edge_belongs_to_the_turn(trim: bool) -> None:
         assert trained(row, CHAT, tokenizer) == " sky user"
     else:  # whether " user" holds the turn's last blank, its offsets do not say, and no prefix has these ids
         assert "no token begins at character" in reason(row, CHAT, tokenizer)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_tokens_that_take_the_blanks_around_them_belong_where_their_text_is(before: bool) -> None:
+    """``before``: whether the token before a line break takes it, else the next header does."""
+    template = (
+        "{%- for m in messages %}{{- '<|of ' + m.role + '|>\\n' + m.content + '<|over|>\\n' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|of assistant|>\\n' }}{%- endif %}"
+    )
+    tokenizer = byte_bpe(template=template)
+    marks = [AddedToken(f"<|of {role}|>", lstrip=True, rstrip=True) for role in ("user", "assistant")]
+    marks.append(AddedToken("<|over|>", rstrip=before))
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    row = {"messages": [USER, {"role": "assistant", "content": "\n sky"}, USER, BOT]}
+    assert trained(row, CHAT, tokenizer) == "sky<|over|>Hello!<|over|>" + "\n" * (not before)
 
 
 # ---- token ids
