@@ -67,14 +67,17 @@ def own(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--max-length", type=int, default=512)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rate", type=float, default=3e-5)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("model", type=Path, help="directory of a causal language model and its tokenizer")
+    parser.add_argument("data", type=Path, help="JSON lines, in any row format of `entrodrop score`")
+    parser.add_argument("out", type=Path, help="directory for rows, scores and results")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs of each run (%(default)s)")
+    parser.add_argument("--max-length", type=int, default=512, help="longest row in tokens (%(default)s)")
+    cuda = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=cuda, help="where to score and train (%(default)s)")
+    parser.add_argument("--rate", type=float, default=3e-5, help="learning rate without --grid (%(default)s)")
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="training runs an arm, each with a seed of its own (%(default)s)"
+    )
     parser.add_argument("--grid", action="store_true", help="nine trials an arm, learning rates 1e-5 to 1e-4")
     given = parser.parse_args()
     if not given.model.is_dir():

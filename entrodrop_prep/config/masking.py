@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -494,7 +495,8 @@ def _parsed(text: str) -> Any:
 
 
 def _names(text: str) -> list[str]:
-    """The settings that YAML names, each as often as it does."""
+    """The settings that YAML names, each as often as it does. Raises ValueError for 010 and 1:30, which it counts by 8
+    and 60."""
     import yaml
 
     try:
@@ -502,9 +504,15 @@ def _names(text: str) -> list[str]:
     except yaml.YAMLError:  # JSON, indented with tabs
         pairs: Any = json.loads(text, object_pairs_hook=list)
         return [str(name).replace("-", "_") for name, _ in pairs]
+    for key, value in node.value:
+        for scalar in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+            if scalar.tag in _NUMBERS and _ODD_NUMBER.match(scalar.value):
+                raise ValueError(f"{key.value} is {scalar.value}, which YAML reads as {_parsed(scalar.value)}")
     return [str(key.value).replace("-", "_") for key, _ in node.value]
 
 
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_ODD_NUMBER = re.compile(r"[-+]?(0[0-7_]|[0-9_.]+:)")
 RECIPE_FIELDS = tuple(f.name for f in dataclasses.fields(Recipe))
 
 
@@ -526,7 +534,10 @@ def read_recipe(path: str) -> dict[str, Any]:
             "the recipe is not a table of settings", where=path, fix="write lines such as `quantile: 0.5`"
         )
     allowed = (*RECIPE_FIELDS, "rows_per_shard", "compression")
-    names = _names(text)
+    try:
+        names = _names(text)
+    except ValueError as e:
+        raise ConfigError(str(e), where=path, fix="write it as a plain decimal number") from e
     for n, name in enumerate(names):
         if name in names[:n]:
             raise ConfigError(f"it sets {name} twice", where=path, fix="leave one of the two")

@@ -57,7 +57,9 @@ def check_source(source: str, *, hub: bool = False) -> None:
     path = local_path(source)
     if path is None and not glob.has_magic(source):
         if looks_like_path(source):
-            raise SourceError("no such file or directory", where=source, fix="check the path")
+            braces = "there are no braces in patterns: give a pattern of * ? and [ab], or a directory"
+            fix = braces if "{" in source and "," in source else "check the path"
+            raise SourceError("no such file or directory", where=source, fix=fix)
         if not is_hub_name(source):
             raise SourceError("no such file or directory, and no Hub dataset id", where=source, fix="check the path")
         if hub:

@@ -261,6 +261,7 @@ CASES: dict[str, list[Case]] = {
         Case('', f'{SCORE} --backend server --server file:///etc/passwd', "--server 'file:///etc/passwd' is not the URL of a server; write http://HOST:PORT"),
     ],
     "Sources": [
+        Case('braces', "score '{rows,more}.jsonl' --model model --out out", '{rows,more}.jsonl: no such file or directory; there are no braces in patterns: give a pattern of * ? and [ab], or a directory'),
         Case('no such file', 'score absent.jsonl --model model --out out', 'absent.jsonl: no such file or directory; check the path'),
         Case('', "score '' --model model --out out", 'SOURCE is empty; give a path, a glob, a URL or a Hub dataset id'),
         Case('an empty file', SCORE, 'rows.jsonl: holds no rows; give a source with at least one row', put('rows.jsonl', '')),
@@ -388,6 +389,7 @@ CASES: dict[str, list[Case]] = {
         Case('a recipe that is a list', f'{MASK} --recipe r.yaml', 'r.yaml: the recipe is not a table of settings; write lines such as `quantile: 0.5`', put('r.yaml', '- 1')),
         Case('a setting that is not known', f'{MASK} --recipe r.yaml', "r.yaml: unknown setting 'quantil'; did you mean quantile?", put('r.yaml', 'quantil: 0.5')),
         Case('a setting that is there twice', f'{MASK} --recipe r.yaml', 'r.yaml: it sets max_rate twice; leave one of the two', put('r.yaml', 'max_rate: 0.5\nmax-rate: 0.9')),
+        Case('a number that YAML counts by 8', f'{MASK} --recipe r.yaml', 'r.yaml: seed is 010, which YAML reads as 8; write it as a plain decimal number', put('r.yaml', 'seed: 010')),
         Case('a value that cannot be', f'{MASK} --recipe r.yaml', "--quantile 'high': input should be a valid number, unable to parse string as a number; see --quantile in --help", put('r.yaml', 'quantile: high')),
         Case('an alias that holds itself', f'{MASK} --recipe r.yaml', 'r.yaml: the recipe is neither YAML nor JSON: it is nested more than 500 deep; correct the file', put('r.yaml', 'rates: &a [*a]')),
         Case('aliases that grow without end', f'{MASK} --recipe r.yaml', 'r.yaml: the recipe is neither YAML nor JSON: it has more than 1,000,000 values or 67,108,864 characters, written out; correct the file', put('r.yaml', 'a: &a [x, x]\n' + ''.join((f'{b}: &{b} [*{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}, *{a}]\n' for a, b in zip('abcdefgh', 'bcdefghi', strict=True))))),
