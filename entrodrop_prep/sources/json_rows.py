@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,8 +22,8 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 class JsonReader(Reader):
     """One object a line; blank lines are no rows. A ``.json`` file that begins with ``[`` is one array.
 
-    Each row is parsed on its own: objects keep exactly their keys, of a key given twice the last wins, NaN and Infinity
-    are taken as Python's json does.
+    Each row is parsed on its own: objects keep exactly their keys, one with a key twice makes the row bad, NaN and
+    Infinity are taken as Python's json does.
     """
 
     def rows(self, file: DataFile, at: Position | None, columns: Sequence[str] | None) -> Iterator[Raw]:
@@ -62,10 +63,23 @@ class JsonReader(Reader):
         return parse_object(str(text))
 
 
+class _KeyTwice(Exception):
+    """An object has a key more than once."""
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _KeyTwice(Counter(name for name, _ in pairs).most_common(1)[0][0])
+    return found
+
+
 def parse_object(text: str) -> Parsed:
     """The JSON object that a text is, or what is wrong with it."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_members)
+    except _KeyTwice as e:
+        return None, f"an object has the key {e.args[0][:40]!r} twice"
     except json.JSONDecodeError as e:
         return None, f"broken JSON: {e.msg.removesuffix(' at')} at column {e.colno}"
     except RecursionError:

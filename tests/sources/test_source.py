@@ -213,7 +213,7 @@ def test_jsonl_keeps_every_row_as_it_is(tmp_path: Path) -> None:
     source = opened(write(tmp_path / "x.jsonl", rows))
     assert values(everything(source)) == rows
     assert source.columns == ["messages", "tools", "extra", "emoji", "big"]
-    (tmp_path / "y.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1, "a": 2}\n{"a": NaN, "e": "\\ud83d\\ude00"}')
+    (tmp_path / "y.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 2}\n{"a": NaN, "e": "\\ud83d\\ude00"}')
     first, second = everything(opened(tmp_path / "y.jsonl"))
     assert first.values == {"a": 2}
     assert str(second.values) == "{'a': nan, 'e': '\N{GRINNING FACE}'}"
@@ -234,6 +234,7 @@ def test_columns_are_those_of_the_first_hundred_rows(tmp_path: Path) -> None:
         (b"null", "not a JSON object but null"),
         (b"3.5", "not a JSON object but a number"),
         (b'{"a": "\\ud800"}', "half of a surrogate pair"),
+        (b'{"b": [{"a": 1, "c": 2, "a": 1}]}', "an object has the key 'a' twice"),
         (b"[" * 100_000, "JSON nested more than 500 levels deep"),
         (b'{"a": ' + b"1" * 5000 + b"}", "JSON with a number of more than 4,300 digits"),
     ],
