@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from entrodrop_prep.backends.batch import Batch
 from entrodrop_prep.errors import ConfigError, ModelError
-from entrodrop_prep.store.disk import scratch_file
+from entrodrop_prep.store.disk import scratch, scratch_file
+from entrodrop_prep.vllm_plugin import leftovers
 
 if TYPE_CHECKING:
     from entrodrop_prep.backends.model import ModelInfo
@@ -43,16 +46,18 @@ class Engine:
 
     def __init__(self, number: int, device: str | None, options: dict[str, Any], env: dict[str, str], verbose: bool):
         self.name = f"engine {number}" + (f" on GPU {device}" if device is not None else "")
-        ours, theirs = socket.socketpair()
         self._log: IO[bytes] | None = None if verbose else scratch_file()
+        self._scratch = contextlib.ExitStack()
+        self._folder = self._scratch.enter_context(scratch())
+        ours, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "entrodrop_prep.vllm_plugin.worker", str(theirs.fileno())],
+                [sys.executable, "-m", "entrodrop_prep.vllm_plugin.worker", str(theirs.fileno()), str(self._folder)],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log or sys.stderr.fileno(),
                 stderr=self._log or sys.stderr.fileno(),
-                env=env,
+                env={**env, **own_temporary_files(self._folder)},
                 start_new_session=True,  # Ctrl-C is the parent's to handle
             )
         self.connection = Connection(ours.detach())
@@ -107,8 +112,7 @@ class Engine:
 
     def kill(self) -> None:
         """End it and its ranks at once, whatever they are doing."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        leftovers.kill(self.process.pid, self._folder)
 
     def hang_up(self) -> None:
         """Ask it to end, and do not wait."""
@@ -123,6 +127,8 @@ class Engine:
         if self.process.poll() is None:
             self.kill()
         code = self.process.wait()
+        leftovers.clean(self._folder)  # also of one that was killed by somebody else
+        self._scratch.close()
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         return f"{how}: {words}" if (words := self._last_words()) else how
 
@@ -259,3 +265,20 @@ def engine_environment(logits_mib: int | None, device: str | None, cpu: bool, en
     if device is not None:
         environment[_visible()] = device
     return environment
+
+
+SOCKET_LENGTH = 70
+"""Characters of a folder in which vLLM may name sockets: the system takes 107, and the names have 36."""
+
+
+def own_temporary_files(folder: Path) -> dict[str, str]:
+    """Environment variables by which vLLM's sockets and temporary files are in ``folder``, but not what it compiles."""
+    shared = tempfile.gettempdir()
+    try:
+        user = getpass.getuser()
+    except (KeyError, ImportError, OSError):
+        user = f"uid_{os.getuid()}"
+    kept = {"TORCHINDUCTOR_CACHE_DIR": os.path.join(shared, f"torchinductor_{user}")}
+    if len(str(folder)) > SOCKET_LENGTH:
+        kept["VLLM_RPC_BASE_PATH"] = shared
+    return {"TMPDIR": str(folder), **{name: os.environ.get(name, value) for name, value in kept.items()}}

@@ -15,26 +15,28 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from entrodrop_prep.backends.architectures import installed_vllm, is_proven, plugin_is_installed
 from entrodrop_prep.backends.engine_args import engine_options
-from entrodrop_prep.backends.engines import engine_environment
+from entrodrop_prep.backends.engines import engine_environment, own_temporary_files
 from entrodrop_prep.backends.identity import identify_weights, identity_name
 from entrodrop_prep.backends.model import DTYPE, inspect_model
 from entrodrop_prep.backends.server.http import api_key
 from entrodrop_prep.backends.weights import check_for_engine
 from entrodrop_prep.config import ServeConfig
 from entrodrop_prep.errors import ConfigError, ModelError
+from entrodrop_prep.store.disk import scratch
+from entrodrop_prep.vllm_plugin import leftovers
 
 log = logging.getLogger(__name__)
 
 SERVER = "vllm.entrypoints.openai.api_server"
 MIDDLEWARE = "entrodrop_prep.vllm_plugin.middleware.ApiKeyMiddleware"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-POLL, STOP_SECONDS = 0.25, 15.0
-"""Between two looks at a server; what one that serves has to end by itself."""
+POLL, STOP_SECONDS, SECONDS_TO_TIDY = 0.25, 15.0, 2.0
+"""Between two looks at a server; what one that serves has to end by itself; what its other processes have then."""
 
 
 def command_line(config: ServeConfig) -> list[str]:
@@ -104,21 +106,24 @@ def serve(config: ServeConfig, say: Callable[[str], None]) -> None:
     if key := api_key():
         environment["VLLM_API_KEY"] = key
     reads, writes = os.pipe()  # its other end closes when this process is gone, however it ends
-    with os.fdopen(writes, "wb"):
+    with os.fdopen(writes, "wb"), scratch() as folder:
         process = subprocess.Popen(
-            [sys.executable, "-m", "entrodrop_prep.vllm_plugin.server", str(reads), *arguments],
+            [sys.executable, "-m", "entrodrop_prep.vllm_plugin.server", str(reads), str(folder), *arguments],
             pass_fds=[reads],
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr.fileno(),
-            env=environment,
+            env={**environment, **own_temporary_files(folder)},
             start_new_session=True,  # Ctrl-C is this process's to handle, and all of its engine can be ended
         )
         os.close(reads)
-        _stay(process, config, say)
+        _stay(process, config, say, folder)
 
 
-def _stay(process: subprocess.Popen[bytes], config: ServeConfig, say: Callable[[str], None]) -> None:
-    """Wait for /health, then for the end. One that is asked to stop while it starts is killed: vLLM may hang then."""
+def _stay(process: subprocess.Popen[bytes], config: ServeConfig, say: Callable[[str], None], folder: Path) -> None:
+    """Wait for /health, then for the end. One that is asked to stop while it starts is killed: vLLM may hang then.
+
+    ``folder`` is where its temporary files are.
+    """
     ready, until = False, math.inf
     stopping = False
 
@@ -143,8 +148,7 @@ def _stay(process: subprocess.Popen[bytes], config: ServeConfig, say: Callable[[
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        leftovers.kill(process.pid, folder, 0.0 if process.poll() is None else SECONDS_TO_TIDY)
         process.wait()
     if not stopping:
         raise ModelError(

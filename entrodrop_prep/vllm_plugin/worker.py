@@ -1,10 +1,11 @@
-"""One vLLM engine in a process of its own, fed over a socket: ``python -m entrodrop_prep.vllm_plugin.worker FD``.
+"""One vLLM engine in a process of its own, fed over a socket: ``... vllm_plugin.worker FD TMPDIR``.
 
 Messages are pickled tuples. To the worker: a dictionary of options for ``vllm.LLM`` first, then jobs
 ``(key, ids [N] int32, lengths [R] int64)``, R sequences one after the other. From it: ``("ready", environment)`` or
 ``("failed", reason)`` once; then ``("step", {key: tokens})`` after each step of the engine, with the tokens of the
 sequences that it finished, and ``("scores", key, [N, 2] float32)`` as ``entrodrop_prep.vllm_plugin.pooler`` gives them.
 It ends when its parent closes the socket or dies, and at an error at once: a device that hangs must not hold it.
+TMPDIR, which is its own, ends with it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ import sys
 import threading
 import traceback
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NoReturn
+
+from entrodrop_prep.vllm_plugin import leftovers
 
 
 class _Job:
@@ -88,6 +92,7 @@ def _end(code: int) -> NoReturn:
     """End now, with the ranks of a tensor-parallel group; Python's own end may wait for the device."""
     for rank in multiprocessing.active_children():
         rank.kill()
+    leftovers.clean(Path(sys.argv[2]))
     os._exit(code)
 
 

@@ -27,6 +27,7 @@ from entrodrop_prep.backends.prefetch import PrefetchQueue, score_all
 from entrodrop_prep.backends.vllm import VllmBackend
 from entrodrop_prep.config import ScoreConfig
 from entrodrop_prep.errors import ScoreError
+from entrodrop_prep.vllm_plugin import leftovers
 from helpers.architectures import (
     BANDS,
     CONFIGS,
@@ -42,7 +43,7 @@ from helpers.architectures import (
     VOCABULARY,
 )
 from helpers.models import save_model
-from helpers.vllm import VLLM, all_gone, descendants, engines, quick_engines
+from helpers.vllm import VLLM, all_gone, descendants, engines, quick_engines, until
 from programs import vllm_many_models
 from programs.vllm_many_models import Job, ids_of
 
@@ -406,9 +407,14 @@ def test_nothing_is_left_of_a_closed_engine(halves: VllmBackend) -> None:
     (started,) = engines()  # other tests' servers may run beside it
     below = [started, *descendants(started.pid)]
     assert len(below) >= 3
+    shared = [leftovers.SHARED / name for name in leftovers._shared_by(started.pid)]
+    assert {path.name.partition("_")[0] for path in shared} == {"psm", "vllm"}
+    temporary = halves._engines[0]._folder
+    assert any(path.is_socket() for path in temporary.iterdir())
     halves.close()
     halves.close()
     assert all_gone(below)
+    assert until(lambda: not any(path.exists() for path in (temporary, *shared)), 10)
 
 
 INFO = ModelInfo("m", VOCABULARY, CONTEXT, "float32")

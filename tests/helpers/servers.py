@@ -8,11 +8,11 @@ import itertools
 import json
 import os
 import random
-import signal
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from entrodrop_prep.backends.engines import own_temporary_files
+from entrodrop_prep.vllm_plugin import leftovers
 from helpers.vllm import VLLM
 
 START_SECONDS = 180
@@ -81,13 +83,14 @@ class VllmServer:
 
     def start(self) -> None:
         """Start it, or start it again on the same port."""
+        self._folder = Path(tempfile.mkdtemp(prefix="vllm-"))
         with self.log.open("ab") as log:
             self._process = VLLM.popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=self._environment,
+                env={**self._environment, **own_temporary_files(self._folder)},
                 start_new_session=True,
             )
 
@@ -103,14 +106,15 @@ class VllmServer:
         raise AssertionError(f"the server does not start:\n{self.log.read_text(errors='replace')[-5000:]}")
 
     def kill(self) -> None:
-        """SIGKILL for all its processes; back when none is left."""
+        """SIGKILL for all its processes; back when none is left, nor what they would leave."""
         process, self._process = self._process, None
         if process is None:
             return
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:  # a child may be born while its parent is being killed
+            leftovers.kill(process.pid, self._folder)
             try:
-                os.killpg(process.pid, signal.SIGKILL)
+                os.killpg(process.pid, 0)
             except ProcessLookupError:
                 break
             process.poll()

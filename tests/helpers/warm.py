@@ -27,6 +27,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -303,6 +304,7 @@ def begun(asked: dict[str, Any], descriptors: list[int], used: list[Any], addres
     os.chdir(asked["folder"])
     os.environ.clear()
     os.environ.update(asked["environment"])
+    tempfile.tempdir = None
     sys.path[:0] = ["", *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         errors = "backslashreplace" if name == "stderr" else "strict"
