@@ -43,6 +43,8 @@ class CsvReader(Reader):
         for name, value in zip(header, fields, strict=True):
             if not value.isascii() and _UNDECODED.search(value):
                 return None, f"invalid UTF-8 in column {name!r}"
+            if "\0" in value:
+                return None, f"a NUL byte (a binary file, or UTF-16) in column {name!r}"
         return dict(zip(header, fields, strict=True)), None
 
     def _header(self, file: DataFile) -> tuple[list[str], Position]:

@@ -116,12 +116,9 @@ class DocumentReader(Reader):
                 yield Raw({"row": 0}, 0, file.name, content.removeprefix(BOM), size=len(content))
 
     def parse(self, payload: Any) -> Parsed:
-        try:
-            text = payload.decode("utf-8")
-        except UnicodeDecodeError as e:
-            line = payload.count(b"\n", 0, e.start) + 1
-            column = len(payload[payload.rfind(b"\n", 0, e.start) + 1 : e.start].decode("utf-8")) + 1
-            return None, f"invalid UTF-8: byte 0x{payload[e.start]:02x} in line {line} at column {column}"
+        text, problem = decode(payload, lines=True)
+        if text is None:
+            return None, problem
         return {"text": text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text}, None
 
 
@@ -265,13 +262,22 @@ class _Streams(io.RawIOBase):
                 return len(content)
 
 
-def decode(content: bytes) -> tuple[str | None, str | None]:
-    """(text, None), or (None, where the UTF-8 is broken); columns count characters from 1."""
+def decode(content: bytes, *, lines: bool = False) -> tuple[str | None, str | None]:
+    """(text, None), or (None, where it is no text): columns count characters from 1, behind a line if ``lines``.
+
+    A NUL is a character of UTF-8, but what has one is a binary file or UTF-16.
+    """
     try:
-        return content.decode("utf-8"), None
+        at, text = content.find(b"\0"), content.decode("utf-8")
     except UnicodeDecodeError as e:
-        column = len(content[: e.start].decode("utf-8")) + 1
-        return None, f"invalid UTF-8: byte 0x{content[e.start]:02x} at column {column}"
+        at, what = e.start, f"invalid UTF-8: byte 0x{content[e.start]:02x}"
+    else:
+        if at < 0:
+            return text, None
+        what = "a NUL byte (a binary file, or UTF-16)"
+    before = content[:at].split(b"\n")
+    line = f" in line {len(before)}" if lines else ""
+    return None, f"{what}{line} at column {len(before[-1].decode('utf-8')) + 1}"
 
 
 def _move_to(stream: BinaryIO, offset: int) -> None:

@@ -196,6 +196,32 @@ def test_a_text_file_is_one_document(tmp_path: Path, caplog: Log) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "content", "text_rows", "wanted"),
+    [
+        ("a.txt", "\u00e4b\nc".encode("utf-16-le"), "document", ["invalid UTF-8: byte 0xe4 in line 1 at column 1"]),
+        (
+            "a.txt",
+            b"\n" + "bc".encode("utf-16-be"),
+            "document",
+            ["a NUL byte (a binary file, or UTF-16) in line 2 at column 1"],
+        ),
+        ("a.txt", b"one\nt\0w\n", "line", ["one", "a NUL byte (a binary file, or UTF-16) at column 2"]),
+        (
+            "a.csv",
+            b"text,n\none,1\nt\0w,2\n",
+            "document",
+            ["one", "a NUL byte (a binary file, or UTF-16) in column 'text'"],
+        ),
+    ],
+)
+def test_what_is_no_text_or_utf16_without_a_mark_is_bad(
+    tmp_path: Path, name: str, content: bytes, text_rows: str, wanted: list[str]
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert texts(opened(tmp_path / name, text_rows=text_rows)) == wanted
+
+
+@pytest.mark.parametrize(
     ("name", "content", "said"),
     [
         ("a.jsonl", b"plain text\n", "its first row is no JSON object: broken JSON"),
