@@ -22,6 +22,8 @@ _LEADS: tuple[tuple[Message, ...], ...] = ((), ({"role": "system", "content": "x
 """What probe chats begin with: some templates refuse a chat without a system message."""
 _OPENED = re.compile(r"<[|｜]?think\w*[|｜]?>\s*$")
 """A thought that a generation prompt opens: no part of the header of a turn that does not hold the whole prompt."""
+_THOUGHT = re.compile(r"(<[|｜]?think\w*[|｜]?>\s*(</[|｜]?think\w*[|｜]?>\s*)?)?$")
+"""One that a turn begins with, or opens."""
 _MARKUP = (r"<[|｜]?[^<>\s|｜]{1,40}[|｜]?>", r"\[/?[A-Z_]{2,40}\]")
 """What is taken for a token of the template where the tokenizer has none of that name: <end>, [/INST]."""
 
@@ -103,39 +105,41 @@ class FormatReader:
         prompted, middle = rendered(ask, prompt=True) or asked, rendered(ask, reply, again, other) or ""
         behind = final[final.index(_REPLIES[0]) + len(_REPLIES[0]) :]
         between = _between(middle, _REPLIES[0], _ASKED[1])
-        prompt = prompted[len(self._common([asked, prompted])) :]
+        prompt = asks_for = prompted[self._asked(asked, prompted) :]
         openings = [
-            text[len(self._common([asked, text])) : text.index(_REPLIES[0])]
-            for text in (final, middle)
-            if _REPLIES[0] in text
+            text[self._asked(asked, text) : text.index(_REPLIES[0])] for text in (final, middle) if _REPLIES[0] in text
         ]
         header = self._common([prompt, *openings] if prompt.strip() else openings)
-        left = self._opening(behind, between) if between else ""
-        dangling = left if left.strip() and asked.endswith(left) and middle.count(left) > 1 else ""
+        before = _THOUGHT.sub("", final.partition(_REPLIES[0])[0]).removesuffix(header if prompt.strip() else "")
+        left = self._common([asked, self._opening(behind, between)], at_end=True) if between else ""
+        asks = before.endswith(left) and middle.count(left) > 1 and (not prompt.strip() or final.startswith(asked))
+        dangling = left if left.strip() and asks else ""
         if dangling:  # written whether it is asked for or not
             prompt, header = (dangling + prompt, dangling + header) if prompt.strip() else (dangling, dangling)
         elif not prompt.strip():
             prompt, header = "", header if header.strip() else ""
         elif header != prompt:
             header, whole = _OPENED.sub("", header), self._common(openings)
-            if not header.strip() or self.words(whole.removeprefix(header)).strip():
+            others = (prompt.removeprefix(header), whole.removeprefix(header))
+            if not header.strip() or any(self.words(other).strip() for other in others):
                 prompt, header = "", whole if whole.strip() else ""  # turns have another header than the prompt
-        if dangling == "" and prompt and prompt in behind:
-            dangling = behind[behind.index(prompt) :]
+        if dangling == "" and asks_for.strip() and asks_for in behind:
+            dangling = behind[behind.index(asks_for) :]
         behind = behind.removesuffix(dangling)
         closing = self._closing(self._common([behind, between]) if between else behind)
         if self.words(behind.removeprefix(closing)).strip():
             closing = self._without_opening(closing, final.partition(_ASKED[0])[0])
         ends, appended = self._tokens(closing)[-1:], ""
-        more = behind.removeprefix(closing) if ends else ""
+        more = behind.removeprefix(closing)
         if self.words(more).strip():
-            behind, dangling = closing, more + dangling
+            own = self._own_end(more, asked, between)
+            behind, dangling = closing + own, more.removeprefix(own) + dangling
         if between and not ends:
             # The end differs in the middle of a chat (gpt-oss), or the header of the next turn is the end (GLM-4).
             found = next(iter(self._tokens(between)), "")
             if found and not between[: between.index(found)].strip():
                 closing, ends = between[: between.index(found)] + found, [found]
-                appended = "" if self._tokens(behind) else closing
+                appended = "" if self._tokens(behind) or dangling else closing
         ends += [token for token in self._tokens(behind)[-1:] if token not in ends]
         common = {key: value for key, value in variables.items() if key != "tools"}
         calls = call_form(self._tokenizer, common, tools=tools, lead=lead)
@@ -143,11 +147,11 @@ class FormatReader:
         called = called.removesuffix(dangling)
         ends += [token for token in self._call_ends(called, whole, bool(appended)) if token not in ends]
         between_roles = [final.partition(_ASKED[0])[2], middle.partition(_ASKED[1])[2], whole.partition(_ASKED[1])[2]]
-        gaps = dict.fromkeys(text.partition(header)[0] for text in between_roles if header and header in text)
+        gaps = dict.fromkeys(_before(text, header) for text in between_roles if header and header in text)
         tail = asked.partition(_ASKED[0])[2]
-        if prompted == asked and not "".join(openings).strip() and self._tokens(tail):
+        if prompted == asked and not (dangling or "".join(openings).strip()) and self._tokens(tail):
             gaps = {tail: None}  # all that is before the assistant's turn is the end of the user's: [/INST]
-        opening = between.removeprefix(closing) if closing and not appended else ""
+        opening = between.removeprefix(closing) if closing else ""
         opening = opening if any(token in opening for token in ends) else ""
         return TurnFormat(prompt, header, closing, tuple(ends), appended, dangling, opening, tuple(gaps), calls, parts)
 
@@ -176,12 +180,27 @@ class FormatReader:
         tokens = self._tokens(called[called.rindex(_REPLIES[0]) :])
         return tokens[-1:] if tokens and called.rstrip().endswith(tokens[-1]) else []
 
+    def _asked(self, asked: str, text: str) -> int:
+        """How far a text is the chat that asks, without a token that begins a reminder there and a turn here."""
+        shared = self._common([asked, text])
+        *others, last = self._tokens(shared.partition(_ASKED[0])[2]) or [""]
+        if others and shared.endswith(last) and self.words(asked[len(shared) :]).strip():
+            return len(shared) - len(last)
+        return len(shared)
+
     def _opening(self, behind: str, between: str) -> str:
         """What begins another turn in the text behind a final one, where it is not what begins the user's."""
         shared = self._atoms.findall(self._common([behind, between]))
         if len("".join(shared)) < len(behind) and len(self._tokens("".join(shared))) > 1 and len(shared[-1]) > 1:
             shared.pop()  # a token that begins both headers
         return behind[len("".join(shared)) :]
+
+    def _own_end(self, behind: str, *others: str) -> str:
+        """The token of a final turn in the text behind it; what follows is a reminder, which ``others`` have, too."""
+        first = next(iter(self._tokens(behind)), "")
+        end = behind[: behind.index(first) + len(first)]
+        other = self.words(end).strip() or any(behind in text for text in others)
+        return end if not other and any(behind.removeprefix(end) in text for text in others) else ""
 
     def _closing(self, closing: str) -> str:
         """``closing`` without the words of another role behind its first token."""
@@ -199,13 +218,14 @@ class FormatReader:
         """A text with a blank in the place of each token."""
         return "".join(atom if len(atom) == 1 else " " for atom in self._atoms.findall(text))
 
-    def _common(self, texts: Iterable[str]) -> str:
-        """The longest common beginning of texts, in whole tokens."""
-        split = [self._atoms.findall(text) for text in texts]
+    def _common(self, texts: Iterable[str], *, at_end: bool = False) -> str:
+        """The longest common beginning, or end, of texts, in whole tokens."""
+        step = -1 if at_end else 1
+        split = [self._atoms.findall(text)[::step] for text in texts]
         count = 0
         while all(len(atoms) > count and atoms[count] == split[0][count] for atoms in split):
             count += 1
-        return "".join(split[0][:count])
+        return "".join(split[0][:count][::step])
 
     def _tokens(self, text: str) -> list[str]:
         return [atom for atom in self._atoms.findall(text) if len(atom) > 1]
@@ -215,6 +235,13 @@ def in_parts(message: Message) -> Message:
     """The message with its text as a list of one part, as templates of some vision models read it."""
     content = message.get("content")
     return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
+
+
+def _before(text: str, header: str) -> str:
+    """What is before a turn's header in the text behind another role's; a header of blanks is next to the reply."""
+    if header.strip():
+        return text.partition(header)[0]
+    return min((text.partition(reply)[0] for reply in _REPLIES), key=len).rpartition(header)[0]
 
 
 def _between(text: str, first: str, second: str) -> str:

@@ -187,13 +187,20 @@ class _Search:
         if given is not None and text.startswith(given):
             if form.prompt and given.endswith(form.prompt):
                 return len(given)
+            blanks = len(text[len(given) :]) - len(text[len(given) :].lstrip())
+            for begin in (len(given), len(given) + blanks):
+                if form.header.strip() and text.startswith(form.header, begin):
+                    return begin + len(form.header)
             plain = self._rendered(i)
-            if plain is not None and form.prompt and len(plain) < len(given) and given.startswith(plain):
+            if plain is not None and form.prompt and given.startswith(plain) and given[len(plain) :].strip():
                 return len(given)  # another generation prompt than usual
+            if form.prompt:  # DeepSeek has no header after a tool's answer
+                own = self._region(i)
+                if own is None or self._reader.words(text[len(given) : own[0]]).strip():
+                    raise RowError("the chat template writes something between this turn and what is before it")
+                return len(given)
             if text.startswith(form.header, len(given)):
                 return len(given) + len(form.header)
-            if form.prompt:
-                return len(given)  # DeepSeek has no header after a tool's answer
             raise RowError("the chat template has no generation prompt to separate the turn's header from the turn")
         if not form.header:
             raise RowError("the chat template rewrites earlier turns, and has no header to find this one by")
@@ -225,6 +232,8 @@ class _Search:
                 raise RowError("the chat template writes something else behind the last turn than behind a probe's")
             return len(text) - len(form.dangling)
         stop = self._before(i + 1, start)
+        if stop is not None:  # a system message may be written before the user's text
+            stop = min([stop, *(begin for begin, _ in self._others.values() if begin >= start)])
         if stop is not None and (found := self._last_end(start, stop)) is not None:
             return found
         turn = self._rendered(i + 1)
@@ -233,7 +242,8 @@ class _Search:
         if turn is not None and len(turn) >= start and text.startswith(turn):
             end = len(turn)
             if form.appended or not turn[start:].rstrip().endswith(form.end_tokens):
-                end += next((len(token) for token in form.end_tokens if text.startswith(token, end)), 0)
+                closings = (form.closing, *form.end_tokens)
+                end += next((len(closing) for closing in closings if closing and text.startswith(closing, end)), 0)
             return end
         later = (self._region(n) for n in range(i + 1, len(self._messages)))
         following = next((region for region in later if region is not None and region[0] >= start), None)
