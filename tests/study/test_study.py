@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from entrodrop_prep import MaskedRows
+from entrodrop_prep.errors import SourceError
 from entrodrop_prep.training.losses import trainable_token_loss
 from study import arms, corpus, own, page, prepare, train
 from study.network import logits, of_transformers, repeated
@@ -138,6 +139,9 @@ def test_own_model_and_rows(toy: Path, tmp_path: Path) -> None:
     runs = [r for r in train.headline(1e-3, 2) if r.arm in ("plain", "low-both", "uniform-inputs")]
     found = own.own(toy / "base-toy", data, tmp_path / "out", runs, epochs=1, max_length=64, device="cpu")
     assert [len(r["test"]) for r in found["runs"]] == [2] * len(runs)
+    data.write_text('{"text": "a"}\n{"text"\n', encoding="utf-8")
+    with pytest.raises(SourceError, match=r"rows\.jsonl:2: broken JSON"):
+        own.split(data, tmp_path)
     kept = [line for part in corpus.PARTS for line in (tmp_path / f"out/own-{part}.jsonl").read_text().splitlines()]
     assert len(kept) == len(set(kept)) <= 40
     tables = page.figures([tmp_path / "out" / "own-base_toy.json"])
