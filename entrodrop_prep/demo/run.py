@@ -14,12 +14,13 @@ import numpy as np
 
 from entrodrop_prep.config import MaterializeConfig, ScoreConfig
 from entrodrop_prep.demo.corpus import write_corpus
-from entrodrop_prep.errors import IntegrityError, ModelError
+from entrodrop_prep.errors import ConfigError, IntegrityError, ModelError
 from entrodrop_prep.export.card import aligned, epoch_table
 from entrodrop_prep.export.job import open_job
 from entrodrop_prep.export.materialize import materialize
 from entrodrop_prep.masking.assembly import MaskedColumns
 from entrodrop_prep.scoring.run import score
+from entrodrop_prep.sources.given_paths import kind_of
 from entrodrop_prep.store.disk import check_held, check_regular, held, scratch
 from entrodrop_prep.store.shards import local_directory
 from entrodrop_prep.verification.report import report
@@ -46,6 +47,8 @@ def demo(out: str) -> None:
     started = time.monotonic()
     directory = local_directory(out)
     _require_accelerate()
+    if kind := kind_of(str(directory)):
+        raise ConfigError(f"it is a {kind} directory", where=out, fix="choose another --out")
     with held(directory):  # what follows goes there or nowhere
         _demo(directory, started)
 

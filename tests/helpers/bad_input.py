@@ -230,6 +230,7 @@ CASES: dict[str, list[Case]] = {
         Case('', 'recipe trainer masked', "unknown trainer 'trainer'; did you mean transformers?"),
         Case('', 'schema', "Missing option '--write'."),
         Case('`out` is a file', 'schema --write out', 'out/scored.json: cannot write here: File exists; choose another --out', put('out', '')),
+        Case('', 'demo --out scored', 'scored: it is a scored directory; choose another --out'),
         Case('`demo-out` is a file', 'demo --out demo-out', 'demo-out: cannot write here: File exists; choose another --out', put('demo-out', '')),
     ],
     "Settings of score": [
