@@ -5,13 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
 import re
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +27,7 @@ from entrodrop_prep.scoring.tokenizer import (
     tokenizer_digest,
     vocabulary_disagreement,
 )
+from helpers.hub import READER, Hub
 from helpers.tokenizers import CHATML, CHATML_MARKED, byte_bpe
 from helpers.warm import MODEL_CLIENT, OFFLINE
 
@@ -550,36 +546,6 @@ def test_what_is_no_tokenizer(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-class _Hub(BaseHTTPRequestHandler):
-    """Answers as the Hub does for a repository that is gated, and for one that is not there."""
-
-    def do_HEAD(self) -> None:
-        gated = "/gated-model/" in self.path
-        self.send_response(403 if gated else 404)
-        self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
-        self.send_header("X-Error-Message", "Access to this model is restricted" if gated else "Repository not found")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_GET = do_HEAD
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
-@contextmanager
-def hub() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
 def test_missing_and_gated_on_the_hub(tmp_path: Path) -> None:
     code = """
 import sys
@@ -591,8 +557,9 @@ for name in sys.argv[1:]:
     except ModelError as e:
         print(e)
 """
-    with hub() as url:
-        env = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_x"}
+    with Hub(tmp_path / "hub") as hub:
+        hub.create("someone/gated-model", "models", private=False).change(gated="auto")
+        env = hub.environment(tmp_path / "home", READER)
         run = [sys.executable, "-c", code, "someone/gated-model", "someone/missing-model"]
         done = MODEL_CLIENT.run(run, env=env, capture_output=True, text=True, check=True)
     gated, missing = done.stdout.splitlines()

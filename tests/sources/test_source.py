@@ -12,7 +12,6 @@ import json
 import os
 import sys
 import threading
-import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from hypothesis import strategies as st
 from entrodrop_prep.errors import ConfigError, EntrodropError, SourceError
 from entrodrop_prep.sources.rows import Source, SourceRow
 from entrodrop_prep.sources.source import open_source
+from helpers.hub import READER, Hub
 from helpers.warm import CLIENT
 
 ROWS = [{"text": f"row {n} " + "ä\n\"'," * (n % 4), "n": n} for n in range(1000)]
@@ -647,82 +647,6 @@ def test_stat_tells_of_a_change(tmp_path: Path) -> None:
     assert source.stat() != before
 
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class HubServer(http.server.BaseHTTPRequestHandler):
-    """The part of the Hub's HTTP interface that loading a dataset uses, over a folder of repositories."""
-
-    protocol_version = "HTTP/1.1"
-
-    def __init__(self, *args: Any, root: Path) -> None:
-        self.root = root
-        super().__init__(*args)
-
-    def do_GET(self) -> None:
-        length = int(self.headers.get("Content-Length") or 0)
-        form = urllib.parse.parse_qs(self.rfile.read(length).decode())
-        parts = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path).strip("/").split("/")
-        api = parts[0] == "api"
-        if parts[api] != "datasets" or len(parts) < 3 + api:
-            return self._answer(404, b"")
-        repository = self.root / parts[1 + api] / parts[2 + api]
-        if "gated" in repository.name:
-            return self._answer(403, b"", {"X-Error-Code": "GatedRepo"})
-        if not repository.is_dir():
-            return self._answer(404, b"", {"X-Error-Code": "RepoNotFound"})
-        kind, rest = parts[3 + api : 4 + api], "/".join(parts[5 + api :])
-        if not api:
-            if not (repository / rest).is_file():
-                return self._answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
-            content = (repository / rest).read_bytes()
-            etag = f'"{hashlib.sha1(content).hexdigest()}"'
-            return self._answer(200, content, {"ETag": etag, "X-Repo-Commit": COMMIT})
-        files = [p for p in sorted(repository.rglob("*")) if p.is_file()]
-        if kind == ["tree"]:
-            if not (repository / rest).is_dir():
-                return self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})
-            inside = (
-                (repository / rest).rglob("*")
-                if "recursive=true" in self.path.lower()
-                else (repository / rest).iterdir()
-            )
-            return self._json([self._entry(p, repository) for p in sorted(inside)])
-        if kind == ["paths-info"]:
-            paths = [repository / path for path in form["paths"]]
-            return self._json([self._entry(p, repository) for p in paths if p.exists()])
-        siblings = [{"rfilename": p.relative_to(repository).as_posix()} for p in files]
-        return self._json({"id": "/".join(parts[2:4]), "sha": COMMIT, "siblings": siblings, "tags": []})
-
-    do_HEAD = do_POST = do_GET
-
-    def _entry(self, path: Path, repository: Path) -> dict[str, Any]:
-        name = path.relative_to(repository).as_posix()
-        if path.is_dir():
-            return {"type": "directory", "oid": COMMIT, "size": 0, "path": name}
-        return {
-            "type": "file",
-            "oid": hashlib.sha1(path.read_bytes()).hexdigest(),
-            "size": path.stat().st_size,
-            "path": name,
-        }
-
-    def _json(self, value: Any) -> None:
-        self._answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
-
-    def _answer(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Keep the test's output clean."""
-
-
 ASK = """
 import json, sys
 from entrodrop_prep.errors import SourceError
@@ -741,20 +665,15 @@ print(json.dumps(answers))
 
 
 def test_hub_datasets(tmp_path: Path) -> None:
-    repository = tmp_path / "hub" / "org" / "name"
-    write(repository / "data" / "train-00000-of-00001.parquet", ROWS)
-    write(repository / "data" / "test-00000-of-00001.parquet", ROWS[:7])
     asked = [
         ("org/name", "train", None), ("org/name", "absent", None), ("org/name", "train", "absent"),
         ("org/missing", "train", None), ("org/gated", "train", None),
     ]  # fmt: skip
 
-    def ask(endpoint: str, questions: list[Any], **environment: str) -> list[Any]:
-        home = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
-        command = [sys.executable, "-c", ASK, json.dumps(questions)]
+    def ask(hub: Hub, questions: list[Any], **environment: str) -> list[Any]:
         done = CLIENT.run(
-            command,
-            env={**os.environ, **home, **environment},
+            [sys.executable, "-c", ASK, json.dumps(questions)],
+            env={**hub.environment(tmp_path / "home", READER), **environment},
             capture_output=True,
             text=True,
             cwd=tmp_path,
@@ -762,9 +681,13 @@ def test_hub_datasets(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return list(json.loads(done.stdout))
 
-    with served(functools.partial(HubServer, root=tmp_path / "hub")) as url:
-        rows, split, config, missing, gated = ask(url, asked)
-    identity = {"kind": "hub", "dataset": "org/name", "config": "default", "split": "train", "revision": COMMIT}
+    with Hub(tmp_path / "hub") as hub:
+        content = write(tmp_path / "rows.parquet", ROWS).read_bytes()
+        files = {f"data/{name}-00000-of-00001.parquet": content for name in ("train", "test")}
+        repo = hub.create("org/name", private=False, files=files)
+        hub.create("org/gated", private=False).change(gated="auto")
+        rows, split, config, missing, gated = ask(hub, asked)
+    identity = {"kind": "hub", "dataset": "org/name", "config": "default", "split": "train", "revision": repo.head()}
     assert rows == [ROWS[1:3], "org/name[train] row 1", None, identity, 3]
     assert "absent" in split
     assert "--split" in split
@@ -773,7 +696,7 @@ def test_hub_datasets(tmp_path: Path) -> None:
     assert "check the id" in missing
     assert "HF_TOKEN" in missing
     assert "./org/missing" in missing
-    assert f"accept its terms on {url}/datasets/org/gated" in gated
-    cached, offline = ask(url, [asked[0], asked[3]], HF_HUB_OFFLINE="1")
+    assert f"accept its terms on {hub.url}/datasets/org/gated" in gated
+    cached, offline = ask(hub, [asked[0], asked[3]], HF_HUB_OFFLINE="1")
     assert cached[0] == ROWS[1:3]
     assert "HF_HUB_OFFLINE" in offline
