@@ -1,4 +1,4 @@
-"""Every mistake of the table is answered with its line and exit code 2, and nothing half written has a final name."""
+"""Every mistake of the table is answered with its line and exit code 2, and changes and finishes nothing."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ import pytest
 from entrodrop_prep import cli
 from helpers.bad_input import CASES, Case, world
 from helpers.hub import WRITER
+from helpers.scored import all_bytes
 
 EVERY = [(f"{section}: {case.given or case.command}", case) for section, cases in CASES.items() for case in cases]
+
+UNFINISHED = {".state.json", "shard-00000.parquet"}
 
 
 @pytest.fixture(scope="module")
@@ -21,11 +24,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     world(folder)
     return folder
-
-
-def finished(folder: Path) -> set[str]:
-    """The directories that are finished."""
-    return {p.parent.relative_to(folder).as_posix() for p in folder.rglob("manifest.json")}
 
 
 @pytest.mark.parametrize(("name", "case"), EVERY, ids=[name for name, _ in EVERY])
@@ -43,7 +41,7 @@ def test_a_mistake_is_one_line_and_code_2(
     monkeypatch.setenv("HF_TOKEN", WRITER)
     if case.make:
         case.make()
-    before = finished(here)
+    before = all_bytes(here)
     capsys.readouterr()
     assert cli.run(shlex.split(case.command)) == 2
     err = capsys.readouterr().err
@@ -51,9 +49,12 @@ def test_a_mistake_is_one_line_and_code_2(
     wanted = ".*".join(re.escape(part) for part in case.message.split("…"))
     assert len(found) == 1, err
     assert re.fullmatch(wanted, found[0].removeprefix("error: ")), found[0]
+    assert err.splitlines()[-1] == found[0]
     assert "Traceback" not in err
-    assert finished(here) == before
     assert not (here / "sprung").exists(), "code that came with the input was run"
+    after = all_bytes(here)
+    assert {name: after.get(name) for name in before} == before
+    assert {Path(name).name for name in after.keys() - before.keys()} <= UNFINISHED
 
 
 def test_the_table_is_long() -> None:
