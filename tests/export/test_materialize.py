@@ -27,17 +27,16 @@ from entrodrop_prep.errors import ConfigError, DiskSpaceError, IntegrityError, M
 from entrodrop_prep.export import epoch as epoch_module
 from entrodrop_prep.export.materialize import MaterializeSummary, materialize
 from entrodrop_prep.masking import columns
-from entrodrop_prep.masking.counter import DROP, REPLACE, order_keys, stream_key, token_words, token_words64
 from entrodrop_prep.store import manifest, scored
 from entrodrop_prep.store import shards as shard_files
 from entrodrop_prep.store.locks import locked
 from entrodrop_prep.store.rows import Rows
 from entrodrop_prep.verification.run import verify
-from helpers.contract import SPECIAL, drawn, naive_rate, naive_selection, plain_rows
+from helpers.contract import SPECIAL, naive_rate, plain_rows
+from helpers.mixtures import Given, Row, naive_mixture, rows_in
 from helpers.scored import FIRST_PLAIN_ID, VOCABULARY, all_bytes, copy, some_rows, write_scored
 from helpers.tokenizers import byte_bpe
 
-SOURCE = "source"
 TARGETS, SELECTS, SCOPES = ["labels", "inputs", "both"], ["low-entropy", "high-entropy", "random"], ["corpus", "row"]
 SCHEDULES, PROGRESS = ["sigmoid", "linear", "cosine", "constant", "step"], ["epoch", "row"]
 SHUFFLES = ["epoch", "once", "none"]
@@ -48,12 +47,8 @@ def run(scored_at: Path, out: Path, **settings: Any) -> MaterializeSummary:
     return materialize(MaterializeConfig(**{"scored": str(scored_at), "out": str(out), "epochs": 2, **settings}))
 
 
-def epoch_rows(out: Path, epoch: int) -> list[tuple[list[int], list[int], list[int]]]:
-    """(input_ids, attention_mask, labels) of each row of an epoch in the order of its files."""
-    rows: list[tuple[list[int], list[int], list[int]]] = []
-    for file in sorted((out / f"epoch_{epoch:03d}").glob("*.parquet")):
-        rows += zip(*(c.to_pylist() for c in pq.read_table(file).columns), strict=True)
-    return rows
+def epoch_rows(out: Path, epoch: int) -> list[Row]:
+    return rows_in(out / f"epoch_{epoch:03d}")
 
 
 @pytest.fixture(scope="module")
@@ -64,67 +59,6 @@ def scored_at(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # The contract, read literally.
 
 
-def naive_epoch(
-    rows: Rows, recipe: Recipe, epoch: int, *, protected: set[int] = SPECIAL, drop_id: int | None = None
-) -> tuple[list[tuple[list[int], list[int], list[int]]], dict[str, int]]:
-    """The rows of an epoch in order, and the counts of what was done to them."""
-    every = plain_rows(rows)
-    kept = [r for r in every if any(r["trainable"])]
-    unigram = [0] * VOCABULARY
-    for r in every:
-        for t, token in enumerate(r["ids"]):
-            if r["entropy"][t] is not None or (t == 0 and r["window"] == 0):
-                unigram[token] += token not in SPECIAL
-
-    def key(r: dict[str, Any]) -> tuple[int, int, int]:
-        e = {"epoch": epoch, "once": 0, "none": None}[recipe.shuffle]
-        if e is None:
-            return 0, r["row_id"], r["window"]
-        number = order_keys(recipe.seed, SOURCE, e, np.array([r["row_id"]]), np.array([r["window"]], np.int32))
-        return int(number[0]), r["row_id"], r["window"]
-
-    ordered = sorted(kept, key=key)
-    corpus = [h for r in every for h, yes in zip(r["entropy"], r["trainable"], strict=True) if yes]
-    counts = dict.fromkeys(("rows", "tokens", "trainable", "eligible", "dropped", "labels_left"), 0)
-    result = []
-    for place, r in enumerate(ordered):
-        progress = epoch + (0.5 if recipe.progress == "epoch" else (place + 0.5) / len(ordered))
-        rate = naive_rate(recipe, min(1.0, progress / (recipe.horizon or recipe.epochs)))
-        if recipe.rates is not None:
-            rate = recipe.rates[epoch]
-        if recipe.select == "random":
-            rate *= 0.5 if recipe.quantile is None else recipe.quantile
-        own = [h for h, yes in zip(r["entropy"], r["trainable"], strict=True) if yes]
-        may = naive_selection(recipe, own if recipe.scope == "row" else corpus)
-        where = np.array([r["row_id"]]), np.array([r["window"]], np.int32), np.array([len(r["ids"])]), epoch
-        words = token_words(stream_key(recipe.seed, DROP, SOURCE), *where).tolist()
-        draws = token_words64(stream_key(recipe.seed, REPLACE, SOURCE), *where).tolist()
-        eligible, dropped = [], []
-        for t, token in enumerate(r["ids"]):
-            yes = r["trainable"][t] and token not in protected and may(r["entropy"][t])
-            if yes and recipe.keep_surprising is not None and -r["logprob"][t] > recipe.keep_surprising:
-                yes = False
-            eligible.append(yes)
-            dropped.append(yes and words[t] / 2**32 < rate)
-        if recipe.target != "inputs" and dropped == r["trainable"]:
-            best = max(h for h, yes in zip(r["entropy"], dropped, strict=True) if yes)
-            dropped[next(t for t in range(len(dropped)) if dropped[t] and r["entropy"][t] == best)] = False
-        ids, labels = list(r["ids"]), []
-        for t, token in enumerate(r["ids"]):
-            gone = dropped[t] and recipe.target != "inputs"
-            labels.append(token if r["trainable"][t] and not gone else -100)
-            if dropped[t] and recipe.target != "labels":
-                ids[t] = drawn(unigram, draws[t]) if drop_id is None else drop_id
-        result.append((ids, [1] * len(ids), labels))
-        counts["rows"] += 1
-        counts["tokens"] += len(ids)
-        counts["trainable"] += sum(r["trainable"])
-        counts["eligible"] += sum(eligible)
-        counts["dropped"] += sum(dropped)
-        counts["labels_left"] += sum(x != -100 for x in labels)
-    return result, counts
-
-
 def check(rows: Rows, scored_at: Path, out: Path, **settings: Any) -> None:
     """Files and figures of every epoch are those of the naive reading."""
     naive = {k: settings.pop(k) for k in ("protected", "drop_id") if k in settings}
@@ -132,9 +66,9 @@ def check(rows: Rows, scored_at: Path, out: Path, **settings: Any) -> None:
     recipe = Recipe(**{"epochs": 2, **{k: v for k, v in settings.items() if k in Recipe.__dataclass_fields__}})
     assert [e["epoch"] for e in summary.epochs] == list(range(recipe.epochs))
     for e in summary.epochs:
-        expected, counts = naive_epoch(rows, recipe, e["epoch"], **naive)
+        expected, counts = naive_mixture({"source": Given(rows)}, recipe, e["epoch"], **naive)
         assert epoch_rows(out, e["epoch"]) == expected
-        assert {k: e[k] for k in counts} == counts
+        assert {k: e[k] for k in counts["source"]} == counts["source"]
 
 
 @pytest.mark.parametrize(

@@ -36,10 +36,10 @@ class Given:
 
 
 def naive_mixture(
-    sources: dict[str, Given], recipe: Recipe, epoch: int | None
+    sources: dict[str, Given], recipe: Recipe, epoch: int | None, **ids: Any
 ) -> tuple[list[Row], dict[str, dict[str, int]]]:
     """The rows of an epoch in order, and each source's figures; epoch 0 with nothing dropped where it is None."""
-    rows = naive_rows(sources, recipe, epoch)
+    rows = naive_rows(sources, recipe, epoch, **ids)
     figures = {name: dict.fromkeys(FIGURES, 0) for name in {r["source"] for r in rows}}
     for r in rows:
         counted = (sum(r["trainable"]), sum(r["eligible"]), sum(r["dropped"]), sum(x != -100 for x in r["labels"]))
@@ -48,8 +48,15 @@ def naive_mixture(
     return [(r["inputs"], [1] * len(r["ids"]), r["labels"]) for r in rows], figures
 
 
-def naive_rows(sources: dict[str, Given], recipe: Recipe, epoch: int | None) -> list[dict[str, Any]]:
-    """As ``naive_mixture``: all that is known of each row."""
+def naive_rows(
+    sources: dict[str, Given],
+    recipe: Recipe,
+    epoch: int | None,
+    *,
+    protected: set[int] = SPECIAL,
+    drop_id: int | None = None,
+) -> list[dict[str, Any]]:
+    """As ``naive_mixture``: all that is known of each row. ``drop_id`` replaces what is dropped, else tokens drawn."""
     every = [
         {**r, "source": name, "value": sources[name].values(r["row_id"])}
         for name in sorted(sources)
@@ -95,6 +102,8 @@ def naive_rows(sources: dict[str, Given], recipe: Recipe, epoch: int | None) -> 
     for i, r in enumerate(ordered):
         progress = now + (0.5 if recipe.progress == "epoch" else (i + 0.5) / len(ordered))
         rate = naive_rate(recipe, min(1.0, progress / (recipe.horizon or recipe.epochs)))
+        if recipe.rates is not None:
+            rate = recipe.rates[now]
         if recipe.select == "random":
             rate *= 0.5 if recipe.quantile is None else recipe.quantile
         where = np.array([r["row_id"]]), np.array([r["window"]], np.int32), np.array([len(r["ids"])]), now
@@ -104,7 +113,7 @@ def naive_rows(sources: dict[str, Given], recipe: Recipe, epoch: int | None) -> 
         eligible = [
             not whole
             and r["trainable"][t]
-            and token not in SPECIAL
+            and token not in protected
             and may[scope_of(r)](r["entropy"][t])
             and (recipe.keep_surprising is None or -r["logprob"][t] <= recipe.keep_surprising)
             for t, token in enumerate(r["ids"])
@@ -118,7 +127,7 @@ def naive_rows(sources: dict[str, Given], recipe: Recipe, epoch: int | None) -> 
             gone = dropped[t] and recipe.target != "inputs"
             labels.append(token if r["trainable"][t] and not gone else -100)
             if dropped[t] and recipe.target != "labels":
-                ids[t] = drawn(unigram, draws[t])
+                ids[t] = drawn(unigram, draws[t]) if drop_id is None else drop_id
         result.append({**r, "inputs": ids, "labels": labels, "eligible": eligible, "dropped": dropped})
     return result
 
