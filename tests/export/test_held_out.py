@@ -11,7 +11,6 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from entrodrop_prep import MaskedRows, cli
 from entrodrop_prep.config import MaterializeConfig, Recipe
@@ -25,7 +24,7 @@ from entrodrop_prep.verification.report import report
 from entrodrop_prep.verification.run import verify
 from helpers.contract import plain_rows
 from helpers.mixtures import Given, Row, naive_mixture, rows_in
-from helpers.scored import all_bytes, manifest_of, rewrite_manifest, some_rows, write_scored
+from helpers.scored import all_bytes, manifest_of, rewrite_manifest, some_rows, take, write_scored
 
 FRACTION = 0.3
 ONE, TWO, REPLAY = some_rows(60), some_rows(40, seed=7), some_rows(20, seed=8)
@@ -55,25 +54,10 @@ def held(row_id: int, fraction: float = FRACTION, *, source: str = "source", see
     return bool(philox4x32(counter, stream_key(seed, "hold-out", source))[0, 0] < fraction * 2**32)
 
 
-def part(rows: Rows, keep: NDArray[np.bool_]) -> Rows:
-    """Some of the windows."""
-    tokens = np.repeat(keep, rows.lengths)
-    assert rows.logprob is not None
-    return Rows(
-        row_id=rows.row_id[keep],
-        window=rows.window[keep],
-        offsets=np.concatenate([[0], np.cumsum(rows.lengths[keep])]),
-        input_ids=rows.input_ids[tokens],
-        entropy=rows.entropy[tokens],
-        logprob=rows.logprob[tokens],
-        loss_mask=rows.loss_mask[tokens],
-    )
-
-
 def split(rows: Rows, source: str = "source") -> tuple[Rows, Rows]:
     """The rows that are trained on, and those that are held out."""
     out = np.array([held(row, source=source) for row in rows.row_id.tolist()])
-    return part(rows, ~out), part(rows, out)
+    return take(rows, np.flatnonzero(~out)), take(rows, np.flatnonzero(out))
 
 
 def whole(rows: Rows) -> list[Row]:
@@ -185,7 +169,7 @@ def test_the_loader_has_both_parts(masked: Path, made: Path, tmp_path: Path) -> 
     for other, kept in ((None, lambda row: True), (0.6, lambda row: not held(row, 0.6))):
         more = MaskedRows.open(made / "one", eval_fraction=other, cache_dir=tmp_path, **STEEP)  # in the same cache
         keep = np.array([kept(row) for row in ONE.row_id.tolist()])
-        assert more.epoch_lengths[0] == len(whole(part(ONE, keep)))
+        assert more.epoch_lengths[0] == len(whole(take(ONE, np.flatnonzero(keep))))
     with pytest.raises(ConfigError, match="no rows are held out"):
         MaskedRows.open(made / "one", cache_dir=tmp_path, **STEEP).held_out()
 

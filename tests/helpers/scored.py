@@ -72,17 +72,18 @@ def some_rows(
     )
 
 
-def part_of(rows: Rows, first: int, stop: int) -> Rows:
-    """Windows ``first`` to ``stop - 1``."""
-    a, b = int(rows.offsets[first]), int(rows.offsets[stop])
+def take(rows: Rows, chosen: Any) -> Rows:
+    """The chosen windows, by their numbers and in that order."""
+    tokens = np.concatenate([np.arange(*rows.offsets[r : r + 2]) for r in chosen] or [np.zeros(0, np.int64)])
     return Rows(
-        row_id=rows.row_id[first:stop],
-        window=rows.window[first:stop],
-        offsets=rows.offsets[first : stop + 1] - a,
-        input_ids=rows.input_ids[a:b],
-        entropy=rows.entropy[a:b],
-        logprob=None if rows.logprob is None else rows.logprob[a:b],
-        loss_mask=rows.loss_mask[a:b],
+        row_id=rows.row_id[chosen],
+        window=rows.window[chosen],
+        offsets=np.concatenate((np.zeros(1, np.int64), np.cumsum(rows.lengths[chosen], dtype=np.int64))),
+        input_ids=rows.input_ids[tokens],
+        entropy=rows.entropy[tokens],
+        logprob=None if rows.logprob is None else rows.logprob[tokens],
+        loss_mask=rows.loss_mask[tokens],
+        excess=None if rows.excess is None else rows.excess[tokens],
     )
 
 
@@ -91,7 +92,7 @@ def by_shard(rows: Rows, rows_per_shard: int) -> Iterator[Rows]:
     shards = int(rows.row_id.max()) // rows_per_shard + 1
     edges = np.searchsorted(rows.row_id, np.arange(shards + 1) * rows_per_shard)
     for first, stop in pairwise(edges):
-        yield part_of(rows, int(first), int(stop))
+        yield take(rows, np.arange(first, stop))
 
 
 def table_of(rows: Rows, schema: pa.Schema) -> pa.Table:

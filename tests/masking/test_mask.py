@@ -27,6 +27,7 @@ from entrodrop_prep.masking.curriculum import epoch_rates, row_rates
 from entrodrop_prep.masking.mask import Masked, MaskPlan, apply, eligible_tokens, needs_corpus_quantile
 from entrodrop_prep.masking.quantile import Histogram, quantile_of, threshold
 from entrodrop_prep.store.rows import Rows
+from helpers.scored import take
 
 GOLDEN = Path(__file__).with_name("golden_masks.json")
 TARGETS = ["labels", "inputs", "both"]
@@ -181,21 +182,6 @@ def many_rows(count: int, length: int, dtype: Any = np.float32, first_row: int =
         logprob=-entropy,
         loss_mask=loss_mask,
         excess=(2 * entropy - 4).astype(np.float32),
-    )
-
-
-def take(rows: Rows, chosen: list[int]) -> Rows:
-    """The chosen rows, in the order given."""
-    tokens = np.concatenate([np.arange(*rows.offsets[r : r + 2]) for r in chosen] or [np.zeros(0, np.int64)])
-    return Rows(
-        row_id=rows.row_id[chosen],
-        window=rows.window[chosen],
-        offsets=np.concatenate((np.zeros(1, np.int64), np.cumsum(rows.lengths[chosen], dtype=np.int64))),
-        input_ids=rows.input_ids[tokens],
-        entropy=rows.entropy[tokens],
-        logprob=None if rows.logprob is None else rows.logprob[tokens],
-        loss_mask=rows.loss_mask[tokens],
-        excess=None if rows.excess is None else rows.excess[tokens],
     )
 
 
