@@ -7,10 +7,13 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from helpers.models import Markov, markov_model
+from helpers.mixtures import SOURCES
+from helpers.models import Markov, markov_model, save_model, tiny_llama
+from helpers.scored import write_scored
 from helpers.servers import VllmServer
 
 # Else each of a thousand processes would compile the package again.
@@ -37,6 +40,21 @@ def pytest_collection_finish() -> None:
 def pytest_sessionfinish() -> None:
     """What libraries look for at the end may be collected again."""
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of 61 tokens and its tokenizer; context of 128 tokens. Never written to by a test."""
+    return save_model(tmp_path_factory.mktemp("models") / "tiny", tiny_llama(61))
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scored directories of ``helpers.mixtures.SOURCES``. Never written to by a test."""
+    folder = tmp_path_factory.mktemp("made")
+    for name, rows in SOURCES.items():
+        write_scored(folder / name, rows)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -20,15 +20,10 @@ from entrodrop_prep.backends.identity import Weights, identify_weights
 from entrodrop_prep.backends.model import inspect_model
 from entrodrop_prep.errors import MismatchError, ModelError
 from entrodrop_prep.store import digest, manifest
-from helpers.models import random_rows, rows_of, run_score, save_model, settings_for, shards, tiny_llama, write_rows
+from helpers.models import random_rows, rows_of, run_score, settings_for, shards, write_rows
 
 V = 61
 INDEX = "model.safetensors.index.json"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("models") / "tiny", tiny_llama(V, context=64))
 
 
 @pytest.fixture

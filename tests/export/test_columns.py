@@ -14,33 +14,23 @@ import pyarrow.parquet as pq
 import pytest
 
 from entrodrop_prep import cli
-from entrodrop_prep.config import EXTRA_COLUMNS, MaterializeConfig, Recipe
+from entrodrop_prep.config import EXTRA_COLUMNS, Recipe
 from entrodrop_prep.errors import ConfigError, MismatchError
-from entrodrop_prep.export.materialize import MaterializeSummary, materialize
+from entrodrop_prep.export.materialize import MaterializeSummary
 from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.json_schemas import schemas
 from entrodrop_prep.store.schema import masked_schema
 from entrodrop_prep.store.shards import read_footer, write_shard
 from entrodrop_prep.verification.run import verify
-from helpers.mixtures import Given, Row, naive_mixture, rows_in
-from helpers.scored import all_bytes, copy, manifest_of, rewrite_manifest, some_rows, write_scored
+from helpers.mixtures import SOURCES, Given, Row, naive_mixture, rows_in, run_materialize
+from helpers.scored import all_bytes, copy, manifest_of, rewrite_manifest
 
-TRAIN, MORE, HELD = some_rows(40), some_rows(20, seed=8), some_rows(15, seed=7)
+TRAIN, MORE, HELD = SOURCES.values()
 SIZES = (16, 7, 1)
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scored directories; never written to by a test."""
-    folder = tmp_path_factory.mktemp("columns")
-    for name, rows in (("train", TRAIN), ("more", MORE), ("held", HELD)):
-        write_scored(folder / name, rows)
-    return folder
-
-
 def run(made: Path, out: Path, **settings: Any) -> MaterializeSummary:
-    values = {"scored": str(made / "train"), "out": str(out), "epochs": 2, "rows_per_shard": 20, **settings}
-    return materialize(MaterializeConfig(**values))
+    return run_materialize(made / "train", out, **{"rows_per_shard": 20, **settings})
 
 
 def mixed(made: Path) -> dict[str, Any]:

@@ -14,32 +14,22 @@ import pytest
 import yaml
 
 from entrodrop_prep import cli
-from entrodrop_prep.config import MaterializeConfig, Recipe
+from entrodrop_prep.config import Recipe
 from entrodrop_prep.errors import IntegrityError, MismatchError, OutputError, SourceError
-from entrodrop_prep.export.materialize import MaterializeSummary, materialize
+from entrodrop_prep.export.materialize import MaterializeSummary
 from entrodrop_prep.store.json_schemas import schemas
 from entrodrop_prep.store.rows import Rows
 from entrodrop_prep.verification.run import verify
 from helpers.contract import plain_rows
-from helpers.mixtures import Given, Row, naive_mixture, reseal, rows_in
+from helpers.mixtures import SOURCES, Given, Row, naive_mixture, reseal, rows_in, run_materialize
 from helpers.scored import all_bytes, copy, manifest_of, rewrite_manifest, some_rows, write_scored
 
-TRAIN, HELD, MORE = some_rows(40), some_rows(30, seed=7), some_rows(20, seed=8)
+TRAIN, MORE, HELD = SOURCES.values()
 SHUFFLES = ["epoch", "once", "none"]
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scored directories; never written to by a test."""
-    folder = tmp_path_factory.mktemp("eval")
-    for name, rows in (("train", TRAIN), ("held", HELD), ("more", MORE)):
-        write_scored(folder / name, rows)
-    return folder
-
-
 def run(made: Path, out: Path, **settings: Any) -> MaterializeSummary:
-    values = {"scored": str(made / "train"), "out": str(out), "epochs": 2, **settings}
-    return materialize(MaterializeConfig(**values))
+    return run_materialize(made / "train", out, **settings)
 
 
 def whole(rows: Rows) -> list[Row]:

@@ -25,25 +25,15 @@ from entrodrop_prep.export.materialize import MaterializeSummary, materialize
 from entrodrop_prep.store import manifest
 from entrodrop_prep.store.json_schemas import schemas
 from entrodrop_prep.verification.run import verify
-from helpers.mixtures import rows_in
-from helpers.scored import all_bytes, copy, rewrite_manifest, some_rows, write_scored
+from helpers.mixtures import rows_in, run_materialize
+from helpers.scored import all_bytes, copy, rewrite_manifest
 
 BOTH = ("concatenated", "jsonl")
 COLUMNS = ["input_ids", "attention_mask", "labels"]
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scored directories; never written to by a test."""
-    folder = tmp_path_factory.mktemp("layouts")
-    for name, rows in (("train", some_rows(40)), ("held", some_rows(15, seed=7)), ("more", some_rows(20, seed=8))):
-        write_scored(folder / name, rows)
-    return folder
-
-
 def run(made: Path, out: Path, **settings: Any) -> MaterializeSummary:
-    values = {"scored": str(made / "train"), "out": str(out), "epochs": 3, "rows_per_shard": 20, **settings}
-    return materialize(MaterializeConfig(**values))
+    return run_materialize(made / "train", out, **{"epochs": 3, "rows_per_shard": 20, **settings})
 
 
 def epoch_rows(out: Path) -> list[Any]:

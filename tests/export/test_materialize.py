@@ -25,7 +25,6 @@ from entrodrop_prep import cli
 from entrodrop_prep.config import MaterializeConfig, Recipe
 from entrodrop_prep.errors import ConfigError, DiskSpaceError, IntegrityError, MismatchError, OutputError, SourceError
 from entrodrop_prep.export import epoch as epoch_module
-from entrodrop_prep.export.materialize import MaterializeSummary, materialize
 from entrodrop_prep.masking import columns
 from entrodrop_prep.store import manifest, scored
 from entrodrop_prep.store import shards as shard_files
@@ -34,6 +33,7 @@ from entrodrop_prep.store.rows import Rows
 from entrodrop_prep.verification.run import verify
 from helpers.contract import SPECIAL, naive_rate, plain_rows
 from helpers.mixtures import Given, Row, naive_mixture, rows_in
+from helpers.mixtures import run_materialize as run
 from helpers.scored import FIRST_PLAIN_ID, VOCABULARY, all_bytes, copy, some_rows, write_scored
 from helpers.tokenizers import byte_bpe
 
@@ -41,10 +41,6 @@ TARGETS, SELECTS, SCOPES = ["labels", "inputs", "both"], ["low-entropy", "high-e
 SCHEDULES, PROGRESS = ["sigmoid", "linear", "cosine", "constant", "step"], ["epoch", "row"]
 SHUFFLES = ["epoch", "once", "none"]
 ROWS = some_rows(40)
-
-
-def run(scored_at: Path, out: Path, **settings: Any) -> MaterializeSummary:
-    return materialize(MaterializeConfig(**{"scored": str(scored_at), "out": str(out), "epochs": 2, **settings}))
 
 
 def epoch_rows(out: Path, epoch: int) -> list[Row]:

@@ -13,14 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from entrodrop_prep.config import Recipe
+from entrodrop_prep.config import MaterializeConfig, Recipe
+from entrodrop_prep.export.materialize import MaterializeSummary, materialize
 from entrodrop_prep.masking.counter import DROP, ORDER, REPLACE, stream_key, token_words, token_words64
 from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.rows import Rows
 from entrodrop_prep.store.shards import read_footer, write_shard
 from helpers.contract import SPECIAL, drawn, naive_rate, naive_selection, plain_rows
-from helpers.scored import VOCABULARY, manifest_of, rewrite_manifest
+from helpers.scored import VOCABULARY, manifest_of, rewrite_manifest, some_rows
 
+SOURCES = {"train": some_rows(40), "more": some_rows(20, seed=8), "held": some_rows(15, seed=7)}
 FIGURES = ("rows", "tokens", "trainable", "eligible", "dropped", "labels_left")
 Row = tuple[list[int], list[int], list[int]]
 
@@ -130,6 +132,11 @@ def naive_rows(
                 ids[t] = drawn(unigram, draws[t]) if drop_id is None else drop_id
         result.append({**r, "inputs": ids, "labels": labels, "eligible": eligible, "dropped": dropped})
     return result
+
+
+def run_materialize(scored: Path, out: Path, /, **settings: Any) -> MaterializeSummary:
+    """``materialize`` of two epochs, or as ``settings`` say."""
+    return materialize(MaterializeConfig(**{"scored": str(scored), "out": str(out), "epochs": 2, **settings}))
 
 
 def rows_in(folder: Path) -> list[Row]:

@@ -22,10 +22,10 @@ from entrodrop_prep.masking import packing
 from entrodrop_prep.masking.packing import Bins, Segments, block_rows, cut, pack
 from entrodrop_prep.store.rows import Rows
 from entrodrop_prep.verification.run import verify
-from helpers.mixtures import Given, naive_rows, rows_in
-from helpers.scored import all_bytes, copy, manifest_of, rewrite_manifest, some_rows, write_scored
+from helpers.mixtures import SOURCES, Given, naive_rows, rows_in, run_materialize
+from helpers.scored import all_bytes, copy, manifest_of, rewrite_manifest, write_scored
 
-TRAIN, MORE, HELD = some_rows(40), some_rows(20, seed=8), some_rows(15, seed=7)
+TRAIN, MORE, HELD = SOURCES.values()
 Members = list[tuple[int, int, int]]
 
 
@@ -142,18 +142,10 @@ def test_a_block_is_about_four_million_tokens() -> None:
 # The files.
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scored directories; never written to by a test."""
-    folder = tmp_path_factory.mktemp("packing")
-    for name, rows in (("train", TRAIN), ("more", MORE), ("held", HELD)):
-        write_scored(folder / name, rows)
-    return folder
-
-
 def run(made: Path, out: Path, **settings: Any) -> MaterializeSummary:
-    values = {"scored": str(made / "train"), "out": str(out), "epochs": 2, "rows_per_shard": 7, "pack": 64, **settings}
-    return materialize(MaterializeConfig(**{"add_columns": EXTRA_COLUMNS, **values}))
+    return run_materialize(
+        made / "train", out, **{"rows_per_shard": 7, "pack": 64, "add_columns": EXTRA_COLUMNS, **settings}
+    )
 
 
 def recipe_of(settings: dict[str, Any]) -> Recipe:

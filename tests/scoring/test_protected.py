@@ -16,14 +16,9 @@ from entrodrop_prep.scoring.protected import stop_ids
 from entrodrop_prep.store import manifest
 from entrodrop_prep.store.schema import MASKED, SCORED
 from entrodrop_prep.verification.run import verify
-from helpers.models import EOS, random_rows, run_score, save_model, shards, tiny_llama, words, write_rows
+from helpers.models import EOS, random_rows, run_score, shards, words, write_rows
 
 V = 61
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("models") / "tiny", tiny_llama(V, context=64))
 
 
 def files(directory: Path, config: Any, generation: Any = None) -> Path:

@@ -57,11 +57,6 @@ from helpers.warm import OFFLINE
 V = 61
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"), tiny_llama(V))
-
-
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     """25 rows of token ids; with 10 rows a shard they make three."""

@@ -29,7 +29,7 @@ from entrodrop_prep.store.workers import joined
 from entrodrop_prep.terminal.preemption import EXIT_CODE
 from entrodrop_prep.verification.run import verify
 from helpers.hub import Hub
-from helpers.models import random_rows, run_score, save_model, shards, tiny_llama, write_rows
+from helpers.models import random_rows, run_score, shards, write_rows
 from helpers.runs import Start, being_written, finish, names, starter, tables
 from helpers.warm import MODEL_CLIENT, OFFLINE
 
@@ -41,11 +41,6 @@ V = 61
 @pytest.fixture(scope="module")
 def start() -> Start:
     return starter()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"), tiny_llama(V))
 
 
 def documents() -> list[dict[str, Any]]:

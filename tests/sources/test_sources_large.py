@@ -24,7 +24,7 @@ from entrodrop_prep.scoring.tokenize import Encoder, RowFormat
 from entrodrop_prep.sources.files import DataFile
 from entrodrop_prep.sources.parquet_pages import page_sizes
 from entrodrop_prep.sources.source import open_source
-from helpers.models import run_score, save_model, shards, tiny_llama, write_rows
+from helpers.models import run_score, shards, write_rows
 
 DEMO = Path(__file__).resolve().parents[2] / "entrodrop_prep" / "demo" / "model"
 LONG, LIMIT = 3 << 20, 1 << 20
@@ -33,11 +33,6 @@ CHAT = (
     "{% if add_generation_prompt %}the assistant {% endif %}"
 )
 LONG_TEXT = "the cat sat on the mat\n" * 1_000
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"), tiny_llama(40))
 
 
 def rows_of(path: Path, **options: Any) -> list[str]:

@@ -19,7 +19,7 @@ import pytest
 from entrodrop_prep.errors import RowError, SourceError
 from entrodrop_prep.sources.rows import Source
 from entrodrop_prep.sources.source import open_source
-from helpers.models import run_score, save_model, tiny_llama, write_rows
+from helpers.models import run_score, write_rows
 
 Log = pytest.LogCaptureFixture
 
@@ -32,11 +32,6 @@ def opened(source: str | Path, **options: Any) -> Source:
 
 def texts(source: Source) -> list[Any]:
     return [row.problem if row.values is None else row.values.get("text") for row in source.read(0, 10**6, None).rows]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"), tiny_llama(40))
 
 
 def lines(*given: str) -> bytes:
