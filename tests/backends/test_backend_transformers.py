@@ -38,7 +38,7 @@ from entrodrop_prep.backends import devices, load_backend
 from entrodrop_prep.backends import transformers as backend_module
 from entrodrop_prep.backends.model import inspect_model
 from entrodrop_prep.backends.prefetch import score_all
-from entrodrop_prep.backends.transformers import FAILURES, TransformersBackend, pick_device
+from entrodrop_prep.backends.transformers import FAILURES, TransformersBackend
 from entrodrop_prep.errors import ConfigError, ModelError, ScoreError
 from entrodrop_prep.vllm_plugin.reduce import entropy_and_logprob
 from helpers.architectures import CONFIGS, VOCABULARY
@@ -469,19 +469,13 @@ def test_an_encoder_decoder_is_refused(tmp_path: Path, config: Any) -> None:
         started(tmp_path)
 
 
-def test_a_model_that_looks_ahead_is_refused(tmp_path: Path) -> None:
-    config = BertConfig(**TINY, initializer_range=0.5)
-    with pytest.raises(ModelError, match="depends on what comes after"):
-        started(save_model(tmp_path / "bert", config))
-    config.is_decoder = True
+def test_a_decoder_of_a_family_that_looks_ahead(tmp_path: Path) -> None:
+    config = BertConfig(**TINY, initializer_range=0.5, is_decoder=True)
     backend = started(save_model(tmp_path / "decoder", config))
     assert_close(scored(backend, ragged()), plain(tmp_path / "decoder", ragged()))
 
 
 def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
-    LlamaModel(tiny_llama(V)).save_pretrained(tmp_path)  # a body without a head
-    with pytest.raises(ModelError, match=r"its weights lack lm_head\.weight; give a complete causal language model"):
-        started(tmp_path)
     directory = save_model(tmp_path / "holes", tiny_llama(V))
     weights = load_file(directory / "model.safetensors")
     kept = {name: value for name, value in weights.items() if "layers.1.mlp" not in name}
@@ -502,24 +496,9 @@ def test_weights_without_a_place_are_said(tmp_path: Path, caplog: pytest.LogCapt
     assert "9 weights of the checkpoint have no place in its configuration, model.layers.1." in said
 
 
-def test_damaged_weights(tmp_path: Path) -> None:
-    directory = save_model(tmp_path, tiny_llama(V))
-    data = (directory / "model.safetensors").read_bytes()
-    (directory / "model.safetensors").write_bytes(data[: len(data) // 2])
-    with pytest.raises(ModelError, match="a file of weights is damaged"):
-        started(directory)
-
-
 def edit_config(directory: Path, **values: Any) -> None:
     path = directory / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-
-def test_a_vocabulary_size_above_the_weights(tmp_path: Path) -> None:
-    directory = save_model(tmp_path, tiny_llama(V))
-    edit_config(directory, vocab_size=120)
-    with pytest.raises(ModelError, match=r"is \[97, 32\], its configuration makes it \[120, 32\]; correct"):
-        started(directory)
 
 
 def test_logits_narrower_than_the_configuration_says(directories: Callable[[str], Path]) -> None:
@@ -621,12 +600,3 @@ def test_batching_does_not_change_scores(directories: Callable[[str], Path]) -> 
 
 def test_nothing_to_score(directories: Callable[[str], Path]) -> None:
     assert score_all(started(directories("gpt2")), []) == []
-
-
-def test_names_and_devices() -> None:
-    assert pick_device("cpu").type == "cpu"
-    for name in ("cuda", "mps"):
-        there = torch.cuda.is_available() if name == "cuda" else torch.backends.mps.is_available()
-        if not there:
-            with pytest.raises(ModelError, match=f"--device {name}: torch .* sees none here; use one of: cpu"):
-                pick_device(name)

@@ -21,8 +21,8 @@ from entrodrop_prep.store.json_schemas import schemas
 from entrodrop_prep.store.rows import Rows
 from entrodrop_prep.verification.run import verify
 from helpers.contract import plain_rows
-from helpers.mixtures import SOURCES, Given, Row, naive_mixture, reseal, rows_in, run_materialize
-from helpers.scored import all_bytes, copy, manifest_of, rewrite_manifest, some_rows, write_scored
+from helpers.mixtures import SOURCES, Given, Row, naive_mixture, rows_in, run_materialize
+from helpers.scored import all_bytes, copy, manifest_of, reseal, rewrite_manifest, some_rows, write_scored
 
 TRAIN, MORE, HELD = SOURCES.values()
 SHUFFLES = ["epoch", "once", "none"]

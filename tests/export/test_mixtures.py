@@ -26,8 +26,8 @@ from entrodrop_prep.masking import columns
 from entrodrop_prep.masking.quantile import group_thresholds, high_rank, low_rank
 from entrodrop_prep.store import digest, scored
 from entrodrop_prep.verification.run import verify
-from helpers.mixtures import FIGURES, Given, naive_mixture, reseal, rows_in, with_column
-from helpers.scored import all_bytes, copy, manifest_of, rewrite_manifest, some_rows, write_scored
+from helpers.mixtures import FIGURES, Given, naive_mixture, rows_in, with_column
+from helpers.scored import all_bytes, copy, manifest_of, reseal, rewrite_manifest, some_rows, write_scored
 
 CODE, TEXT, OLD = some_rows(25), some_rows(40, seed=1, dtype=np.float16), some_rows(15, seed=2)
 KINDS = ["web", "book", None]

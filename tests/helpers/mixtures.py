@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +15,9 @@ import pyarrow.parquet as pq
 from entrodrop_prep.config import MaterializeConfig, Recipe
 from entrodrop_prep.export.materialize import MaterializeSummary, materialize
 from entrodrop_prep.masking.counter import DROP, ORDER, REPLACE, stream_key, token_words, token_words64
-from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.rows import Rows
-from entrodrop_prep.store.shards import read_footer, write_shard
 from helpers.contract import SPECIAL, drawn, naive_rate, naive_selection, plain_rows
-from helpers.scored import VOCABULARY, manifest_of, rewrite_manifest, some_rows
+from helpers.scored import VOCABULARY, reseal, some_rows
 
 SOURCES = {"train": some_rows(40), "more": some_rows(20, seed=8), "held": some_rows(15, seed=7)}
 FIGURES = ("rows", "tokens", "trainable", "eligible", "dropped", "labels_left")
@@ -149,36 +146,8 @@ def rows_in(folder: Path) -> list[Row]:
 
 def with_column(directory: Path, name: str, kind: pa.DataType, values: Callable[[int], Any]) -> Path:
     """Keep a column in a scored directory, with ``values`` of the row_id."""
-    described = json.loads((directory / "manifest.json").read_bytes())
-    for entry in described["files"]:
-        if "rows" in entry:
-            path = directory / entry["file"]
-            info, table = read_footer(path).info, pq.read_table(path)
-            schema = table.schema.append(pa.field(name, kind)).with_metadata(
-                {k: v for k, v in table.schema.metadata.items() if k != b"entrodrop"}
-            )
-            column = pa.array([values(r) for r in table["row_id"].to_pylist()], kind)
-            table = pa.table([*table.columns, column], schema=schema)
-            footer = write_shard(path, schema, [table], {k: info[k] for k in ("schema", "shard")})
-            entry |= manifest.file_entry(directory, path, content_digest=footer.content_digest)
-    contents = [e["content_digest"] for e in described["files"] if "rows" in e]
-    content = {"identity": described["identity"], "shards": contents}
-    rewrite_manifest(directory, files=described["files"], content_digest=digest.of_json(content))
+    for path in sorted(directory.glob("shard-*.parquet")):
+        table = pq.read_table(path)
+        column = pa.array([values(r) for r in table["row_id"].to_pylist()], kind)
+        reseal(directory, path.name, table.append_column(pa.field(name, kind), column))
     return directory
-
-
-def reseal(out: Path, name: str, table: pa.Table) -> None:
-    """Another content for a file, with every digest put right again."""
-    from entrodrop_prep.store import manifest
-    from entrodrop_prep.store.shards import read_footer, write_shard
-
-    described = manifest_of(out)
-    info = read_footer(out / name).info
-    schema = table.schema.with_metadata({k: v for k, v in table.schema.metadata.items() if k != b"entrodrop"})
-    table = table.replace_schema_metadata(schema.metadata)
-    footer = write_shard(out / name, schema, [table], {k: info[k] for k in info if k not in ("rows", "content_digest")})
-    for entry in described["files"]:
-        if entry["file"] == name:
-            entry |= manifest.file_entry(out, out / name, content_digest=footer.content_digest)
-    contents = [e["content_digest"] for e in described["files"] if "rows" in e]
-    rewrite_manifest(out, files=described["files"], content_digest=digest.of_json(contents))

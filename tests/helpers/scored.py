@@ -18,7 +18,7 @@ from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.disk import write_bytes
 from entrodrop_prep.store.rows import Rows
 from entrodrop_prep.store.schema import SCORED, scored_schema
-from entrodrop_prep.store.shards import WITHOUT_DIGEST, write_shard
+from entrodrop_prep.store.shards import WITHOUT_DIGEST, read_footer, write_shard
 from helpers.tokenizers import byte_bpe
 
 VOCABULARY = 440
@@ -194,8 +194,31 @@ def write_shards(
 
 def rewrite_manifest(directory: Path, **changes: Any) -> None:
     """A manifest that says something else and whose own digest is right."""
-    described = json.loads((directory / "manifest.json").read_bytes())
-    manifest.write(directory, {**described, **changes})
+    manifest.write(directory, {**manifest_of(directory), **changes})
+
+
+def reseal(directory: Path, name: str, table: pa.Table) -> None:
+    """Another content for a shard, with every digest made new."""
+    old = read_footer(directory / name).info
+    kept = {k: v for k, v in table.schema.metadata.items() if k != b"entrodrop"}
+    info = {k: v for k, v in old.items() if k not in ("rows", "content_digest")}
+    write_shard(directory / name, table.schema.with_metadata(kept), [table.replace_schema_metadata(kept)], info)
+    seal(directory, name)
+
+
+def seal(directory: Path, *names: str) -> None:
+    """Digests and row counts of some shards made new in the manifest."""
+    described = manifest_of(directory)
+    shards = [e for e in described["files"] if "rows" in e]
+    for entry in shards:
+        if entry["file"] in names:
+            footer = read_footer(directory / entry["file"])
+            new = {"rows": footer.rows, "content_digest": footer.content_digest}
+            entry |= manifest.file_entry(directory, directory / entry["file"], **new)
+    contents: Any = [e["content_digest"] for e in shards]
+    if described["schema"] == SCORED:
+        contents = {"identity": described["identity"], "shards": contents}
+    rewrite_manifest(directory, files=described["files"], content_digest=digest.of_json(contents))
 
 
 def all_bytes(directory: Path, *, without: tuple[str, ...] = ()) -> dict[str, bytes]:
@@ -216,7 +239,7 @@ def copy(source: Path, target: Path) -> Path:
 def without_digests(source: Path, target: Path) -> Path:
     """A copy of a scored directory as 0.1.0 wrote it: footers without a digest of theirs and without names."""
     copy(source, target)
-    described = json.loads((target / "manifest.json").read_bytes())
+    described = manifest_of(target)
     for entry in described["files"]:
         if "rows" in entry:
             rewrite_footer(target / entry["file"], lambda info: None)

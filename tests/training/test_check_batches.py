@@ -19,14 +19,13 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as PaddingFr
 from entrodrop_prep import ArrivalError, BatchCheck, check_batches, materialize, recording
 from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.errors import ConfigError, IntegrityError
-from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.schema import masked_schema
 from entrodrop_prep.store.shards import write_shard
 from entrodrop_prep.trainers import recipe
 from helpers.gradients import check_trained, trained_positions
 from helpers.models import random_rows, run_score, save_model, tiny_llama, words, write_rows
 from helpers.recipes import run_recipe, watch_text
-from helpers.scored import copy
+from helpers.scored import copy, seal
 
 pytestmark = pytest.mark.training
 
@@ -113,7 +112,7 @@ def test_one_label_flipped_in_what_a_trainer_reads_is_caught(trainer: str, here:
     """Its own check holds, as its files are whole; the run is compared with the files that should have been read."""
     masked = copy(here / "masked", here / "changed")
     name, row = flip(masked)
-    reseal(masked, name)
+    seal(masked, name)
     _, batches, trained = watch_text(recipe(trainer, "changed"))
     assert check_trained(batches, trained) == everything(here / "masked").labels - 1
     with pytest.raises(ArrivalError, match=rf"epoch 1, row {row}, position \d+ .*label -100 came, \d+ was written"):
@@ -384,16 +383,6 @@ def flip(masked: Path) -> tuple[str, int]:
     return file.relative_to(masked).as_posix(), 12 + place
 
 
-def reseal(masked: Path, name: str) -> None:
-    """Make the manifest tell of a changed file as it is."""
-    described = json.loads((masked / "manifest.json").read_bytes())
-    for entry in described["files"]:
-        if entry["file"] == name:
-            file = masked / name
-            entry |= {"bytes": file.stat().st_size, "sha256": digest.of_file(file)}
-    manifest.write(masked, described)
-
-
 @only_labels
 def test_one_label_changed_in_a_file_is_caught(here: Path) -> None:
     masked = copy(here / "masked", here / "changed")
@@ -401,7 +390,7 @@ def test_one_label_changed_in_a_file_is_caught(here: Path) -> None:
     name, row = flip(masked)
     with pytest.raises(IntegrityError, match=re.escape(name)):  # whatever reached the model
         check_batches(masked, batches_of(rows_of(masked), "right"))
-    reseal(masked, name)
+    seal(masked, name)
     with pytest.raises(ArrivalError, match=rf"epoch 1, row {row}, position \d+ .*label \d+ came, -100 was written"):
         check_batches(masked, batches)
 
