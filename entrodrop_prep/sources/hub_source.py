@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from entrodrop_prep.config.expansion import bounded
-from entrodrop_prep.config.names import is_hub_name
 from entrodrop_prep.errors import ConfigError, SourceError
 from entrodrop_prep.hub.read_errors import asking, refusal
 from entrodrop_prep.hub.refusals import LOG_IN, unreachable_errors
@@ -161,8 +160,6 @@ def open_hub(
 
     Raises SourceError that says what to do, before any row is read.
     """
-    if not is_hub_name(source):
-        raise SourceError("no such file or directory, and no Hub dataset id", where=source, fix="check the path")
     from datasets import load_dataset, packaged_modules
     from datasets.exceptions import DatasetsError
 

@@ -10,14 +10,12 @@ import glob
 
 from entrodrop_prep.errors import ConfigError, SourceError
 from entrodrop_prep.sources.file_source import FileSource
-from entrodrop_prep.sources.files import check_utf8, find_glob, find_local, local_path, looks_like_path
+from entrodrop_prep.sources.files import check_utf8, find_glob, find_local, local_path
 from entrodrop_prep.sources.given_paths import check_source
 from entrodrop_prep.sources.hub_source import is_saved, open_hub, open_saved
 from entrodrop_prep.sources.lines import MAX_ROW_BYTES
 from entrodrop_prep.sources.remote import find_url
-from entrodrop_prep.sources.rows import Chunk, Source, SourceRow
-
-__all__ = ["Chunk", "Source", "SourceRow", "open_source"]
+from entrodrop_prep.sources.rows import Source
 
 
 def open_source(
@@ -51,8 +49,6 @@ def open_source(
     path = local_path(source)
     is_glob = path is None and "://" not in source and glob.has_magic(source)
     if path is None and "://" not in source and not is_glob:
-        if looks_like_path(source):
-            raise SourceError("no such file or directory", where=source, fix="check the path")
         return open_hub(
             source,
             split=split,

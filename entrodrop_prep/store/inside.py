@@ -37,7 +37,7 @@ def status(path: Path) -> os.stat_result:
     """
     try:
         found = os.lstat(path)
-        if stat.S_ISLNK(found.st_mode) and _is_cached(path):
+        if is_cached(path):
             found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError) as e:
         raise IntegrityError("the file is missing", where=str(path), fix=_AGAIN) from e
@@ -119,8 +119,10 @@ def unreadable(path: Path, error: OSError) -> IntegrityError:
     return IntegrityError(f"cannot be read: {why}", where=str(path), fix="check its permissions and the disk")
 
 
-def _is_cached(path: Path) -> bool:
-    """Whether a link leads from a snapshot in the cache of ``huggingface_hub`` to a blob of the same repository."""
+def is_cached(path: Path) -> bool:
+    """Whether it is a link from a snapshot in the cache of ``huggingface_hub`` to a blob of the same repository."""
+    if not path.is_symlink():
+        return False
     from huggingface_hub import constants
 
     cache = os.path.realpath(constants.HF_HUB_CACHE)

@@ -8,16 +8,8 @@ from typing import Any
 
 from entrodrop_prep.config import EXTRA_COLUMNS, MaterializeConfig, Recipe, model_of
 from entrodrop_prep.store.disk import write_bytes
-from entrodrop_prep.store.schema import (
-    MASKED,
-    SCORED,
-    json_schema,
-    masked_schema,
-    scored_schema,
-)
+from entrodrop_prep.store.schema import DIALECT, MASKED, SCORED, json_schema, masked_schema, scored_schema
 from entrodrop_prep.store.shards import local_directory
-
-DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def schemas() -> dict[str, dict[str, Any]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from entrodrop_prep.errors import EntrodropError, OutputError
 from entrodrop_prep.store.disk import WORKERS, check_regular, held, writing
+from entrodrop_prep.store.inside import is_cached
 
 LOCK = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -66,20 +67,11 @@ def reading_lock(*directories: Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         for directory in dict.fromkeys(directories):
-            if os.path.isfile(directory / "manifest.json") and not in_hub_cache(directory / "manifest.json"):
+            if os.path.isfile(directory / "manifest.json") and not is_cached(directory / "manifest.json"):
                 handle = _shared(directory)
                 if handle is not None:
                     stack.callback(os.close, handle)
         yield
-
-
-def in_hub_cache(path: Path) -> bool:
-    """Whether a file is one that huggingface_hub downloaded: a link from ``snapshots/COMMIT/`` into ``blobs/``."""
-    if not path.is_symlink():
-        return False
-    target = Path(os.path.realpath(path))
-    homes = [p.parent for p in Path(os.path.abspath(path)).parents if p.name == "snapshots"]
-    return any(os.path.realpath(home / "blobs") == str(target.parent) for home in homes)
 
 
 def _shared(directory: Path) -> int | None:

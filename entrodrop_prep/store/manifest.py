@@ -18,6 +18,7 @@ from typing import Any
 from entrodrop_prep.errors import IntegrityError, MismatchError, OutputError, UnsupportedError
 from entrodrop_prep.store import inside, strict_json
 from entrodrop_prep.store.disk import TMP, write_bytes, writing
+from entrodrop_prep.store.layout import EPOCHS, OTHER_FILES, SHARD_FILES
 from entrodrop_prep.store.locks import LOCK
 from entrodrop_prep.store.manifest_schema import State, problem
 from entrodrop_prep.store.manifest_types import problem_of
@@ -63,11 +64,7 @@ def read(directory: Path, schema: str) -> dict[str, Any]:
     claimed, found = manifest.get("manifest_digest"), manifest.get("schema")
     zeroed, fields = _FIELD.subn(rb"\g<1>" + _ZERO.encode() + rb"\g<3>", data)
     if fields != 1 or hashlib.sha256(zeroed).hexdigest() != claimed:
-        raise IntegrityError(
-            "the manifest was changed after it was written",
-            where=str(path),
-            fix="restore it, or make the directory again",
-        )
+        raise IntegrityError("the manifest was changed after it was written", where=str(path), fix=_RESTORE)
     if found != schema:
         raise IntegrityError(
             f"it holds {found!r}, this needs {schema!r}",
@@ -148,10 +145,9 @@ def unlisted_files(directory: Path, manifest: dict[str, Any]) -> Iterator[Integr
     if family(manifest["schema"]) == "scored":
         patterns = ["shard-*.parquet", "tokenizer/**/*", "unigram.npy", "rejected.jsonl"]
     else:
-        others = {"plain": "plain/train-*.parquet", "validation": "validation/validation-*.parquet"}
-        patterns = ["epoch_*/*.parquet", *(pattern for name, pattern in others.items() if name in manifest)]
+        patterns = [SHARD_FILES, *(pattern for name, pattern in OTHER_FILES.items() if name in manifest)]
         known = {e["folder"] for e in manifest["epochs"]}
-        for path in sorted(directory.glob("epoch_*")):
+        for path in sorted(directory.glob(EPOCHS)):
             if _EPOCH.fullmatch(path.name) and path.name not in known:
                 yield IntegrityError("the manifest does not list this epoch", where=str(path), fix="remove it")
     for path in sorted(path for pattern in patterns for path in directory.glob(pattern)):

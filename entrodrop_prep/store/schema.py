@@ -18,6 +18,7 @@ from entrodrop_prep.errors import IntegrityError
 SCORED = "scored/1"
 MASKED = "masked/1"
 META_KEY = b"entrodrop"
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
 ALIGNMENT = "value t belongs to the prediction of token t from tokens 0..t-1"
 
 _DOC = {
@@ -49,9 +50,9 @@ def score_columns(*, logprob: bool = True) -> tuple[str, ...]:
     return ("entropy", "logprob") if logprob else ("entropy",)
 
 
-def _field(name: str, kind: pa.DataType, *, nullable: bool = False) -> pa.Field:
+def _field(name: str, kind: pa.DataType) -> pa.Field:
     meta = {"description": _DOC[name], **({"unit": _UNIT[name]} if name in _UNIT else {})}
-    return pa.field(name, kind, nullable=nullable, metadata=meta)
+    return pa.field(name, kind, nullable=False, metadata=meta)
 
 
 def _list(kind: pa.DataType, *, nullable: bool = False) -> pa.DataType:
@@ -136,7 +137,7 @@ def json_schema(schema: pa.Schema, title: str) -> dict[str, Any]:
     """A JSON Schema of one row, for readers that do not speak Arrow."""
     rows = {f.name: {**_json_type(f.type), **_described(f.metadata)} for f in schema}
     return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$schema": DIALECT,
         "title": title,
         "description": f"One row of {title}. Arrow types are given as `arrow`.",
         "type": "object",

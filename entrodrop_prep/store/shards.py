@@ -23,23 +23,11 @@ from entrodrop_prep.config.names import user_path
 from entrodrop_prep.errors import IntegrityError, OutputError
 from entrodrop_prep.store import inside, strict_json
 from entrodrop_prep.store.digest import ContentDigest, of_json
-from entrodrop_prep.store.disk import renamed_file, write_bytes, writing
+from entrodrop_prep.store.disk import renamed_file
 from entrodrop_prep.store.manifest_schema import FooterInfo
 from entrodrop_prep.store.manifest_types import PART, SHARD, problem_of
 from entrodrop_prep.store.schema import META_KEY, check_schema
 from entrodrop_prep.store.unsupported import refuse_bounds
-
-__all__ = [
-    "Footer",
-    "local_directory",
-    "read_batches",
-    "read_footer",
-    "reading",
-    "shard_names",
-    "write_bytes",
-    "write_shard",
-    "writing",
-]
 
 SHARD_FOLDER = re.compile(r"epoch_\d{3,}|plain|validation")
 SHARD_NAMES = {"scored": re.compile(SHARD), "masked": re.compile(PART)}

@@ -42,7 +42,7 @@ from helpers.architectures import (
     UNTIED,
     VOCABULARY,
 )
-from helpers.models import save_model
+from helpers.models import save_model, settings_for
 from helpers.vllm import VLLM, all_gone, descendants, engines, quick_engines, until
 from programs import vllm_many_models
 from programs.vllm_many_models import Job, ids_of
@@ -337,15 +337,8 @@ def test_tensor_parallel_of_every_kind(answers: Answers, name: str) -> None:
 
 def in_halves(answers: Answers, name: str) -> VllmBackend:
     """An engine of two processes."""
-    config = ScoreConfig(
-        source="-",
-        model=str(answers.models[name]),
-        out="-",
-        backend="vllm",
-        dtype="float32",
-        batch_tokens=STEP,
-        engine_arg=("tensor_parallel_size=2",),
-    )
+    settings = {"backend": "vllm", "batch_tokens": STEP, "engine_arg": ("tensor_parallel_size=2",)}
+    config = settings_for("-", answers.models[name], Path("-"), **settings)
     return VllmBackend(config, inspect_model(config))
 
 

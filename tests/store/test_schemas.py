@@ -10,8 +10,9 @@ import jsonschema
 import pyarrow.parquet as pq
 import pytest
 
-from entrodrop_prep import MaterializeConfig, ScoreConfig, materialize, score
+from entrodrop_prep import MaterializeConfig, materialize
 from entrodrop_prep.store.json_schemas import schemas, write_schemas
+from helpers.models import run_score, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "entrodrop_prep" / "demo" / "model"
@@ -41,20 +42,9 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("schemas")
     texts = [json.loads(line)["text"] for line in (ROOT / "examples" / "rows.jsonl").read_text().splitlines()]
     rows = [{"name": f"doc {i}", "text": text, "stars": i} for i, text in enumerate([*texts[:5], None])]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    config = ScoreConfig(
-        source=str(folder / "rows.jsonl"),
-        model=str(MODEL),
-        out=str(folder / "scored"),
-        backend="transformers",
-        dtype="float32",
-        max_length=64,
-        rows_per_shard=3,
-        id_column="name",
-        keep_columns=("stars",),
-        on_bad_row="skip",
-    )
-    summary = score(config)
+    source = write_rows(folder / "rows.jsonl", rows)
+    settings = {"max_length": 64, "rows_per_shard": 3, "id_column": "name", "keep_columns": ("stars",)}
+    summary = run_score(source, MODEL, folder / "scored", **settings, on_bad_row="skip")
     assert summary.counts["bad_rows"] == 1
     assert summary.counts["windows"] > summary.counts["rows"]
     return summary.directory

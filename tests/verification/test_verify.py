@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import decimal
-import json
 import random
 import shutil
 from collections.abc import Callable, Iterable
@@ -26,6 +25,7 @@ from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.schema import scored_schema
 from entrodrop_prep.store.scored import ScoredDataset
 from entrodrop_prep.verification.run import verify
+from helpers.models import run_score, write_rows
 from helpers.scored import all_bytes, copy, manifest_of, reseal, rewrite_manifest, seal, some_rows, write_scored
 
 Damage = Callable[[Path], object]
@@ -128,27 +128,13 @@ def test_the_card_is_the_users(masked: Path, scored: Path) -> None:
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As ``made``, with scores that ``score`` made."""
-    from entrodrop_prep.config import ScoreConfig
-    from entrodrop_prep.scoring.run import score
-
     folder = tmp_path_factory.mktemp("real")
     model = Path(cli.__file__).parents[1] / "demo" / "model"
     lines = [{"text": "def f(x):\n    return x + 1\n" * n, "name": f"n{n}", "when": {"year": n}} for n in range(1, 9)]
     lines += [{"text": "", "name": f"empty{n}", "when": None} for n in range(4)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    score(
-        ScoreConfig(
-            source=str(folder / "rows.jsonl"),
-            model=str(model),
-            backend="transformers",
-            out=str(folder / "scored"),
-            max_length=40,
-            overlap=5,
-            rows_per_shard=3,
-            id_column="name",
-            keep_columns=("when",),
-        )
-    )
+    source = write_rows(folder / "rows.jsonl", lines)
+    settings = {"max_length": 40, "overlap": 5, "rows_per_shard": 3, "id_column": "name", "keep_columns": ("when",)}
+    run_score(source, model, folder / "scored", **settings)
     config = {"scored": str(folder / "scored"), "out": str(folder / "masked"), "epochs": 2}
     materialize(MaterializeConfig(**config, add_columns=("n_trainable",)))
     return folder

@@ -6,7 +6,6 @@ import copy
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from entrodrop_prep import cli
-from entrodrop_prep.config import MaterializeConfig, ScoreConfig
 from entrodrop_prep.errors import EntrodropError
-from entrodrop_prep.export.materialize import materialize
-from entrodrop_prep.scoring.run import score
 from entrodrop_prep.store import manifest
 from entrodrop_prep.verification.run import verify
+from helpers.mixtures import run_materialize
+from helpers.models import run_score, write_rows
 from helpers.scored import without_digests
 
 MODEL = Path(cli.__file__).parents[1] / "demo" / "model"
@@ -37,31 +35,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("edits")
     rows = [{"text": "def f(x):\n    return x\n" * n, "name": f"n{n}", "stars": n} for n in range(1, 5)]
     lines = [*rows, {"text": None, "name": "bad", "stars": 0}]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    config = ScoreConfig(
-        source=str(folder / "rows.jsonl"),
-        model=str(MODEL),
-        backend="transformers",
-        dtype="float32",
-        out=str(folder / "scored"),
-        max_length=24,
-        id_column="name",
-        keep_columns=("stars",),
-        on_bad_row="skip",
-    )
-    score(config)
-    score(replace(config, out=str(folder / "held"), limit=2))
-    materialize(
-        MaterializeConfig(
-            scored=str(folder / "scored"),
-            out=str(folder / "masked"),
-            epochs=2,
-            eval=str(folder / "held"),
-            plain_config=True,
-            rows_multiple=2,
-            layout=("jsonl",),
-        )
-    )
+    source = write_rows(folder / "rows.jsonl", lines)
+    settings = {"max_length": 24, "id_column": "name", "keep_columns": ("stars",), "on_bad_row": "skip"}
+    run_score(source, MODEL, folder / "scored", **settings)
+    run_score(source, MODEL, folder / "held", **settings, limit=2)
+    more = {"eval": str(folder / "held"), "plain_config": True, "rows_multiple": 2, "layout": ("jsonl",)}
+    run_materialize(folder / "scored", folder / "masked", **more)
     return folder
 
 
