@@ -533,16 +533,11 @@ def test_load_with_a_template_file(tmp_path: Path) -> None:
 def test_what_is_no_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such directory"):
         load(tmp_path / "nowhere")
-    with pytest.raises(ModelError, match="no tokenizer files; name one with --tokenizer"):
-        load(tmp_path)
     GPT2Config(vocab_size=64, bos_token_id=1, eos_token_id=1).save_pretrained(str(tmp_path))
     with pytest.raises(ModelError, match="--tokenizer"):
         load(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}', encoding="utf-8")
     with pytest.raises(ModelError, match="no tokenizer files; name one with --tokenizer"):
-        load(tmp_path)
-    (tmp_path / "tokenizer.json").write_text('{"version": "1.0", "tru', encoding="utf-8")
-    with pytest.raises(ModelError, match="cannot load the tokenizer"):
         load(tmp_path)
 
 

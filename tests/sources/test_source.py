@@ -580,31 +580,17 @@ def test_damaged_files_are_named(tmp_path: Path, extension: str, damage: str) ->
 
 def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty.jsonl").write_text("\n\n")
-    (tmp_path / "x.bin").write_text("x")
-    os.mkfifo(tmp_path / "pipe.jsonl")
     write(tmp_path / "a.jsonl", ROWS)
     for source, message in (
-        ("", "SOURCE is empty"),
-        ("absent.jsonl", "^absent.jsonl: no such file or directory"),
         ("./absent", "no such file or directory"),
         ("/absent/dir", "no such file or directory"),
         ("~/absent-dir", "no such file or directory"),
         ("a/b/c", "no such file or directory, and no Hub dataset id"),
         ("a.jsonl/b.jsonl", "no such file or directory"),
-        ("empty", "there are no data files"),
-        ("empty.jsonl", "holds no rows"),
-        ("x.bin", "no known data format"),
         ("json", "name of a file format"),
-        ("pipe.jsonl", "not a regular file"),
     ):
         with pytest.raises(SourceError, match=message):
             opened(source)
-    with pytest.raises(ConfigError, match="--split test"):
-        opened("a.jsonl", split="test", split_given=True)
-    with pytest.raises(ConfigError, match="--config x"):
-        opened("a.jsonl", config="x")
 
 
 def test_no_permission(tmp_path: Path) -> None:

@@ -221,13 +221,10 @@ def test_what_is_no_text_or_utf16_without_a_mark_is_bad(
     [
         ("a.jsonl", b"plain text\n", "its first row is no JSON object: broken JSON"),
         ("a.jsonl", b"plain\ntext\n", "none of its first 2 rows is a JSON object: broken JSON"),
-        ("a.jsonl", gzip.compress(b"{}", mtime=0), "its name says JSON lines (.jsonl), but it is gzip data"),
         ("a.json", b"PAR1" + bytes(90), "its name says JSON lines (.json), but it is a Parquet file"),
         ("a.csv", b"PK\x03\x04", "its name says CSV (.csv), but it is a zip archive"),
         ("a.txt", "text".encode("utf-16"), "its name says text (.txt), but it is UTF-16 text"),
-        ("a.jsonl.gz", b'{"text": "x"}\n', "its name says gzip, but it is not gzip data"),
         ("a.jsonl.xz", bz2.compress(b"{}"), "its name says xz, but it is bzip2 data"),
-        ("a.parquet", b'{"text": "x"}\n', "its name says Parquet, but it is something else"),
         ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "but it is a Git LFS pointer"),
         ("a.jsonl.zst", b"version https://git-lfs.github.com/spec/v1\n", "but it is a Git LFS pointer"),
     ],

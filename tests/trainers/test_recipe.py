@@ -431,10 +431,7 @@ def test_an_id_that_stands_in_the_labels_alone_is_looked_at(made: Path, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["transformer", "labels"], "unknown trainer 'transformer'; did you mean transformers?"),
         (["nothing", "labels"], "unknown trainer 'nothing'; there are: transformers, trl"),
-        (["trl", "nowhere"], "nowhere: no such directory; give a masked directory"),
-        (["trl", "scored"], "scored: it is a scored directory; give the masked directory that"),
         (["trl", "labels", "--train-model", "./none"], "./none: no such directory; give a model directory or a Hub id"),
         (["trl", "labels", "--train-model", "./empty"], "the directory has no config.json"),
     ],
