@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from helpers.hub import Hub
 from helpers.mixtures import SOURCES
 from helpers.models import Markov, markov_model, save_model, tiny_llama
 from helpers.scored import write_scored
 from helpers.servers import VllmServer
+from helpers.vllm import quick_engines
 
 # Else each of a thousand processes would compile the package again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -55,6 +57,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, rows in SOURCES.items():
         write_scored(folder / name, rows)
     return folder
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    """An empty Hub."""
+    with Hub(tmp_path / "hub") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def quick() -> Iterator[None]:
+    """Engines of vLLM start quickly."""
+    with quick_engines():
+        yield
 
 
 @pytest.fixture(scope="session")

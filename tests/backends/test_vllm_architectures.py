@@ -43,11 +43,11 @@ from helpers.architectures import (
     VOCABULARY,
 )
 from helpers.models import save_model, settings_for
-from helpers.vllm import VLLM, all_gone, descendants, engines, quick_engines, until
+from helpers.vllm import VLLM, all_gone, descendants, engines, until
 from programs import vllm_many_models
 from programs.vllm_many_models import Job, ids_of
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("quick")]
 
 TOLERANCE = 1e-4
 STEP = 40
@@ -101,12 +101,6 @@ REFUSED: dict[str, tuple[Callable[[], tf.PretrainedConfig], int, str]] = {
     ),
 }
 """What vLLM runs but scores otherwise than transformers: configuration, longest row, why it is refused."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    with quick_engines():
-        yield
 
 
 @functools.cache

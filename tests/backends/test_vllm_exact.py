@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,18 +22,12 @@ from entrodrop_prep.verification.run import verify
 from helpers.closed_form import check, shifted
 from helpers.models import Markov, random_rows, rows_of, run_score, shards, write_rows
 from helpers.scored import copy
-from helpers.vllm import VLLM, all_gone, engines, environment, quick_engines, until
+from helpers.vllm import VLLM, all_gone, engines, environment, until
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("quick")]
 
 STEP, ROWS_PER_SHARD = 16, 8
 REPEATED = 30
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    with quick_engines():
-        yield
 
 
 @pytest.fixture(scope="module")

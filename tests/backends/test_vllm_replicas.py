@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,18 +21,12 @@ from entrodrop_prep.errors import ConfigError, ScoreError
 from entrodrop_prep.store.shards import read_footer
 from helpers.closed_form import check
 from helpers.models import Markov, markov_model, random_rows, rows_of, run_score, settings_for, shards, write_rows
-from helpers.vllm import engines, quick_engines, until
+from helpers.vllm import engines, until
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("quick")]
 
 SETTINGS: dict[str, Any] = {"backend": "vllm", "batch_tokens": 16, "rows_per_shard": 5}
 SHARDS, LATER = 32, 4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    with quick_engines():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 import urllib.error
@@ -30,10 +30,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from entrodrop_prep.backends.engine_args import parse
+from entrodrop_prep.backends.engines import own_temporary_files
 from entrodrop_prep.config import ScoreConfig, ServeConfig
 from helpers.models import Markov, random_rows, rows_of, words, write_rows
 from helpers.pages import ROOT, console_lines, settings_of
-from helpers.servers import ENVIRONMENT, START_SECONDS, free_port
+from helpers.servers import ENVIRONMENT, START_SECONDS, free_port, kill_group
 
 BIN = Path(sys.executable).parent
 DOCKER = ROOT / "docker"
@@ -332,19 +333,14 @@ def gone(group: int) -> bool:
 @contextlib.contextmanager
 def started(command: list[str], environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process and all that it starts; none of them is left afterwards."""
+    folder = Path(tempfile.mkdtemp())
+    environment = {**environment, **own_temporary_files(folder)}
     with log.open("wb") as out:
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
     try:
         yield process
     finally:
-        while True:  # a child may be born while its parent is being killed
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                break
-            process.poll()
-            time.sleep(0.02)
-        process.wait(30)
+        kill_group(process, folder)
 
 
 @pytest.mark.heavy

@@ -11,10 +11,11 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import DataCollatorForSeq2Seq, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import DataCollatorForSeq2Seq, LlamaForCausalLM, Trainer, TrainingArguments
 
 from entrodrop_prep.config import MaterializeConfig
 from entrodrop_prep.export.materialize import materialize
+from helpers.models import tiny_llama
 from helpers.scored import VOCABULARY, copy, some_rows, write_scored
 from helpers.tokenizers import byte_bpe
 
@@ -131,16 +132,7 @@ class Recorder(LlamaForCausalLM):
 @pytest.fixture
 def model() -> Recorder:
     torch.manual_seed(0)
-    made = Recorder(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=64,
-        )
-    )
+    made = Recorder(tiny_llama(VOCABULARY))
     made.seen, made.losses = [], []
     return made
 

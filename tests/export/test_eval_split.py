@@ -18,10 +18,8 @@ from entrodrop_prep.config import Recipe
 from entrodrop_prep.errors import IntegrityError, MismatchError, OutputError, SourceError
 from entrodrop_prep.export.materialize import MaterializeSummary
 from entrodrop_prep.store.json_schemas import schemas
-from entrodrop_prep.store.rows import Rows
 from entrodrop_prep.verification.run import verify
-from helpers.contract import plain_rows
-from helpers.mixtures import SOURCES, Given, Row, naive_mixture, rows_in, run_materialize
+from helpers.mixtures import SOURCES, Given, Row, naive_mixture, rows_in, run_materialize, whole_rows
 from helpers.scored import all_bytes, copy, manifest_of, reseal, rewrite_manifest, some_rows, write_scored
 
 TRAIN, MORE, HELD = SOURCES.values()
@@ -30,15 +28,6 @@ SHUFFLES = ["epoch", "once", "none"]
 
 def run(made: Path, out: Path, **settings: Any) -> MaterializeSummary:
     return run_materialize(made / "train", out, **settings)
-
-
-def whole(rows: Rows) -> list[Row]:
-    """Every row that has a label, with all its labels, in the source's order."""
-    return [
-        (r["ids"], [1] * len(r["ids"]), [i if yes else -100 for i, yes in zip(r["ids"], r["trainable"], strict=True)])
-        for r in plain_rows(rows)
-        if any(r["trainable"])
-    ]
 
 
 def loaded(out: Path, name: str | None, split: str, cache: Path) -> list[Row]:
@@ -52,12 +41,12 @@ def loaded(out: Path, name: str | None, split: str, cache: Path) -> list[Row]:
 @pytest.mark.parametrize("settings", [{}, {"target": "both", "rows_per_shard": 7}, {"select": "random"}], ids=str)
 def test_validation_rows_are_whole_and_in_order(settings: dict[str, Any], made: Path, tmp_path: Path) -> None:
     run(made, tmp_path / "out", eval=str(made / "held"), schedule="constant", max_rate=1, quantile=1, **settings)
-    assert rows_in(tmp_path / "out" / "validation") == whole(HELD)
+    assert rows_in(tmp_path / "out" / "validation") == whole_rows(HELD)
     told = manifest_of(tmp_path / "out")["validation"]
-    assert told["rows"] == len(whole(HELD))
-    assert told["tokens"] == sum(len(ids) for ids, _, _ in whole(HELD))
-    assert told["labels_left"] == sum(x != -100 for _, _, labels in whole(HELD) for x in labels)
-    assert told["rows_without_loss"] == len(HELD.row_id) - len(whole(HELD)) > 0
+    assert told["rows"] == len(whole_rows(HELD))
+    assert told["tokens"] == sum(len(ids) for ids, _, _ in whole_rows(HELD))
+    assert told["labels_left"] == sum(x != -100 for _, _, labels in whole_rows(HELD) for x in labels)
+    assert told["rows_without_loss"] == len(HELD.row_id) - len(whole_rows(HELD)) > 0
 
 
 def test_every_configuration_has_the_split(made: Path, tmp_path: Path) -> None:
@@ -69,7 +58,7 @@ def test_every_configuration_has_the_split(made: Path, tmp_path: Path) -> None:
         "plain",
     ]
     for name in (None, "epoch_000", "epoch_001", "plain"):
-        assert loaded(tmp_path / "out", name, "validation", tmp_path / "cache") == whole(HELD)
+        assert loaded(tmp_path / "out", name, "validation", tmp_path / "cache") == whole_rows(HELD)
     for name in ("epoch_001", "plain"):
         assert loaded(tmp_path / "out", name, "train", tmp_path / "cache") == rows_in(tmp_path / "out" / name)
     both = [row for e in ("epoch_000", "epoch_001") for row in rows_in(tmp_path / "out" / e)]
@@ -94,7 +83,7 @@ def test_plain_is_epoch_0_with_nothing_dropped(shuffle: str, made: Path, tmp_pat
     run(made, tmp_path / "out", plain_config=True, rows_per_shard=11, **settings)
     expected, figures = naive_mixture({"source": Given(TRAIN)}, Recipe(epochs=2, **settings), None)
     assert rows_in(tmp_path / "out" / "plain") == expected
-    assert sorted(expected) == sorted(whole(TRAIN))
+    assert sorted(expected) == sorted(whole_rows(TRAIN))
     told = manifest_of(tmp_path / "out")["plain"]
     assert told == {n: figures["source"][n] for n in ("rows", "tokens", "labels_left")}
 

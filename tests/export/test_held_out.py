@@ -23,7 +23,7 @@ from entrodrop_prep.store.rows import Rows
 from entrodrop_prep.verification.report import report
 from entrodrop_prep.verification.run import verify
 from helpers.contract import plain_rows
-from helpers.mixtures import Given, Row, naive_mixture, rows_in
+from helpers.mixtures import Given, naive_mixture, rows_in, whole_rows
 from helpers.scored import all_bytes, manifest_of, rewrite_manifest, some_rows, take, write_scored
 
 FRACTION = 0.3
@@ -60,15 +60,6 @@ def split(rows: Rows, source: str = "source") -> tuple[Rows, Rows]:
     return take(rows, np.flatnonzero(~out)), take(rows, np.flatnonzero(out))
 
 
-def whole(rows: Rows) -> list[Row]:
-    """Every row that has a label, with all its labels, in the source's order."""
-    return [
-        (r["ids"], [1] * len(r["ids"]), [i if yes else -100 for i, yes in zip(r["ids"], r["trainable"], strict=True)])
-        for r in plain_rows(rows)
-        if any(r["trainable"])
-    ]
-
-
 def test_the_rule_is_the_one_that_is_written_down() -> None:
     rows = np.array([*range(200), 2**32, 2**32 + 1, 2**48 - 1])
     for seed, source in ((0, "source"), (5, "code")):
@@ -86,7 +77,7 @@ HELD_OF_30 = [0, 1, 5, 9, 11, 13, 14, 22]
 
 def test_epochs_are_those_of_the_other_rows_alone(masked: Path) -> None:
     trained, out = split(ONE)
-    assert rows_in(masked / "validation") == whole(out)
+    assert rows_in(masked / "validation") == whole_rows(out)
     for epoch in range(2):
         assert (
             rows_in(masked / f"epoch_{epoch:03d}")
@@ -102,7 +93,7 @@ def test_epochs_are_those_of_the_other_rows_alone(masked: Path) -> None:
     unlabelled = sum(not any(r["trainable"]) for r in plain_rows(trained))
     assert (told["rows_without_loss"], told["validation"]["rows_without_loss"]) == (
         unlabelled,
-        len(out.row_id) - len(whole(out)),
+        len(out.row_id) - len(whole_rows(out)),
     )
     jsonschema.Draft202012Validator(schemas()["manifest.json"]).validate(told)
 
@@ -114,8 +105,8 @@ def test_nothing_else_decides_it(masked: Path, made: Path, tmp_path: Path) -> No
         materialize(MaterializeConfig(out=str(tmp_path / f"{out}-masked"), eval_fraction=FRACTION, **settings))
     expected = rows_in(masked / "validation")
     assert rows_in(tmp_path / "others-masked" / "validation") == expected
-    assert sorted(rows_in(tmp_path / "others-masked" / "plain")) == sorted(whole(split(ONE)[0]))
-    assert rows_in(tmp_path / "more-masked" / "validation") == whole(split(some_rows(80))[1])
+    assert sorted(rows_in(tmp_path / "others-masked" / "plain")) == sorted(whole_rows(split(ONE)[0]))
+    assert rows_in(tmp_path / "more-masked" / "validation") == whole_rows(split(some_rows(80))[1])
 
 
 def test_each_masked_source_gives_its_share_and_a_plain_one_none(made: Path, tmp_path: Path) -> None:
@@ -127,8 +118,10 @@ def test_each_masked_source_gives_its_share_and_a_plain_one_none(made: Path, tmp
     told = estimate(config)
     materialize(config)
     (a, held_a), (b, held_b) = split(ONE, "a"), split(TWO, "b")
-    assert rows_in(out / "validation") == [*whole(held_a), *whole(held_b)]
-    assert [p.rows for p in told.parts if p.folder == "validation"] == [len(whole(held_a)) + len(whole(held_b))]
+    assert rows_in(out / "validation") == [*whole_rows(held_a), *whole_rows(held_b)]
+    assert [p.rows for p in told.parts if p.folder == "validation"] == [
+        len(whole_rows(held_a)) + len(whole_rows(held_b))
+    ]
     assert not verify(str(out), [f"a={made / 'one'}", f"b={made / 'two'}", old]).findings
     loose = tmp_path / "loose"
     materialize(replace(config, out=str(loose), pack=None, target="labels"))
@@ -169,7 +162,7 @@ def test_the_loader_has_both_parts(masked: Path, made: Path, tmp_path: Path) -> 
     for other, kept in ((None, lambda row: True), (0.6, lambda row: not held(row, 0.6))):
         more = MaskedRows.open(made / "one", eval_fraction=other, cache_dir=tmp_path, **STEEP)  # in the same cache
         keep = np.array([kept(row) for row in ONE.row_id.tolist()])
-        assert more.epoch_lengths[0] == len(whole(take(ONE, np.flatnonzero(keep))))
+        assert more.epoch_lengths[0] == len(whole_rows(take(ONE, np.flatnonzero(keep))))
     with pytest.raises(ConfigError, match="no rows are held out"):
         MaskedRows.open(made / "one", cache_dir=tmp_path, **STEEP).held_out()
 

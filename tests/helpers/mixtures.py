@@ -131,6 +131,15 @@ def naive_rows(
     return result
 
 
+def whole_rows(rows: Rows) -> list[Row]:
+    """Every row that has a label, with all its labels, in the source's order."""
+    return [
+        (r["ids"], [1] * len(r["ids"]), [i if yes else -100 for i, yes in zip(r["ids"], r["trainable"], strict=True)])
+        for r in plain_rows(rows)
+        if any(r["trainable"])
+    ]
+
+
 def run_materialize(scored: Path, out: Path, /, **settings: Any) -> MaterializeSummary:
     """``materialize`` of two epochs, or as ``settings`` say."""
     return materialize(MaterializeConfig(**{"scored": str(scored), "out": str(out), "epochs": 2, **settings}))

@@ -158,6 +158,16 @@ def run_score(source: Path | str, model: Path, out: Path, **settings: Any) -> Sc
     return score(settings_for(source, model, out, **settings))
 
 
+def scored_documents(folder: Path, *, rows: int = 22, longest: int = 30, held: int = 0, **model: Any) -> Path:
+    """``base-model`` in a folder, rows of text ``scored`` with it, and some of them ``held`` out; gives the model."""
+    saved = save_model(folder / "base-model", tiny_llama(**model))
+    texts = [{"text": words(row)} for row in random_rows(rows, 97, longest=longest)]
+    run_score(write_rows(folder / "docs.jsonl", texts), saved, folder / "scored")
+    if held:
+        run_score(write_rows(folder / "held.jsonl", texts[:held]), saved, folder / "held")
+    return saved
+
+
 def shards(out: Path) -> list[Path]:
     """The shard files of a scored directory, in order."""
     return sorted(out.glob("shard-*.parquet"))

@@ -108,18 +108,22 @@ class VllmServer:
     def kill(self) -> None:
         """SIGKILL for all its processes; back when none is left, nor what they would leave."""
         process, self._process = self._process, None
-        if process is None:
-            return
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:  # a child may be born while its parent is being killed
-            leftovers.kill(process.pid, self._folder)
-            try:
-                os.killpg(process.pid, 0)
-            except ProcessLookupError:
-                break
-            process.poll()
-            time.sleep(0.02)
-        process.wait(30)
+        if process is not None:
+            kill_group(process, self._folder)
+
+
+def kill_group(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """SIGKILL for all processes of a group, whose TMPDIR is ``folder``; back when none is left."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:  # a child may be born while its parent is being killed
+        leftovers.kill(process.pid, folder)
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            break
+        process.poll()
+        time.sleep(0.02)
+    process.wait(30)
 
 
 Fault = str | tuple[int, bytes] | None

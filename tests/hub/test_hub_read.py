@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +61,6 @@ def refused(answer: Any, *said: str) -> None:
 
 def files_of(directory: Path, prefix: str = "") -> dict[str, bytes]:
     return {f"{prefix}{name}": data for name, data in all_bytes(directory).items() if not name.startswith(".")}
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    with Hub(tmp_path / "hub") as served:
-        yield served
 
 
 # Published datasets.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +29,6 @@ pytestmark = pytest.mark.network
 @pytest.fixture(scope="module")
 def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return masked_directory(tmp_path_factory.mktemp("data"), rows=40, epochs=2)
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    with Hub(tmp_path / "hub") as server:
-        yield server
 
 
 def verified(hub: Hub, home: Path, *arguments: str) -> tuple[int, str]:

@@ -26,7 +26,12 @@ from entrodrop_prep.trainers import TRAINERS, recipe, recipe_of
 from entrodrop_prep.trainers.facts import Facts, facts_of, read_facts
 from entrodrop_prep.trainers.notes import comment
 from entrodrop_prep.trainers.rendering import TEMPLATES, fill
-from helpers.models import random_rows, run_score, save_model, tiny_llama, word_tokenizer, words, write_rows
+from helpers.models import (
+    save_model,
+    scored_documents,
+    tiny_llama,
+    word_tokenizer,
+)
 from helpers.recipes import run_recipe, run_text
 
 pytestmark = pytest.mark.training
@@ -40,10 +45,7 @@ LONGEST = 30
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``base-model``, rows ``scored`` with it, and of these ``labels``, ``inputs``, ``both``: masked."""
     folder = tmp_path_factory.mktemp("recipe")
-    model = save_model(folder / "base-model", tiny_llama(VOCABULARY))
-    texts = [{"text": words(row)} for row in random_rows(ROWS, VOCABULARY, longest=LONGEST - 1)]
-    run_score(write_rows(folder / "docs.jsonl", texts), model, folder / "scored")
-    run_score(write_rows(folder / "held.jsonl", texts[:9]), model, folder / "held")
+    scored_documents(folder, rows=ROWS, longest=LONGEST - 1, held=9)
     for target in ("labels", "inputs", "both"):
         mask(folder, target, target=target)
     return folder

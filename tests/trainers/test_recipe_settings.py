@@ -20,7 +20,7 @@ from entrodrop_prep.config import MaterializeConfig, TrainingConfig
 from entrodrop_prep.errors import ConfigError
 from entrodrop_prep.trainers import TRAINERS, recipe, recipe_of
 from entrodrop_prep.trainers.facts import Epoch, Facts
-from helpers.models import random_rows, run_score, save_model, tiny_llama, words, write_rows
+from helpers.models import scored_documents
 from helpers.recipes import run_text
 
 pytestmark = pytest.mark.training
@@ -188,9 +188,7 @@ def test_no_value_gets_into_a_recipe_that_is_no_setting(
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``base-model``, of which the weights are bfloat16, and ``masked`` rows for it."""
     folder = tmp_path_factory.mktemp("settings")
-    model = save_model(folder / "base-model", tiny_llama(97, dtype="bfloat16"))
-    texts = [{"text": words(row)} for row in random_rows(ROWS, 97, longest=20)]
-    run_score(write_rows(folder / "docs.jsonl", texts), model, folder / "scored")
+    scored_documents(folder, rows=ROWS, longest=20, dtype="bfloat16")
     materialize(MaterializeConfig(scored=str(folder / "scored"), out=str(folder / "masked"), epochs=EPOCHS))
     return folder
 

@@ -23,7 +23,7 @@ from entrodrop_prep.store.schema import masked_schema
 from entrodrop_prep.store.shards import write_shard
 from entrodrop_prep.trainers import recipe
 from helpers.gradients import check_trained, trained_positions
-from helpers.models import random_rows, run_score, save_model, tiny_llama, words, write_rows
+from helpers.models import scored_documents
 from helpers.recipes import run_recipe, watch_text
 from helpers.scored import copy, seal
 
@@ -40,10 +40,7 @@ Batches = list[dict[str, Any]]
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """For each target a folder with ``base-model`` and, of its scores, ``masked``: two files an epoch, ragged rows."""
     folder = tmp_path_factory.mktemp("arrival")
-    model = save_model(folder / "base-model", tiny_llama())
-    texts = [{"text": words(row)} for row in random_rows(ROWS, 97, longest=30)]
-    run_score(write_rows(folder / "docs.jsonl", texts), model, folder / "scored")
-    run_score(write_rows(folder / "held.jsonl", texts[:5]), model, folder / "held")
+    model = scored_documents(folder, rows=ROWS, held=5)
     made = {}
     for target in ("labels", "inputs"):
         made[target] = folder / target

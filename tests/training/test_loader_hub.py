@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +47,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def files_of(directory: Path, under: str = "") -> dict[str, bytes]:
     found = {p.relative_to(directory).as_posix(): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
     return {under + name: data for name, data in found.items() if not name.startswith(".")}
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[Hub]:
-    with Hub(tmp_path / "hub") as hub:
-        yield hub
 
 
 def read(hub: Hub, home: Path, *given: dict[str, Any], token: str | None = WRITER, offline: bool = False) -> list[Any]:

@@ -13,7 +13,7 @@ import pytest
 from entrodrop_prep import MaskedRows, check_batches, materialize, recording
 from entrodrop_prep.config import MaterializeConfig
 from helpers.mixtures import rows_in
-from helpers.models import random_rows, run_score, save_model, tiny_llama, words, write_rows
+from helpers.models import scored_documents
 from helpers.ranks import run_ranks
 from helpers.scored import copy, some_rows, write_scored
 from programs.train import BATCH, RECIPE, STOP, Training, run_lightning, run_trainer
@@ -90,9 +90,7 @@ def test_lightning(by_epoch: bool, here: Path, epochs: list[Rows]) -> None:
 def with_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``base-model``, ``scored`` by it, and ``masked``: what the pages name."""
     folder = tmp_path_factory.mktemp("page")
-    model = save_model(folder / "base-model", tiny_llama())
-    texts = [{"text": words(row)} for row in random_rows(22, 97, longest=30)]
-    run_score(write_rows(folder / "docs.jsonl", texts), model, folder / "scored")
+    scored_documents(folder)
     materialize(MaterializeConfig(scored=str(folder / "scored"), out=str(folder / "masked"), epochs=3, target="both"))
     return folder
 

@@ -15,7 +15,7 @@ from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening
 
 from entrodrop_prep import ArrivalError, BatchCheck, check_batches, materialize
 from entrodrop_prep.config import MaterializeConfig
-from helpers.models import random_rows, run_score, save_model, tiny_llama, words, write_rows
+from helpers.models import scored_documents
 
 pytestmark = pytest.mark.training
 
@@ -30,9 +30,7 @@ WAYS = [f"{i}-{name}" for i, (name, _) in enumerate(SCRIPTS)]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``base-model`` and, of its scores, ``masked`` and ``packed``."""
     folder = tmp_path_factory.mktemp("packing")
-    model = save_model(folder / "base-model", tiny_llama())
-    texts = [{"text": words(row)} for row in random_rows(22, 97, longest=30)]
-    run_score(write_rows(folder / "docs.jsonl", texts), model, folder / "scored")
+    scored_documents(folder)
     settings: dict[str, Any] = {"scored": str(folder / "scored"), "epochs": EPOCHS, "rows_per_shard": 5}
     settings |= {"schedule": "linear", "max_rate": 0.9, "target": "both"}
     materialize(MaterializeConfig(out=str(folder / "masked"), **settings))
