@@ -19,6 +19,7 @@ from entrodrop_prep.scoring.span import COUNTS
 from entrodrop_prep.scoring.tokenizer import load_tokenizer, tokenizer_digest
 from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.digest import ContentDigest
+from entrodrop_prep.store.layout import REJECTED, TOKENIZER, UNIGRAM
 from entrodrop_prep.store.ownership import Contents, Owned
 from entrodrop_prep.store.schema import SCORED
 from entrodrop_prep.store.shards import Footer, check_file_schema, read_batches
@@ -26,9 +27,6 @@ from entrodrop_prep.store.shards import Footer, check_file_schema, read_batches
 log = logging.getLogger(__name__)
 
 MANY = 0.05
-UNIGRAM = "unigram.npy"
-REJECTED = "rejected.jsonl"
-TOKENIZER = "tokenizer"
 
 
 def shard_name(index: int) -> str:

@@ -19,7 +19,7 @@ from entrodrop_prep.config.names import user_path
 from entrodrop_prep.config.workers import worker_of
 from entrodrop_prep.errors import MismatchError, OutputError
 from entrodrop_prep.scoring.described import described
-from entrodrop_prep.scoring.finish import CONTENTS, REJECTED, TOKENIZER, finish
+from entrodrop_prep.scoring.finish import CONTENTS, finish
 from entrodrop_prep.scoring.plan import Plan, make_plan
 from entrodrop_prep.scoring.span import ShardInput, source_digest, span_table
 from entrodrop_prep.scoring.spans import claimed_spans, missing_spans, own_footer, shard_path, shards_of
@@ -29,6 +29,7 @@ from entrodrop_prep.sources.files import matches
 from entrodrop_prep.store import manifest
 from entrodrop_prep.store.disk import check_regular, writing
 from entrodrop_prep.store.environment import host_environment
+from entrodrop_prep.store.layout import REJECTED, TOKENIZER
 from entrodrop_prep.store.locks import locked
 from entrodrop_prep.store.ownership import Owned, remove_files, remove_leftovers
 from entrodrop_prep.store.ray_workers import WORK, on_ray

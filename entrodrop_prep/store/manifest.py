@@ -18,7 +18,7 @@ from typing import Any
 from entrodrop_prep.errors import IntegrityError, MismatchError, OutputError, UnsupportedError
 from entrodrop_prep.store import inside, strict_json
 from entrodrop_prep.store.disk import TMP, write_bytes, writing
-from entrodrop_prep.store.layout import EPOCHS, OTHER_FILES, SHARD_FILES
+from entrodrop_prep.store.layout import EPOCHS, OTHER_FILES, REJECTED, SCORED_FILES, SHARD_FILES, TOKENIZER, UNIGRAM
 from entrodrop_prep.store.locks import LOCK
 from entrodrop_prep.store.manifest_schema import State, problem
 from entrodrop_prep.store.manifest_types import problem_of
@@ -143,7 +143,7 @@ def unlisted_files(directory: Path, manifest: dict[str, Any]) -> Iterator[Integr
     """What is where files of this program are, and a reader would take for one of them. Quick: nothing is read."""
     listed = {entry["file"] for entry in manifest["files"]}
     if family(manifest["schema"]) == "scored":
-        patterns = ["shard-*.parquet", "tokenizer/**/*", "unigram.npy", "rejected.jsonl"]
+        patterns = [SCORED_FILES, f"{TOKENIZER}/**/*", UNIGRAM, REJECTED]
     else:
         patterns = [SHARD_FILES, *(pattern for name, pattern in OTHER_FILES.items() if name in manifest)]
         known = {e["folder"] for e in manifest["epochs"]}

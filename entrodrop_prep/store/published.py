@@ -11,9 +11,8 @@ from entrodrop_prep.errors import ConfigError, HubError, IntegrityError
 from entrodrop_prep.hub.read_errors import asking, refusal
 from entrodrop_prep.hub.refusals import unreachable_errors
 from entrodrop_prep.store import manifest
-from entrodrop_prep.store.layout import OTHER_FILES, SCORED_FOLDER, SHARD_FILES
+from entrodrop_prep.store.layout import OTHER_FILES, SCORED_FILES, SCORED_FOLDER, SHARD_FILES
 from entrodrop_prep.store.schema import MASKED, SCORED, family
-from entrodrop_prep.store.scored import SHARD_FILES as SCORED_FILES
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from entrodrop_prep.errors import IntegrityError, ModelError
 from entrodrop_prep.store import manifest
+from entrodrop_prep.store.layout import TOKENIZER, UNIGRAM
 from entrodrop_prep.store.schema import SCORED, check_schema, score_columns, scored_schema
 from entrodrop_prep.store.shards import check_file_schema, read_batches, reading
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BATCH_TOKENS = 1 << 18
-SHARD_FILES = "shard-*.parquet"
-TOKENIZER = "tokenizer"
 
 
 class ScoredDataset:
@@ -70,7 +69,7 @@ class ScoredDataset:
     @cached_property
     def unigram(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """[V] int64: how often each id occurs in the corpus, every token of a document counted once."""
-        path = self.directory / "unigram.npy"
+        path = self.directory / UNIGRAM
         try:
             with reading(path):
                 counts: np.ndarray[Any, np.dtype[np.int64]] = np.load(path, allow_pickle=False, mmap_mode="r")

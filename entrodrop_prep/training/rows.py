@@ -17,6 +17,7 @@ from entrodrop_prep.masking.assembly import MaskedColumns, positions
 from entrodrop_prep.masking.epoch_rows import EpochRows, Spec
 from entrodrop_prep.masking.sources import AGAINST, SOURCE, arguments, compared_with
 from entrodrop_prep.store import digest, manifest
+from entrodrop_prep.store.layout import RECIPE, SCORED_FILES, SCORED_FOLDER, TOKENIZER, UNIGRAM
 from entrodrop_prep.store.schema import MASKED, family
 from entrodrop_prep.store.scored import ScoredDataset
 from entrodrop_prep.store.shards import local_directory
@@ -189,10 +190,10 @@ class MaskedRows:
             HubError: the repository cannot be fetched.
             ConfigError: it holds no scores, or no recipe and none was given; and as ``open`` and ``like`` do.
         """
-        from entrodrop_prep.store.layout import RECIPE, SCORED_FOLDER
-        from entrodrop_prep.training.hub import fetch
+        from entrodrop_prep.store.published import download
 
-        folder = fetch(repo, revision, token)
+        files = [manifest.NAME, RECIPE, UNIGRAM, f"{TOKENIZER}/*", SCORED_FILES, f"{SCORED_FOLDER}/*"]
+        folder = download(repo, revision, files, token)
         if family(str(manifest.peek_schema(folder))) == "scored":
             stored = folder / RECIPE
             file = recipe or (stored if stored.exists() else None)

@@ -16,17 +16,17 @@ import pyarrow.compute as pc
 from entrodrop_prep.errors import ModelError
 from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.digest import ContentDigest
+from entrodrop_prep.store.layout import REJECTED, TOKENIZER, UNIGRAM
 from entrodrop_prep.store.parallel import in_order
 from entrodrop_prep.store.rows import stored_scores, to_rows
 from entrodrop_prep.store.schema import SCORED
-from entrodrop_prep.store.scored import TOKENIZER, ScoredDataset, rows_per_batch
+from entrodrop_prep.store.scored import ScoredDataset, rows_per_batch
 from entrodrop_prep.store.shards import Footer, check_file_schema, read_batches, read_footer
 
 _IN_FILES = ("tokens", "trainable_tokens")
 _COUNTED = ("rows", "windows", "tokens", "trainable_tokens")
 _TOLD = ("rows_read", "rows_without_loss", "short_rows", "truncated_rows", "dropped_long_rows", "bad_rows")
 """Counts that no row shows, but each shard's footer has."""
-REJECTED = "rejected.jsonl"
 
 
 def scored_findings(path: Path, notes: list[str]) -> Iterator[str]:
@@ -50,7 +50,7 @@ def scored_findings(path: Path, notes: list[str]) -> Iterator[str]:
         for name in _COUNTED:
             totals[name] += shard.counts[name]
     if not np.array_equal(unigram, stored):
-        yield f"{path / 'unigram.npy'}: it does not count the shards' tokens"
+        yield f"{path / UNIGRAM}: it does not count the shards' tokens"
     yield from _wrong_counts(path, described, totals)
     content = {"identity": described["identity"], "shards": [e["content_digest"] for e in scored.files]}
     if digest.of_json(content) != described["content_digest"]:
