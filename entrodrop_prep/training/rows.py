@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from entrodrop_prep.config import RECIPE_FIELDS, MaterializeConfig, build, settings
+from entrodrop_prep.config import RECIPE_FIELDS, MaterializeConfig, settings
 from entrodrop_prep.errors import ConfigError, IntegrityError, SourceError
+from entrodrop_prep.export.identity import config_of
 from entrodrop_prep.export.job import layout_of, no_rows, open_job
 from entrodrop_prep.masking.assembly import MaskedColumns, positions
 from entrodrop_prep.masking.epoch_rows import EpochRows, Spec
-from entrodrop_prep.masking.sources import AGAINST, SOURCE, arguments, compared_with
+from entrodrop_prep.masking.sources import AGAINST, SOURCE, compared_with
 from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.layout import RECIPE, SCORED_FILES, SCORED_FOLDER, TOKENIZER, UNIGRAM
 from entrodrop_prep.store.schema import MASKED, family
@@ -155,10 +156,7 @@ class MaskedRows:
                     raise IntegrityError(
                         f"{path} was not {what} it: the content digests differ", where=position, fix="give those scores"
                     )
-        stored = {name: was[name] for name in _identity_names() if name in was}
-        named = arguments(was, given, others)
-        config = build(MaterializeConfig, {**stored, **described["recipe"], **named, "out": _NOWHERE})
-        rows = cls(config, cache_dir)
+        rows = cls(config_of(described, given, others, out=_NOWHERE), cache_dir)
         lines = manifest.differences(was, rows._job.identity)
         if lines:
             raise IntegrityError("its recipe does not give its identity: " + "; ".join(lines), where=str(path))

@@ -8,13 +8,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from entrodrop_prep.config import MaterializeConfig, build
 from entrodrop_prep.export import derived
 from entrodrop_prep.export.columns import check_rows
 from entrodrop_prep.export.epoch import add_counts, misplaced
-from entrodrop_prep.export.identity import ADDED, identity_of, recipe_values
+from entrodrop_prep.export.identity import config_of, identity_of, recipe_values
 from entrodrop_prep.export.provenance import stamped
-from entrodrop_prep.masking.sources import AGAINST, SOURCE, arguments, compared_with
+from entrodrop_prep.masking.sources import AGAINST, SOURCE, compared_with
 from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.layout import OTHER_FILES, VALIDATION
 from entrodrop_prep.store.parallel import in_order
@@ -97,8 +96,7 @@ def _figures(
 ) -> Iterator[str]:
     """The figures of each part against those of the footers of its files."""
     identity = described["identity"]
-    recorded = {e["folder"]: e for e in described["epochs"]} | {n: described[n] for n in OTHER_FILES if n in described}
-    for part, figures in recorded.items():
+    for part, figures in figures_of(described).items():
         own = [(e, i) for e, i in zip(files, infos, strict=True) if e["file"].startswith(f"{part}/")]
         sums: dict[str, int] = {}
         sources: dict[str, dict[str, int]] = {}
@@ -129,12 +127,7 @@ def _recipe(path: Path, described: dict[str, Any]) -> Iterator[str]:
     """The recipe gives the identity, and the thresholds that it states."""
     identity, recipe = described["identity"], described["recipe"]
     names = list(identity.get("sources", {SOURCE: None}))
-    kept = (*ADDED, "rows_per_shard", "compression")
-    given = arguments(identity, {name: name for name in names}, compared_with(identity))
-    config = build(
-        MaterializeConfig,
-        {**recipe, **given, "out": str(path), **{n: identity[n] for n in kept if n in identity}},
-    )
+    config = config_of(described, {name: name for name in names}, compared_with(identity), out=str(path))
     content = {n: identity[n] for n in ("scored", "source", "sources", AGAINST, VALIDATION) if n in identity}
     for line in manifest.differences(identity, identity_of(content, config)):
         yield f"{path}: its recipe does not give its identity: {line}"
@@ -163,9 +156,8 @@ def _environments(path: Path, described: dict[str, Any], infos: list[dict[str, A
 def _provenance(path: Path, described: dict[str, Any], infos: list[dict[str, Any]], notes: list[str]) -> Iterator[str]:
     """What the manifest says of the scores, against the identity and what the footers say of them."""
     identity = described["identity"]
-    named = isinstance(described["scored"], list)
-    recorded = {s["name"] if named else SOURCE: s for s in (described["scored"] if named else [described["scored"]])}
-    if named and len(recorded) != len(described["scored"]):
+    recorded = sources_of(described)
+    if isinstance(described["scored"], list) and len(recorded) != len(described["scored"]):
         yield f"{path}: it names a source twice"
     weights = {n: [s["content_digest"], s.get("weight"), s.get("plain")] for n, s in recorded.items()}
     wanted = {n: [s["scored"], s["weight"], s.get("plain", False)] for n, s in identity.get("sources", {}).items()}
@@ -197,6 +189,17 @@ def _provenance(path: Path, described: dict[str, Any], infos: list[dict[str, Any
 
 
 _PROVENANCE = ("generator", "identity", "model", "model_identity", "source", "tokenizer", "environments")
+
+
+def figures_of(described: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Folder -> what a manifest says of its rows."""
+    return {e["folder"]: e for e in described["epochs"]} | {n: described[n] for n in OTHER_FILES if n in described}
+
+
+def sources_of(described: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Name -> what a manifest says of each scored directory that the rows are from."""
+    scored = described["scored"]
+    return {s["name"]: s for s in scored} if isinstance(scored, list) else {SOURCE: scored}
 
 
 def title(part: str) -> str:

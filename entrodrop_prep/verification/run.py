@@ -8,25 +8,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from entrodrop_prep.config import MaterializeConfig, build
 from entrodrop_prep.config.names import is_repo_id
 from entrodrop_prep.errors import EntrodropError, IntegrityError, OutputError
 from entrodrop_prep.export.epoch import Part, ShardCounts
-from entrodrop_prep.export.identity import ADDED
+from entrodrop_prep.export.identity import config_of
 from entrodrop_prep.export.job import Job, open_job
 from entrodrop_prep.export.provenance import source_summary, summary_of
 from entrodrop_prep.masking.histogram import histogram_summary
-from entrodrop_prep.masking.sources import EVAL, SOURCE, arguments, compared_with, named_path
+from entrodrop_prep.masking.sources import EVAL, SOURCE, compared_with, named_path
 from entrodrop_prep.store import manifest
 from entrodrop_prep.store.digest import ContentDigest
 from entrodrop_prep.store.disk import scratch
-from entrodrop_prep.store.layout import OTHER_FILES, VALIDATION
+from entrodrop_prep.store.layout import VALIDATION
 from entrodrop_prep.store.locks import reading_lock
 from entrodrop_prep.store.parallel import in_order
 from entrodrop_prep.store.schema import MASKED, family
 from entrodrop_prep.store.scored import ScoredDataset
 from entrodrop_prep.store.shards import local_directory, read_footer
-from entrodrop_prep.verification.masked import masked_findings, title
+from entrodrop_prep.verification.masked import figures_of, masked_findings, sources_of, title
 from entrodrop_prep.verification.scored import scored_findings
 
 
@@ -157,27 +156,15 @@ def _masks(path: Path, against: list[str], compared: list[str], report: Report) 
     if not proved:
         del identity[VALIDATION]
         report.notes.append("validation rows not checked: add --against eval=SCORED to prove them")
-    recorded = {n: s["scored"] for n, s in identity.get("sources", {}).items()} or {SOURCE: identity["scored"]}
-    directories = [(given[name], content) for name, content in recorded.items()]
+    wanted = {n: s["scored"] for n, s in identity.get("sources", {}).items()} or {SOURCE: identity["scored"]}
+    directories = [(given[name], content) for name, content in wanted.items()]
     directories += [(others[name], content) for name, content in compared_with(identity).items()]
     for path_, content in [*directories, *([(validation, identity[VALIDATION])] if validation else [])]:
         found = ScoredDataset(local_directory(path_))
         if found.content_digest != content:
             yield f"{path}: it was not made from {found.directory}: the scores' content digests differ"
             return
-    config = build(
-        MaterializeConfig,
-        {
-            **described["recipe"],
-            **arguments(identity, given, others),
-            "eval": validation,
-            "out": str(path),
-            "rows_per_shard": identity["rows_per_shard"],
-            "compression": identity["compression"],
-            **{n: identity[n] for n in ADDED if n in identity},
-        },
-    )
-    job = open_job(config)
+    job = open_job(config_of(described, given, others, eval=validation, out=str(path)))
     for scored in job.directories:
         scored.check()
     for line in manifest.differences(identity, job.identity):
@@ -186,14 +173,12 @@ def _masks(path: Path, against: list[str], compared: list[str], report: Report) 
     with scratch() as tmp:
         job.open(tmp)
         yield from _figures(path, described, job)
-        summary_of = {e["folder"]: e for e in described["epochs"]} | {
-            n: described[n] for n in OTHER_FILES if n in described
-        }
+        recorded = figures_of(described)
         parts = job.parts(e["epoch"] for e in described["epochs"])
         every = [(part, shard) for part in parts for shard in range(part.layout.shards)]
         made = in_order(lambda one: _content(job, *one), every, job.jobs)
         for part in parts:
-            yield from _part(path, described, job, part, made, summary_of.get(part.folder, {}))
+            yield from _part(path, described, job, part, made, recorded.get(part.folder, {}))
     report.notes.append(f"masks made again from {', '.join(given.values())} and compared")
 
 
@@ -216,9 +201,8 @@ def _origins(path: Path, described: dict[str, Any], job: Job) -> Iterator[str]:
 
     Scores of the same content may have been made again, by another version of a library.
     """
-    named = isinstance(described["scored"], list)
-    recorded = {s["name"] if named else SOURCE: s for s in (described["scored"] if named else [described["scored"]])}
-    now = {s.name: source_summary(s, named=named) for s in job.sources.all}
+    recorded = sources_of(described)
+    now = {s.name: source_summary(s, named=job.sources.named) for s in job.sources.all}
     if job.eval:
         now[VALIDATION] = summary_of(job.eval)
         recorded[VALIDATION] = {**described[VALIDATION], "content_digest": described[VALIDATION]["scored"]}
