@@ -20,12 +20,13 @@ from entrodrop_prep.export.card import NAME as CARD
 from entrodrop_prep.export.epoch import Part, ShardCounts, check_content, misplaced
 from entrodrop_prep.export.finish import Written, finish, publish
 from entrodrop_prep.export.job import Job, no_rows, open_job
-from entrodrop_prep.export.provenance import environments, stamp, written_with
+from entrodrop_prep.export.provenance import environments, stamp
 from entrodrop_prep.export.space import check_cache, check_space
 from entrodrop_prep.masking.curriculum import horizon
 from entrodrop_prep.masking.plan import warn_if_flat
 from entrodrop_prep.store import digest, inside, manifest
 from entrodrop_prep.store.disk import TMP, check_folder, check_regular, remove_tree, writing
+from entrodrop_prep.store.environment import host_environment
 from entrodrop_prep.store.layout import VALIDATION
 from entrodrop_prep.store.locks import locked, reading_lock
 from entrodrop_prep.store.ownership import Owned, remove_files, remove_leftovers
@@ -272,7 +273,7 @@ def footer_of(job: Job) -> dict[str, Any]:
         "fingerprint": digest.of_json(identity),
         "identity": identity,
         "provenance": stamp(job.sources.all, job.eval),
-        "environment": written_with(),
+        "environment": host_environment(),
     }
 
 

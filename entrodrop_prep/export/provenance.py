@@ -61,11 +61,6 @@ def stamped(name: str, summary: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def written_with() -> dict[str, str]:
-    """What each Parquet footer says of the versions that wrote it."""
-    return host_environment()
-
-
 def short_source(source: dict[str, Any]) -> dict[str, Any]:
     """A source's identity without a long list of files."""
     files = source.get("files", [])
@@ -76,5 +71,5 @@ def short_source(source: dict[str, Any]) -> dict[str, Any]:
 
 def environments(*before: dict[str, Any] | None) -> list[dict[str, str]]:
     """Versions that the files were written with, as an unfinished or a finished run noted them, and now; each once."""
-    found = [*(e for noted in before for e in (noted or {}).get("environments", [])), written_with()]
+    found = [*(e for noted in before for e in (noted or {}).get("environments", [])), host_environment()]
     return [e for i, e in enumerate(found) if e not in found[:i]]

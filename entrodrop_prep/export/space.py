@@ -25,14 +25,7 @@ LINE_BYTES = 16
 
 def check_cache(out: Path, need: int) -> None:
     """Say how much the scored rows take while masked ones are made of them; raises DiskSpaceError without room."""
-    free = shutil.disk_usage(out).free
-    log.info("about %s for the scored rows while it runs", size_text(need))
-    if need > free:
-        raise DiskSpaceError(
-            f"about {size_text(need)} for the scored rows while it runs, but only {size_text(free)} are free",
-            where=str(out),
-            fix="make room there",
-        )
+    _check_room(out, need, "for the scored rows while it runs", "make room there")
 
 
 def check_space(
@@ -56,14 +49,15 @@ def check_space(
     need = int(tokens * plain * STORED_SHARE[config.compression])
     need += FILE_BYTES * sum(map(len, missing.values())) + DIRECTORY_BYTES
     need += int(all_tokens * derived_bytes(out, layouts, plain * STORED_SHARE[config.compression], plain))
+    _check_room(out, need, "to write", "make room, or write fewer epochs (--only-epochs)", freed)
+
+
+def _check_room(out: Path, need: int, what: str, fix: str, freed: int = 0) -> None:
     free = shutil.disk_usage(out).free + freed
-    log.info("about %s to write", size_text(need))
+    log.info("about %s %s", size_text(need), what)
     if need > free:
-        raise DiskSpaceError(
-            f"about {size_text(need)} to write, but only {size_text(free)} are free",
-            where=str(out),
-            fix="make room, or write fewer epochs (--only-epochs)",
-        )
+        said = f"about {size_text(need)} {what}, but only {size_text(free)} are free"
+        raise DiskSpaceError(said, where=str(out), fix=fix)
 
 
 def plain_bytes(config: MaterializeConfig) -> int:

@@ -69,11 +69,16 @@ def _percent(axis: Any) -> None:
     axis.set_major_formatter(PercentFormatter(1.0))
 
 
-def entropies(spread: EntropyHistogram, thresholds: list[float], eligible: tuple[float, float] | None) -> str:
-    """How many trainable tokens have which entropy; ``eligible`` is shaded, the thresholds are lines."""
+def _bins(spread: EntropyHistogram) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Tokens in each of B bins [B], and where the bins begin and end [B + 1] in nats."""
     summary = spread.summary()
     counts = np.array(summary["counts"] or [0], np.float64)
-    edges = np.arange(len(counts) + 1) / summary["bins_per_nat"]
+    return counts, np.arange(len(counts) + 1) / summary["bins_per_nat"]
+
+
+def entropies(spread: EntropyHistogram, thresholds: list[float], eligible: tuple[float, float] | None) -> str:
+    """How many trainable tokens have which entropy; ``eligible`` is shaded, the thresholds are lines."""
+    counts, edges = _bins(spread)
     with _axes("entropy (nats)", "share of the trainable tokens") as (axes, svg):
         axes.bar(edges[:-1], counts / max(1.0, counts.sum()), np.diff(edges) * 0.92, align="edge", color=BAR)
         _mark(axes, thresholds, eligible, float(edges[-1]))
@@ -83,9 +88,7 @@ def entropies(spread: EntropyHistogram, thresholds: list[float], eligible: tuple
 
 def cumulative(spread: EntropyHistogram, thresholds: list[float], eligible: tuple[float, float] | None) -> str:
     """The share of the trainable tokens whose entropy is at most so much."""
-    summary = spread.summary()
-    counts = np.array(summary["counts"] or [0], np.float64)
-    edges = np.arange(len(counts) + 1) / summary["bins_per_nat"]
+    counts, edges = _bins(spread)
     share = np.concatenate([[0.0], np.cumsum(counts) / max(1.0, counts.sum())])
     with _axes("entropy (nats)", "share with at most that") as (axes, svg):
         axes.plot(edges, share, color=BAR, linewidth=2)
