@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from entrodrop_prep import MaterializeConfig, __version__, materialize
-from entrodrop_prep.export import provenance
+from entrodrop_prep.export.provenance import short_source
 from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.schema import MASKED, SCORED
 from entrodrop_prep.store.shards import read_footer
@@ -89,8 +89,8 @@ def test_every_footer_stands_alone(scored: Path, tmp_path: Path) -> None:
 def test_a_long_list_of_files_is_a_digest_in_a_footer() -> None:
     files = [{"name": f"{n}.jsonl", "size": n} for n in range(9)]
     few = {"kind": "files", "files": files[:8]}
-    assert provenance.short_source(few) == few
-    short = provenance.short_source({"kind": "files", "files": files})
+    assert short_source(few) == few
+    short = short_source({"kind": "files", "files": files})
     assert short == {"kind": "files", "files": {"number": 9, "digest": digest.of_json(files)}}
 
 
@@ -103,7 +103,8 @@ def test_versions_of_every_run_are_listed_once(scored: Path, tmp_path: Path, mon
     out = tmp_path / "out"
     [here] = run(scored, out, epochs=1)["environments"]
     newer = {**here, "pyarrow": "99.0"}
-    monkeypatch.setattr(provenance, "host_environment", lambda: newer)
+    for module in ("materialize", "provenance"):
+        monkeypatch.setattr(f"entrodrop_prep.export.{module}.host_environment", lambda: newer)
     assert run(scored, out, epochs=2)["environments"] == [here, newer]
     (out / "manifest.json").unlink()  # as after a kill: the private note knows
     next(out.glob("epoch_001/*.parquet")).unlink()
