@@ -111,9 +111,11 @@ class FormatReader:
         ]
         header = self._common([prompt, *openings] if prompt.strip() else openings)
         before = _THOUGHT.sub("", final.partition(_REPLIES[0])[0]).removesuffix(header if prompt.strip() else "")
-        left = self._common([asked, self._opening(behind, between)], at_end=True) if between else ""
-        asks = before.endswith(left) and middle.count(left) > 1 and (not prompt.strip() or final.startswith(asked))
-        dangling = left if left.strip() and asks else ""
+        unasked = self._opening(behind, between) if between else ""
+        left = self._common([asked, unasked], at_end=True)
+        opens, goes_on = before.endswith(left), final.startswith(asked)
+        asks = (opens and (goes_on or not prompt.strip())) or (left == unasked and goes_on and not prompt.strip())
+        dangling = left if left.strip() and asks and middle.count(left) > 1 else ""
         if dangling:  # written whether it is asked for or not
             prompt, header = (dangling + prompt, dangling + header) if prompt.strip() else (dangling, dangling)
         elif not prompt.strip():
@@ -148,9 +150,6 @@ class FormatReader:
         ends += [token for token in self._call_ends(called, whole, bool(appended)) if token not in ends]
         between_roles = [final.partition(_ASKED[0])[2], middle.partition(_ASKED[1])[2], whole.partition(_ASKED[1])[2]]
         gaps = dict.fromkeys(_before(text, header) for text in between_roles if header and header in text)
-        tail = asked.partition(_ASKED[0])[2]
-        if prompted == asked and not (dangling or "".join(openings).strip()) and self._tokens(tail):
-            gaps = {tail: None}  # all that is before the assistant's turn is the end of the user's: [/INST]
         opening = between.removeprefix(closing) if closing else ""
         opening = opening if any(token in opening for token in ends) else ""
         return TurnFormat(prompt, header, closing, tuple(ends), appended, dangling, opening, tuple(gaps), calls, parts)

@@ -203,6 +203,9 @@ class _Search:
                 return len(given) + len(form.header)
             raise RowError("the chat template has no generation prompt to separate the turn's header from the turn")
         if not form.header:
+            behind = self._asked_behind(i)
+            if behind.strip() and text.startswith(behind, self._others[i - 1][1]):
+                return self._others[i - 1][1] + len(behind)
             raise RowError("the chat template rewrites earlier turns, and has no header to find this one by")
         plain = self._rendered(i) if i else None
         if plain is not None and text.startswith(plain) and text.startswith(form.header, len(plain)):
@@ -218,6 +221,19 @@ class _Search:
         start = before + found[0] - len(form.header)
         opened = self._opened_by(start)
         return start + len(opened if start + len(opened) <= own[0] else form.header)
+
+    def _asked_behind(self, i: int) -> str:
+        """What follows the text before turn ``i`` where that turn is asked for; "" where that cannot be told."""
+        fill = next((c for c in _FILLERS if c not in self.text), "") * 6
+        if i - 1 not in self._others or not fill:
+            return ""
+        filled = {**self._messages[i - 1], "content": fill}
+        messages = [*self._messages[: i - 1], in_parts(filled) if self._form.parts else filled]
+        try:
+            _, found, behind = render(self._tokenizer, messages, self._variables, prompt=True).rpartition(fill)
+        except RowError:
+            return ""
+        return behind if found else ""
 
     def _opened_by(self, at: int) -> str:
         """What opens a turn whose header is at ``at``: the whole generation prompt where it is there."""
@@ -241,7 +257,8 @@ class _Search:
             turn = turn.removesuffix(form.dangling)
         if turn is not None and len(turn) >= start and text.startswith(turn):
             end = len(turn)
-            if form.appended or not turn[start:].rstrip().endswith(form.end_tokens):
+            bare = turn[start:].rstrip() if form.end_tokens else turn[start:]
+            if form.appended or not bare.endswith(form.end_tokens or form.closing):
                 closings = (form.closing, *form.end_tokens)
                 end += next((len(closing) for closing in closings if closing and text.startswith(closing, end)), 0)
             return end

@@ -206,13 +206,18 @@ HEADED = (
 )
 FORGETFUL = PLAIN.replace("+ m.content +", "+ (m.content if loop.last else m.content.split('</t>')[-1]) +")
 ALWAYS = PLAIN.split("{%- if add_generation_prompt")[0] + "{{- '<|im_start|>assistant\\n' }}"
+HEADINGS = (
+    "{%- for m in messages %}{{- '\\n\\n## ' + m.role + ':\\n' + m.content + '\\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '\\n\\n## assistant:\\n' }}{%- endif %}"
+)
 HALF_ASKED = (
     "{%- for m in messages %}{{- '<|im_start|><|' + m.role + '|>' + ('<think>' if m.role == 'assistant' else '') }}"
     "{{- m.content + '<|end|><|im_end|>' }}{%- endfor %}{{- '<|im_start|><|assistant|>' }}"
     "{%- if add_generation_prompt %}{{- '<think>' }}{%- endif %}"
 )
-SYSTEM_LAST = (
-    "{%- for m in messages %}{%- if m.role == 'user' %}"
+SYSTEM_LAST = (  # and a number in what follows a tool's answer
+    "{%- for m in messages %}{%- if m.role == 'tool' %}{{- '[TOOL]' + m.content + ',' + m.tool_call_id + '[/TOOL]' }}"
+    "{%- elif m.role == 'user' %}"
     "{{- '[INST] ' + (messages[0].content + ' ' if loop.last and messages[0].role == 'system' else '') + m.content }}"
     "{{- '[/INST]' }}{%- elif m.role == 'assistant' %}{{- ' ' + m.content + eos_token }}{%- endif %}{%- endfor %}"
 )
@@ -253,8 +258,15 @@ TWO = [user("Hi"), bot("Hello!"), user("x"), bot("y")]
         (ALWAYS, TWO, ["Hello!<|im_end|>\n", "y<|im_end|>\n"]),
         (ALWAYS, [*TWO, user("z")], ["Hello!<|im_end|>\n", "y<|im_end|>\n"]),
         (HALF_ASKED, TWO, ["Hello!<|end|><|im_end|>", "y<|end|><|im_end|>"]),
+        (HALF_ASKED.partition("{%- if add")[0].replace("think", "tool_call"), TWO,
+         ["<tool_call>Hello!<|end|><|im_end|>", "<tool_call>y<|end|><|im_end|>"]),
+        # an end that is a line break, before a header that begins with one
+        (HEADINGS, [user("\n"), bot("a"), user(" "), bot("b")], ["a\n", "b\n"]),
+        (HEADINGS, TWO, ["Hello!\n", "y\n"]),
         # a system message that only the last question has
         (SYSTEM_LAST, [{"role": "system", "content": "s"}, *TWO], [" Hello!</s>", " y</s>"]),
+        (SYSTEM_LAST, [{"role": "system", "content": "s"}, user("a"), bot("b"), FOUND, *TWO[1:]],
+         [" b</s>", " Hello!</s>", " y</s>"]),
         # an end that only the next turn brings
         (LATE_EOS, TWO, ["Hello!</s>", "y</s>"]),
         (LATE_EOS, [user("a"), bot("b"), bot("c")], ["b</s>", "c</s>"]),
