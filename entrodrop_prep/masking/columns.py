@@ -13,13 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from entrodrop_prep.errors import ConfigError
+from entrodrop_prep.errors import ConfigError, IntegrityError
 from entrodrop_prep.masking.arrays import Arrays, write_arrays
 from entrodrop_prep.masking.histogram import EntropyHistogram
 from entrodrop_prep.masking.mask import any_per_row
 from entrodrop_prep.masking.sources import Source, Sources
+from entrodrop_prep.store.layout import UNIGRAM
 from entrodrop_prep.store.parallel import in_order
-from entrodrop_prep.store.rows import Rows, stored_scores, to_rows
+from entrodrop_prep.store.rows import Rows, stored_scores, to_rows, token_counts
 from entrodrop_prep.store.scored import ScoredDataset
 
 MAX_VALUES = 1000
@@ -202,10 +203,12 @@ class _Read:
     left_out: int
     spread: EntropyHistogram
     column: pa.Array | None
+    counted: NDArray[np.int64] | None
+    """[V] how often each id occurs in the batch, if that is asked for."""
 
 
 def write_columns(
-    directory: Path, sources: Sources, *, column: str | None, logprob: bool, lasting: bool, jobs: int
+    directory: Path, sources: Sources, *, column: str | None, logprob: bool, unigram: bool, lasting: bool, jobs: int
 ) -> None:
     """Read the sources' rows that have something to train on, and write what ``Columns`` reads.
 
@@ -214,6 +217,7 @@ def write_columns(
         sources: what is read, see ``masking.sources``.
         column: whose values have thresholds of their own, or None.
         logprob: whether the log-probabilities are looked at.
+        unigram: whether how often each id occurs is compared with ``unigram.npy``, as what is drawn depends on it.
         lasting: see ``arrays.write_arrays``.
         jobs: threads beside the one that reads.
 
@@ -223,16 +227,27 @@ def write_columns(
     values = _Values(column)
     facts: dict[str, Any] = {"rows_without_loss": 0, "values": values.codes, "spread": []}
     spread = EntropyHistogram()
+    counts = {i: np.zeros(s.scored.vocab_size, np.int64) for i, s in enumerate(sources.all) if unigram and not s.plain}
     dtype = np.result_type(*(s.scored.score_dtype for s in sources.masked)) if sources.masked else np.dtype(np.float16)
 
     def parts() -> Iterator[dict[str, NDArray[Any]]]:
         compared = any(s.against for s in sources.all)
         batches = _batches(sources, column, logprob or compared)
-        for found in in_order(lambda given: _read(*given, dtype, column, logprob), batches, jobs):
+        for found in in_order(lambda given: _read(*given, dtype, column, logprob, unigram), batches, jobs):
             facts["rows_without_loss"] += found.left_out
             spread.merge(found.spread)
+            if found.counted is not None:
+                counts[found.source] += found.counted
             groups = values.groups(sources.all[found.source], found) if column else None
             yield _arrays(found, groups, logprob=logprob, excess=compared)
+        for index, found_counts in counts.items():
+            scored = sources.all[index].scored
+            if not np.array_equal(found_counts, scored.unigram):
+                raise IntegrityError(
+                    "it does not count the shards' tokens",
+                    where=str(scored.directory / UNIGRAM),
+                    fix="score again",
+                )
         facts["values"], facts["spread"] = list(values.codes), spread.summary()["counts"]
 
     write_arrays(directory, parts(), facts, lasting=lasting)
@@ -280,8 +295,20 @@ def _first_difference(one: pa.RecordBatch, two: pa.RecordBatch) -> int | None:
 
 
 def _read(
-    index: int, source: Source, batch: pa.RecordBatch, dtype: np.dtype[Any], column: str | None, logprob: bool
+    index: int,
+    source: Source,
+    batch: pa.RecordBatch,
+    dtype: np.dtype[Any],
+    column: str | None,
+    logprob: bool,
+    unigram: bool,
 ) -> _Read:
+    vocab_size, ids = source.scored.vocab_size, batch.column("input_ids").flatten().to_numpy()
+    if len(ids) and not 0 <= ids.min() <= ids.max() < vocab_size:
+        raise IntegrityError(
+            "it holds a token outside the vocabulary", where=str(source.scored.directory), fix="score again"
+        )
+    counted = token_counts(to_rows(batch), vocab_size) if unigram and not source.plain else None
     batch = source.rows_of(batch)
     keep = has_label(batch.column("loss_mask"))
     left_out = int((~keep).sum())
@@ -303,7 +330,7 @@ def _read(
             excess = stored_scores(batch, "other").astype(np.float32) - rows.logprob.astype(np.float32)
         as_one = {n: v.astype(dtype, copy=False) for n in ("entropy", "logprob") if (v := getattr(rows, n)) is not None}
         rows = replace(rows, excess=excess, **as_one)
-    return _Read(index, rows, left_out, spread, batch.column(column) if column and not source.plain else None)
+    return _Read(index, rows, left_out, spread, batch.column(column) if column and not source.plain else None, counted)
 
 
 def _arrays(found: _Read, groups: NDArray[np.int32] | None, *, logprob: bool, excess: bool) -> dict[str, NDArray[Any]]:

@@ -264,8 +264,8 @@ def write(directory: Path, spec: Spec, *, lasting: bool, jobs: int) -> None:
     """
     sources, config = spec.sources, spec.config
     if not has_columns(directory):
-        logprob = config.needs_logprob
-        write_columns(directory, sources, column=spec.column, logprob=logprob, lasting=lasting, jobs=jobs)
+        how = {"logprob": config.needs_logprob, "unigram": spec.tokens.unigram is not None}
+        write_columns(directory, sources, column=spec.column, **how, lasting=lasting, jobs=jobs)
     columns = Columns(directory)
     taus = thresholds(sources, config, columns, jobs)
     plans = mask_plans(sources, config, spec.tokens, taus)

@@ -20,6 +20,7 @@ from entrodrop_prep.store.layout import RECIPE, SCORED_FOLDER
 from entrodrop_prep.store.schema import MASKED, family
 from entrodrop_prep.store.scored import ScoredDataset
 from entrodrop_prep.store.shards import local_directory
+from entrodrop_prep.verification.masked import footer_findings
 from entrodrop_prep.verification.run import kind_of
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,8 @@ def _masked(directory: Path, config: PushConfig) -> Local:
     described = manifest.read(directory, MASKED)
     for problem in manifest.changed_files(directory, described):
         raise problem
+    for line in footer_findings(directory, described, []):
+        raise IntegrityError(line, fix="restore it, or make it again")
     card = masked_card(read_card(directory), described, title=directory.resolve().name, repo=config.repo)
     files = _pictures(directory, described, card) | _listed(directory, described)
     if config.include_scored:

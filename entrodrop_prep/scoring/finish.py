@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
 from entrodrop_prep.errors import IntegrityError, ModelError, SourceError
 from entrodrop_prep.scoring.described import described_of
@@ -21,6 +20,7 @@ from entrodrop_prep.store import digest, manifest
 from entrodrop_prep.store.digest import ContentDigest
 from entrodrop_prep.store.layout import REJECTED, TOKENIZER, UNIGRAM
 from entrodrop_prep.store.ownership import Contents, Owned
+from entrodrop_prep.store.rows import to_rows, token_counts
 from entrodrop_prep.store.schema import SCORED
 from entrodrop_prep.store.shards import Footer, check_file_schema, read_batches
 
@@ -137,11 +137,7 @@ def _count_tokens(path: Path, plan: Plan, footer: Footer, unigram: np.ndarray[An
     content = ContentDigest(plan.schema)
     for batch in read_batches(path):
         content.update(batch)
-        ids = batch.column("input_ids")
-        new = pc.is_valid(batch.column("entropy").flatten()).to_numpy(zero_copy_only=False).copy()
-        starts = ids.offsets.to_numpy()[:-1] - ids.offsets[0].as_py()
-        new[starts[batch.column("window").to_numpy() == 0]] = True
-        unigram += np.bincount(ids.flatten().to_numpy()[new], minlength=len(unigram))
+        unigram += token_counts(to_rows(batch), len(unigram))
     if content.hexdigest() != footer.content_digest:
         raise IntegrityError("its rows are not those that were written", where=str(path), fix="remove it and run again")
 

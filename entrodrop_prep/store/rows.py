@@ -114,3 +114,10 @@ def _column(batch: pa.RecordBatch | pa.Table, name: str) -> pa.Array:
         if isinstance(column, pa.ChunkedArray):
             column = column.chunk(0)
     return column
+
+
+def token_counts(rows: Rows, vocab_size: int) -> NDArray[np.int64]:
+    """[V] how often each id occurs, every token of a document once: not again where a window repeats it."""
+    new = ~np.isnan(rows.entropy)
+    new[rows.offsets[:-1][rows.window == 0]] = True
+    return np.bincount(rows.input_ids[new], minlength=vocab_size)

@@ -15,7 +15,8 @@ from entrodrop_prep.errors import IntegrityError, ModelError
 from entrodrop_prep.store import manifest
 from entrodrop_prep.store.layout import TOKENIZER, UNIGRAM
 from entrodrop_prep.store.schema import SCORED, check_schema, score_columns, scored_schema
-from entrodrop_prep.store.shards import check_file_schema, read_batches, reading
+from entrodrop_prep.store.scored_footers import disagreements, wrong_facts
+from entrodrop_prep.store.shards import check_file_schema, read_batches, read_footer, reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,7 +85,9 @@ class ScoredDataset:
         return np.array(counts)
 
     def check(self) -> None:
-        """Every file has the bytes it was finished with, and no shard is there beside them. Raises IntegrityError.
+        """Every file has the bytes it was finished with, no shard is there beside them, and ``check_footers``.
+
+        Raises IntegrityError.
 
         Call it under ``locks.reading_lock``: the manifest must still be the one that was opened.
         """
@@ -96,6 +99,16 @@ class ScoredDataset:
             raise problem
         for entry in self.files:
             check_file_schema(self.directory / entry["file"], self.schema)
+        self.check_footers()
+
+    def check_footers(self, *, first: bool = False) -> None:
+        """What the manifest says is what the shards say of themselves, or the ``first`` one, which is there.
+
+        Raises IntegrityError.
+        """
+        footers = [read_footer(self.directory / e["file"]) for e in self.files[: 1 if first else None]]
+        for line in (wrong_facts if first else disagreements)(self.directory, self.manifest, footers, []):
+            raise IntegrityError(line, fix="restore it, or score again")
 
     def look(self) -> None:
         """As ``check``, by sizes and schemas only: no row is read. Raises IntegrityError."""

@@ -31,7 +31,10 @@ def opened(job: Job, spec: Spec, cache_dir: str | Path | None) -> EpochRows:
     IntegrityError for a cache that is damaged.
     """
     home = cache_directory(cache_dir) / spec.columns_name
-    if not epoch_rows.is_written(home, spec):
+    if epoch_rows.is_written(home, spec):
+        for scored in job.directories:
+            scored.check_footers(first=True)
+    else:
         with reading_lock(*(scored.directory for scored in job.directories)):
             try:
                 with locked(home, wait=True):

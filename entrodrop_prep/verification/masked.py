@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from entrodrop_prep.export import derived
 from entrodrop_prep.export.columns import check_rows
-from entrodrop_prep.export.epoch import add_counts, misplaced
+from entrodrop_prep.export.epoch import COUNTS, add_counts, misplaced
 from entrodrop_prep.export.identity import config_of, identity_of, recipe_values
 from entrodrop_prep.export.provenance import stamped
 from entrodrop_prep.masking.sources import AGAINST, SOURCE, compared_with
@@ -33,33 +33,41 @@ def masked_findings(path: Path, notes: list[str]) -> Iterator[str]:
     if broken:
         return
     files = [e for e in described["files"] if "rows" in e]
+    for findings in in_order(lambda entry: list(_rows(path, described, entry)), files):
+        yield from findings
+    yield from footer_findings(path, described, notes)
+    yield from derived.findings(path, described, masked_schema(described["identity"].get("add_columns", ())))
+    tokens = sum(e["tokens"] for e in files if "epoch" in e)
+    notes.append(f"masked dataset: {len(described['epochs'])} epochs, {tokens:,} tokens")
+
+
+def footer_findings(path: Path, described: dict[str, Any], notes: list[str]) -> Iterator[str]:
+    """What the manifest says, against the footers of its files and against itself: no row is read.
+
+    Args:
+        path: the directory.
+        described: its manifest.
+        notes: what files of an earlier version do not say is added to it.
+    """
+    files = [e for e in described["files"] if "rows" in e]
     infos = [read_footer(path / e["file"]).info for e in files]
-    yield from _files(path, described, files, infos)
-    yield from _figures(path, described, files, infos)
+    for entry, info in zip(files, infos, strict=True):
+        yield from _footer(path / entry["file"], described, entry, info)
+    if all(map(_is_complete, infos)):
+        yield from _figures(path, described, files, infos)
     if digest.of_json([e["content_digest"] for e in files]) != described["content_digest"]:
         yield f"{path}: the content digest is not that of the files"
     yield from _recipe(path, described)
     yield from _environments(path, described, infos)
     yield from _provenance(path, described, infos, notes)
-    yield from derived.findings(path, described, masked_schema(described["identity"].get("add_columns", ())))
-    notes.extend(
-        f"layout {layout} is not here: `materialize --layout {layout}` derives it from the epochs"
-        for layout in derived.absent(path, described)
-    )
-    tokens = sum(e["tokens"] for e in files if "epoch" in e)
-    notes.append(f"masked dataset: {len(described['epochs'])} epochs, {tokens:,} tokens")
 
 
-def _files(
-    path: Path, described: dict[str, Any], files: list[dict[str, Any]], infos: list[dict[str, Any]]
-) -> Iterator[str]:
-    """Each file against its entry and its footer, and all of its rows."""
-    both = zip(files, infos, strict=True)
-    for findings in in_order(lambda one: list(_file(path, described, *one)), both):
-        yield from findings
+def _is_complete(info: dict[str, Any]) -> bool:
+    return info.keys() >= _FOOTER and info["counts"].keys() >= set(COUNTS)
 
 
-def _file(path: Path, described: dict[str, Any], entry: dict[str, Any], info: dict[str, Any]) -> Iterator[str]:
+def _rows(path: Path, described: dict[str, Any], entry: dict[str, Any]) -> Iterator[str]:
+    """All rows of a file, against its entry and its footer."""
     identity, schema = described["identity"], masked_schema(described["identity"].get("add_columns", ()))
     scored = described["scored"][0] if isinstance(described["scored"], list) else described["scored"]
     file, part = path / entry["file"], Path(entry["file"]).parent.name
@@ -75,10 +83,18 @@ def _file(path: Path, described: dict[str, Any], entry: dict[str, Any], info: di
         return problem
 
     yield from shard_findings(file, entry, schema, look)
-    wrong = misplaced(entry["file"], info)
+    info = read_footer(file).info
+    counts = [info["counts"][n] for n in ("tokens", "labels_left")] if _is_complete(info) else [tokens, labels]
+    if not problem and [tokens, labels] != counts:
+        yield f"{file}: the tokens and labels in its footer are not those of its rows"
+
+
+def _footer(file: Path, described: dict[str, Any], entry: dict[str, Any], info: dict[str, Any]) -> Iterator[str]:
+    """A file's entry against its footer."""
+    identity, wrong = described["identity"], misplaced(entry["file"], info)
     if wrong:
         yield f"{file}: {wrong}"
-    if not info.keys() >= _FOOTER:
+    if not _is_complete(info):
         yield f"{file}: its footer is not complete"
         return
     if info["identity"] != identity or info["fingerprint"] != digest.of_json(identity):
@@ -87,8 +103,6 @@ def _file(path: Path, described: dict[str, Any], entry: dict[str, Any], info: di
         yield f"{file}: the manifest's epoch of it is not that of its footer"
     if entry["tokens"] != info["counts"]["tokens"]:
         yield f"{file}: the manifest's tokens of it are not those of its footer"
-    if not problem and [tokens, labels] != [info["counts"]["tokens"], info["counts"]["labels_left"]]:
-        yield f"{file}: the tokens and labels in its footer are not those of its rows"
 
 
 def _figures(

@@ -10,6 +10,7 @@ from typing import Any
 
 from entrodrop_prep.config.names import is_repo_id
 from entrodrop_prep.errors import EntrodropError, IntegrityError, OutputError
+from entrodrop_prep.export import derived
 from entrodrop_prep.export.epoch import Part, ShardCounts
 from entrodrop_prep.export.identity import config_of
 from entrodrop_prep.export.job import Job, open_job
@@ -76,27 +77,31 @@ def verify(
         EntrodropError: there is nothing to check, another run is writing there, or TMPDIR has no room.
     """
     report = Report()
-    path, published = _found(directory, revision, report, with_scored=against is None)
-    if published:
-        against = published
+    path, scores, here = _found(directory, revision, report, with_scored=against is None)
+    if scores:
+        against = scores
     elif against is not None:
         against = [_here(text, report) for text in ([against] if isinstance(against, str) else against)]
     compared = [_here(text, report) for text in against_scores]
     others = [local_directory(name) for text in (*(against or ()), *compared) for name in {text, named_path(text)[1]}]
     with reading_lock(path, *others):
-        _check(path, against, compared, report)
+        _check(path, against, compared, report, here=here)
     report.notes.append(f"FAILED: {len(report.findings)} findings" if report.findings else f"OK: verified {directory}")
     return report
 
 
-def _check(path: Path, against: list[str] | None, compared: list[str], report: Report) -> None:
-    """Check a directory that is here."""
+def _check(path: Path, against: list[str] | None, compared: list[str], report: Report, *, here: bool) -> None:
+    """Check a directory; one that is not of the Hub says which layouts are missing: no push brings any there."""
     if family(kind_of(path)) == "scored":
         if against is not None:
             raise IntegrityError("a scored directory has no masks to check", where=str(path), fix="leave out --against")
         _collect(report, scored_findings(path, report.notes))
     else:
         _collect(report, masked_findings(path, report.notes))
+        report.notes.extend(
+            f"layout {layout} is not here, as a push leaves it out: `materialize --layout {layout}` derives it"
+            for layout in (derived.absent(path, manifest.read(path, MASKED)) if here and not report.findings else ())
+        )
         if against is None:
             report.notes.append(
                 "masks not checked: add --against SCORED to prove them, the thresholds and the entropies"
@@ -105,26 +110,29 @@ def _check(path: Path, against: list[str] | None, compared: list[str], report: R
             _collect(report, _masks(path, against, compared, report))
 
 
-def _found(name: str, revision: str | None, report: Report, *, with_scored: bool) -> tuple[Path, list[str] | None]:
-    """The directory that a name means, downloaded if it is on the Hub; and the scores that were published with it."""
+def _found(
+    name: str, revision: str | None, report: Report, *, with_scored: bool
+) -> tuple[Path, list[str] | None, bool]:
+    """The directory that a name means, downloaded if it is on the Hub; the scores that were published with it; and
+    whether it was here."""
     from entrodrop_prep.store import published as fetch
 
     if not fetch.is_published(name, revision):
         path = local_directory(name)
         if is_repo_id(name):
             report.notes.append(f"{name}: the directory here, not a dataset on the Hub")
-        return path, None
+        return path, None, True
     got = fetch.fetch(name, revision, with_scored=with_scored)
     report.notes.append(
         f"{name}: the dataset on the Hub at commit {got.commit}, as it is in the cache (`hf cache verify {name} "
         "--repo-type dataset` compares the two)"
     )
     if got.scored is None:
-        return got.directory, None
+        return got.directory, None, False
     identity = manifest.read(got.directory, MASKED)["identity"]
     if "sources" in identity or compared_with(identity):
-        return got.directory, None
-    return got.directory, [str(got.scored)]
+        return got.directory, None, False
+    return got.directory, [str(got.scored)], False
 
 
 def _here(text: str, report: Report) -> str:

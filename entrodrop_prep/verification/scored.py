@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,19 +11,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from entrodrop_prep.errors import ModelError
-from entrodrop_prep.store import digest, manifest
+from entrodrop_prep.store import manifest
 from entrodrop_prep.store.digest import ContentDigest
-from entrodrop_prep.store.layout import REJECTED, TOKENIZER, UNIGRAM
+from entrodrop_prep.store.layout import TOKENIZER, UNIGRAM
 from entrodrop_prep.store.parallel import in_order
-from entrodrop_prep.store.rows import stored_scores, to_rows
+from entrodrop_prep.store.rows import stored_scores, to_rows, token_counts
 from entrodrop_prep.store.schema import SCORED
 from entrodrop_prep.store.scored import ScoredDataset, rows_per_batch
-from entrodrop_prep.store.shards import Footer, check_file_schema, read_batches, read_footer
+from entrodrop_prep.store.scored_footers import disagreements, wrong_counts
+from entrodrop_prep.store.shards import check_file_schema, read_batches, read_footer
 
-_IN_FILES = ("tokens", "trainable_tokens")
 _COUNTED = ("rows", "windows", "tokens", "trainable_tokens")
-_TOLD = ("rows_read", "rows_without_loss", "short_rows", "truncated_rows", "dropped_long_rows", "bad_rows")
-"""Counts that no row shows, but each shard's footer has."""
 
 
 def scored_findings(path: Path, notes: list[str]) -> Iterator[str]:
@@ -51,13 +46,9 @@ def scored_findings(path: Path, notes: list[str]) -> Iterator[str]:
             totals[name] += shard.counts[name]
     if not np.array_equal(unigram, stored):
         yield f"{path / UNIGRAM}: it does not count the shards' tokens"
-    yield from _wrong_counts(path, described, totals)
-    content = {"identity": described["identity"], "shards": [e["content_digest"] for e in scored.files]}
-    if digest.of_json(content) != described["content_digest"]:
-        yield f"{path}: the content digest is not that of the shards"
     footers = [read_footer(path / e["file"]) for e in scored.files]
-    yield from _footers(path, described, scored.files, footers)
-    yield from _described(path, described, footers, notes)
+    of_footers = disagreements(path, described, footers, notes)
+    yield from dict.fromkeys([*wrong_counts(path, described, totals), *of_footers])
     yield from tokenizer_findings(scored, notes, known=any("described" in f.info for f in footers))
     notes.append(f"scored dataset: {len(scored.files)} shards, {totals['tokens']:,} tokens")
 
@@ -84,77 +75,11 @@ class _Shard:
         self.problem, self._last = _batch(batch, self._scored, *self._range, self._last)
         if not self.problem:
             rows = to_rows(batch)
-            new = ~np.isnan(rows.entropy)
-            new[rows.offsets[:-1][rows.window == 0]] = True
-            self.unigram += np.bincount(rows.input_ids[new], minlength=len(self.unigram))
+            self.unigram += token_counts(rows, len(self.unigram))
             found = (int((rows.window == 0).sum()), len(rows.row_id), len(rows.input_ids), int(rows.loss_mask.sum()))
             for name, value in zip(_COUNTED, found, strict=True):
                 self.counts[name] += value
         return self.problem
-
-
-def _footers(
-    path: Path, described: dict[str, Any], files: list[dict[str, Any]], footers: list[Footer]
-) -> Iterator[str]:
-    """What the manifest says and no row shows, against the footers, as far as these have it."""
-    infos = [footer.info for footer in footers]
-    for index, info in enumerate(infos):
-        file = path / files[index]["file"]
-        if info.get("shard", index) != index:
-            yield f"{file}: by its footer it is shard {info['shard']}"
-        if info.get("identity", described["identity"]) != described["identity"]:
-            yield f"{path}: the identity is not that of shard {index}"
-        if info.get("fingerprint", wanted := digest.of_json(described["identity"])) != wanted:
-            yield f"{file}: the fingerprint in its footer is not that of the identity"
-    if not all({"counts", "source", "environment"} <= info.keys() for info in infos):
-        return
-    for entry, info in zip(files, infos, strict=True):
-        wrong = [n for n in _IN_FILES if info["counts"].get(n) != entry[n]]
-        if wrong:
-            yield f"{path / entry['file']}: the manifest's {' and '.join(wrong)} are not those of its footer"
-    yield from _wrong_counts(path, described, {n: sum(info["counts"].get(n, 0) for info in infos) for n in _TOLD})
-    if described["source"]["digest"] != digest.of_json([info["source"]["digest"] for info in infos]):
-        yield f"{path}: the source's digest is not that of the shards"
-    notes: Counter[str] = Counter()
-    for info in infos:
-        notes.update(info.get("notes", {}))
-    if described.get("notes", {}) != notes:
-        yield f"{path}: the notes are not those of the shards"
-    recorded = [(i, entry["environment"]) for entry in described.get("environments", []) for i in entry["shards"]]
-    if sorted(recorded, key=lambda one: one[0]) != list(enumerate(info["environment"] for info in infos)):
-        yield f"{path}: the environments are not those of the shards"
-    lines = [json.dumps(e, sort_keys=True, ensure_ascii=False) + "\n" for info in infos for e in info["rejected"]]
-    listed = {e["file"]: e["sha256"] for e in described["files"]}.get(REJECTED)
-    if listed != (hashlib.sha256("".join(lines).encode("utf-8", "backslashreplace")).hexdigest() if lines else None):
-        yield f"{path / REJECTED}: its rows are not those that the shards say were left out"
-
-
-def _described(path: Path, described: dict[str, Any], footers: list[Footer], notes: list[str]) -> Iterator[str]:
-    """Names, licences and special tokens, against the first footer that has them."""
-    identity = described["identity"]
-    for what, one, other in (
-        ("model's vocabulary", described["model"]["vocab_size"], identity.get("vocab_size")),
-        ("tokenizer's digest", described["tokenizer"]["digest"], identity.get("tokenizer")),
-    ):
-        if other is not None and one != other:
-            yield f"{path}: the {what} is not that of the identity"
-    recorded = next((f.info["described"] for f in footers if "described" in f.info), None)
-    if recorded is None:
-        made = [e["environment"].get("entrodrop_prep") for e in described.get("environments", [])]
-        versions = {f"entrodrop-prep {version}" for version in made if version}
-        lacking = {"name", "vocabulary", "chat_template"} - described["tokenizer"].keys()
-        if lacking and any("fingerprint" in f.info for f in footers):
-            yield f"{path}: the manifest does not say the tokenizer's {' and '.join(sorted(lacking))}"
-        if versions and described["generator"] not in versions:
-            yield f"{path}: no shard was made by its generator, {described['generator']}"
-        notes.append("not checked: names of source and model, which shards of this version do not say")
-        return
-    source = {k: v for k, v in described["source"].items() if k != "digest"}
-    tokenizer = {k: v for k, v in described["tokenizer"].items() if k != "stored"}
-    now = {"generator": described["generator"], "source": source, "model": described["model"], "tokenizer": tokenizer}
-    if now != recorded:
-        lines = manifest.differences(recorded, now) or ["it leaves something out"]
-        yield f"{path}: the manifest is not what the shards say: {'; '.join(lines)}"
 
 
 def tokenizer_findings(scored: ScoredDataset, notes: list[str], *, known: bool) -> Iterator[str]:
@@ -198,13 +123,6 @@ def _same_versions(described: dict[str, Any]) -> bool:
 
     recorded = [e["environment"] for e in described.get("environments", [])]
     return all(e.get(name) == version(name) for e in recorded for name in ("tokenizers", "transformers"))
-
-
-def _wrong_counts(path: Path, described: dict[str, Any], found: dict[str, int]) -> Iterator[str]:
-    for name, value in found.items():
-        recorded = described["counts"].get(name)
-        if recorded != value:
-            yield f"{path}: the manifest counts {recorded} {name}, the shards hold {value}"
 
 
 def shard_findings(

@@ -6,18 +6,25 @@ import copy
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from entrodrop_prep import cli
-from entrodrop_prep.errors import EntrodropError
+from entrodrop_prep.config import MaterializeConfig, PushConfig
+from entrodrop_prep.errors import EntrodropError, IntegrityError
+from entrodrop_prep.export.materialize import materialize
+from entrodrop_prep.publish.local import open_local
 from entrodrop_prep.store import manifest
+from entrodrop_prep.training.rows import MaskedRows
 from entrodrop_prep.verification.run import verify
 from helpers.mixtures import run_materialize
 from helpers.models import run_score, write_rows
+from helpers.scored import copy as copied
 from helpers.scored import without_digests
 
 MODEL = Path(cli.__file__).parents[1] / "demo" / "model"
@@ -127,3 +134,74 @@ def test_what_shards_of_an_earlier_version_do_not_tell_is_said(made: Path, tmp_p
     assert any("not checked: names of source and model" in note for note in report.notes)
     missed = unnoticed(old, None, 60)
     assert {edit[0] for edit in missed} <= PROVED_BY_NEW_SHARDS
+
+
+DECIDE: list[tuple[tuple[Any, ...], Any]] = [
+    (("tokenizer", "special_ids"), []),
+    (("tokenizer", "eos_id"), 7),
+    (("tokenizer", "pad_id"), 7),
+    (("tokenizer", "vocabulary"), "0" * 64),
+    (("model", "vocab_size"), 100_000),
+    (("identity", "score_dtype"), "float16"),
+    (("identity", "tokenizer"), "0" * 64),
+    (("source", "digest"), "0" * 64),
+    (("counts", "tokens"), 1),
+    (("content_digest",), "0" * 64),
+]
+"""Of a scored manifest."""
+
+
+SUMS = ("counts", "content_digest", "source")
+"""What a cache does not depend on: it holds the rows of a content digest, and of shards that may be gone."""
+
+
+@pytest.mark.parametrize(("path", "value"), DECIDE)
+def test_no_masks_are_made_of_scores_whose_manifest_was_edited(
+    path: tuple[Any, ...], value: Any, made: Path, tmp_path: Path
+) -> None:
+    """Nor are the scores pushed, nor rows made of what a cache holds of them."""
+    scored, cache = copied(made / "scored", tmp_path / "scored"), made / "cache"
+    MaskedRows.open(scored, epochs=1, cache_dir=cache)
+    described = json.loads((scored / "manifest.json").read_bytes())
+    manifest.write(scored, edited(described, (path, "set", value)))
+    for use in (
+        lambda: materialize(MaterializeConfig(scored=str(scored), out=str(tmp_path / "masked"), epochs=1)),
+        lambda: open_local(PushConfig(directory=str(scored), repo="me/data")),
+        lambda: MaskedRows.open(scored, epochs=1, cache_dir=cache),
+    )[: 2 if path[0] in SUMS else 3]:
+        with pytest.raises(IntegrityError, match=f"^{scored}"):
+            use()
+    assert not (tmp_path / "masked" / "manifest.json").exists()
+
+
+def test_nothing_is_drawn_by_counts_that_are_not_those_of_the_tokens(made: Path, tmp_path: Path) -> None:
+    scored = copied(made / "scored", tmp_path / "scored")
+    recipe = MaterializeConfig(scored=str(scored), out=str(tmp_path / "masked"), epochs=1, target="inputs")
+    materialize(recipe)
+    counts = np.load(scored / "unigram.npy")
+    np.save(scored / "unigram.npy", counts[::-1])
+    described = json.loads((scored / "manifest.json").read_bytes())
+    at = next(i for i, e in enumerate(described["files"]) if e["file"] == "unigram.npy")
+    described["files"][at] = manifest.file_entry(scored, scored / "unigram.npy")
+    manifest.write(scored, described)
+    with pytest.raises(IntegrityError, match="it does not count the shards' tokens"):
+        materialize(replace(recipe, out=str(tmp_path / "other")))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(("recipe", "max_rate"), ("epochs", 0, "dropped"), ("scored", "tokenizer", "eos_id"), ("identity", "seed")),
+        *(("scored", "source", "name"), ("files", 0, "epoch"), ("content_digest",), ("environments",)),
+    ],
+)
+def test_masks_whose_manifest_was_edited_are_not_pushed(path: tuple[Any, ...], made: Path, tmp_path: Path) -> None:
+    masked = copied(made / "masked", tmp_path / "masked")
+    described = json.loads((masked / "manifest.json").read_bytes())
+    value = described
+    for key in path:
+        value = value[key]
+    changed = f"{value[:-1]}0" if isinstance(value, str) else [] if isinstance(value, list) else value / 2 + 1
+    manifest.write(masked, edited(described, (path, "set", type(value)(changed))))
+    with pytest.raises(IntegrityError, match=f"^{masked}"):
+        open_local(PushConfig(directory=str(masked), repo="me/data"))
