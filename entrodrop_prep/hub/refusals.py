@@ -90,7 +90,7 @@ def read_refusal(
     """
     from huggingface_hub import constants
 
-    case, status = _case(list(_causes(error)), silent)
+    case, status = _case(list(causes(error)), silent)
     lines = REFUSALS[case].read if case is not None else None
     if lines is None:
         return None
@@ -129,7 +129,7 @@ def unreachable_errors() -> tuple[type[Exception], ...]:
     return (*roots, ConnectionError, TimeoutError)
 
 
-def _case(causes: list[BaseException], silent: bool) -> tuple[str | int | None, int | None]:
+def _case(chain: list[BaseException], silent: bool) -> tuple[str | int | None, int | None]:
     """The key of ``REFUSALS`` for what was read, and the HTTP status if there is one."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
@@ -148,25 +148,25 @@ def _case(causes: list[BaseException], silent: bool) -> tuple[str | int | None, 
         (RepositoryNotFoundError, "missing"),
         (RevisionNotFoundError, "revision"),
     )
-    for cause in causes:
+    for cause in chain:
         for error, case in by_type:
             if isinstance(cause, error):
                 return case, None
-    answers = [getattr(c, "response", None) if isinstance(c, HfHubHTTPError) else None for c in causes]
+    answers = [getattr(c, "response", None) if isinstance(c, HfHubHTTPError) else None for c in chain]
     for status in [answer.status_code for answer in answers if answer is not None]:
         if status >= 500 or (status in REFUSALS and REFUSALS[status].read):
             return min(status, 500), status
-    if silent and any(isinstance(c, (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)) for c in causes):
+    if silent and any(isinstance(c, (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)) for c in chain):
         return "unreachable", None
     absent = (LocalEntryNotFoundError, ConnectionError) if constants.HF_HUB_OFFLINE else (OfflineModeIsEnabled,)
-    if any(isinstance(cause, absent) for cause in causes):
+    if any(isinstance(cause, absent) for cause in chain):
         return "offline", None
-    if any(isinstance(c, unreachable_errors()) for c in causes if getattr(c, "response", None) is None):
+    if any(isinstance(c, unreachable_errors()) for c in chain if getattr(c, "response", None) is None):
         return "unreachable", None
     return None, None
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> Iterator[BaseException]:
     """An error, what it was raised from, and so on."""
     seen: set[int] = set()
     found: BaseException | None = error

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from entrodrop_prep.errors import HubError
 from entrodrop_prep.hub.credentials import without
-from entrodrop_prep.hub.refusals import unreachable_errors
+from entrodrop_prep.hub.refusals import causes, unreachable_errors
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -95,13 +95,11 @@ def read(error: BaseException) -> Failure:
     """What is known of a failure: the Hub's answer if there was one, else the error itself."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    found: BaseException | None = error
-    while found is not None:
+    for found in causes(error):
         response = getattr(found, "response", None) if isinstance(found, HfHubHTTPError) else None
         if response is not None:
             said = getattr(found, "server_message", None) or response.headers.get("X-Error-Message") or ""
             return Failure(response.status_code, f"{response.status_code} {said}".strip(), _seconds(response.headers))
-        found = found.__cause__ or found.__context__
     if isinstance(error, StoreError):
         return Failure(error.status, str(error))
     return Failure(None, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)

@@ -508,13 +508,11 @@ def test_an_error_comes_after_what_was_finished_before(
 
 
 INTERRUPTED = """
-import sys, threading
-from types import SimpleNamespace
+import sys
 import numpy as np
 from entrodrop_prep.backends.prefetch import score_all
-from entrodrop_prep.backends.model import DTYPE, ModelInfo
+from entrodrop_prep.backends.model import ModelInfo
 from entrodrop_prep.backends.server.backend import ServerBackend
-from entrodrop_prep.backends.server.connect import PROBE_TOKENS
 from entrodrop_prep.config import ScoreConfig
 url, model = sys.argv[1:]
 config = ScoreConfig(source="x", model=model, out="x", backend="server", server=(url,))

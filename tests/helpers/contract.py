@@ -29,30 +29,31 @@ def plain_rows(rows: Rows) -> list[dict[str, Any]]:
 
 def naive_rate(recipe: Recipe, p: float) -> float:
     low, high = recipe.min_rate, recipe.max_rate
-    if recipe.schedule == "sigmoid":
-        return low + (high - low) / (1 + math.exp(-recipe.steepness * (p - recipe.midpoint)))
-    if recipe.schedule == "linear":
-        return low + (high - low) * p
-    if recipe.schedule == "cosine":
-        return low + (high - low) * (1 - math.cos(math.pi * p)) / 2
-    if recipe.schedule == "constant":
-        return high
-    return high if p >= recipe.midpoint else low
+    return {
+        "sigmoid": lambda: low + (high - low) * (1 + math.tanh(recipe.steepness * (p - recipe.midpoint) / 2)) / 2,
+        "linear": lambda: low + (high - low) * p,
+        "cosine": lambda: low + (high - low) * (1 - math.cos(math.pi * p)) / 2,
+        "constant": lambda: high,
+        "step": lambda: high if p >= recipe.midpoint else low,
+    }[recipe.schedule]()
 
 
-def naive_selection(recipe: Recipe, trainable_entropy: list[float]) -> Any:
-    """Whether an entropy may be dropped, given those that the quantile is taken over."""
-    q = 0.5 if recipe.quantile is None else recipe.quantile
+def naive_tau(q: float, scores: list[float], *, high: bool) -> float:
+    """sorted[ceil(q n) - 1], or sorted[n - ceil(q n)] from above; a number that selects none where ceil(q n) is 0."""
+    ordered, count = sorted(scores), math.ceil(q * len(scores))
+    if count == 0:
+        return math.inf if high else -math.inf
+    return ordered[len(ordered) - count] if high else ordered[count - 1]
+
+
+def naive_selection(recipe: Recipe, scores: list[float]) -> Any:
+    """Whether a score may be dropped, given those that the quantile is taken over."""
     if recipe.select == "random":
-        return lambda h: True
-    ordered, count = sorted(trainable_entropy), math.ceil(q * len(trainable_entropy))
-    if recipe.threshold is None and count == 0:
-        return lambda h: False
-    if recipe.select == "low-entropy":
-        low = ordered[count - 1] if recipe.threshold is None else recipe.threshold
-        return lambda h: h <= low
-    high = ordered[len(ordered) - count] if recipe.threshold is None else recipe.threshold
-    return lambda h: h >= high
+        return lambda score: True
+    high, tau = recipe.select.startswith("high"), recipe.threshold
+    if tau is None:
+        tau = naive_tau(0.5 if recipe.quantile is None else recipe.quantile, scores, high=high)
+    return (lambda score: score >= tau) if high else (lambda score: score <= tau)
 
 
 def drawn(unigram: list[int], word: int) -> int:

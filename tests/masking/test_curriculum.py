@@ -13,23 +13,12 @@ from hypothesis import strategies as st
 
 from entrodrop_prep.config import Recipe
 from entrodrop_prep.masking.curriculum import epoch_rates, horizon, rate, row_rates
+from helpers.contract import naive_rate
 
 SIGMOID_BITS = ["0x1.2d2b42765b514p-6", "0x1.6cdf3553a4d78p-3", "0x1.3e61cc44b063cp-1", "0x1.90303f85e6bf1p-1"]
 COSINE_BITS = ["0x1.514f7d920ec78p-4", "0x1.3fdb2df8f5e68p-2", "0x1.4678cf69eb732p-1", "0x1.bc3c76b4248d9p-1"]
 SCHEDULES = ["sigmoid", "linear", "cosine", "constant", "step"]
 progress = st.floats(0, 1)
-
-
-def formula(recipe: Recipe, p: float) -> float:
-    """The rate as the contract writes it, with the mathematics library."""
-    low, high = recipe.min_rate, recipe.max_rate
-    return {
-        "sigmoid": lambda: low + (high - low) * (1 + math.tanh(recipe.steepness * (p - recipe.midpoint) / 2)) / 2,
-        "linear": lambda: low + (high - low) * p,
-        "cosine": lambda: low + (high - low) * (1 - math.cos(math.pi * p)) / 2,
-        "constant": lambda: high,
-        "step": lambda: high if p >= recipe.midpoint else low,
-    }[recipe.schedule]()
 
 
 @settings(max_examples=300, deadline=None)
@@ -50,7 +39,7 @@ def test_rates_follow_their_formula(
     assert found.dtype == np.float64
     assert ((found >= bounds[0]) & (found <= bounds[1])).all()
     for p, r in zip(places, found, strict=True):
-        assert r == pytest.approx(formula(recipe, p), abs=1e-13)
+        assert r == pytest.approx(naive_rate(recipe, p), abs=1e-13)
         assert rate(recipe, np.array([p]))[0] == r  # the same bits alone as among others
 
 
@@ -106,7 +95,7 @@ def test_progress_by_epoch_is_one_rate() -> None:
 def test_progress_by_row_is_the_same_however_rows_are_grouped(schedule: Any, total: int, cuts: list[int]) -> None:
     recipe = Recipe(epochs=3, horizon=4, schedule=schedule, progress="row")
     whole = row_rates(recipe, 2, 0, total, total)
-    assert whole == pytest.approx([formula(recipe, (2 + (i + 0.5) / total) / 4) for i in range(total)], abs=1e-13)
+    assert whole == pytest.approx([naive_rate(recipe, (2 + (i + 0.5) / total) / 4) for i in range(total)], abs=1e-13)
     edges = sorted({0, total, *(min(c, total) for c in cuts)})
     pieces = [row_rates(recipe, 2, a, b - a, total) for a, b in pairwise(edges)]
     assert np.concatenate(pieces).tolist() == whole.tolist()

@@ -27,6 +27,7 @@ from entrodrop_prep.masking.curriculum import epoch_rates, row_rates
 from entrodrop_prep.masking.mask import Masked, MaskPlan, apply, eligible_tokens, needs_corpus_quantile
 from entrodrop_prep.masking.quantile import Histogram, quantile_of, threshold
 from entrodrop_prep.store.rows import Rows
+from helpers.contract import drawn, naive_tau
 from helpers.scored import take
 
 GOLDEN = Path(__file__).with_name("golden_masks.json")
@@ -64,15 +65,6 @@ def scalar_block(plan: MaskPlan, stream: str, number: int, row_id: int, window: 
     return scalar_philox([number, window, row_id % 2**32, epoch * 2**16 + row_id // 2**32], key)
 
 
-def naive_tau(recipe: Recipe, values: list[float]) -> float:
-    """sorted[ceil(q n) - 1], or sorted[n - ceil(q n)] from above; a number that selects none where ceil(q n) is 0."""
-    high, ordered = recipe.select.startswith("high"), sorted(values)
-    count = math.ceil(quantile_of(recipe) * len(ordered))
-    if count == 0:
-        return math.inf if high else -math.inf
-    return ordered[len(ordered) - count] if high else ordered[count - 1]
-
-
 def naive_row(rows: Rows, r: int, plan: MaskPlan, epoch: int, rate: float) -> dict[str, list[Any]]:
     """Row r in one epoch: what is trainable, eligible and dropped, its ids and labels."""
     recipe = plan.recipe
@@ -87,7 +79,8 @@ def naive_row(rows: Rows, r: int, plan: MaskPlan, epoch: int, rate: float) -> di
     side, _, name = recipe.select.partition("-")
     score: Any = {"entropy": entropy, "surprisal": surprise, "excess": excess}.get(name)
     if tau is None and recipe.select != "random":
-        tau = naive_tau(recipe, [h for h, yes in zip(score, trainable, strict=True) if yes])
+        pool = [h for h, yes in zip(score, trainable, strict=True) if yes]
+        tau = naive_tau(quantile_of(recipe), pool, high=side == "high")
     eligible, dropped = [], []
     for t in range(len(ids)):
         yes = trainable[t] and ids[t] not in plan.protected.tolist()
@@ -120,13 +113,7 @@ def naive_replacement(plan: MaskPlan, row_id: int, window: int, t: int, epoch: i
         return plan.drop_token_id
     lanes = scalar_block(plan, REPLACE, t // 2, row_id, window, epoch)
     word = lanes[2 * (t % 2)] + lanes[2 * (t % 2) + 1] * 2**32
-    place = math.floor((word >> 11) / 2**53 * int(plan.unigram.sum()))
-    running = 0
-    for token, count in enumerate(plan.unigram.tolist()):
-        running += count
-        if place < running:
-            return token
-    raise AssertionError("the draw lies outside the counts")
+    return drawn(plan.unigram.tolist(), word)
 
 
 def check_against_naive(rows: Rows, plan: MaskPlan, epoch: int, rates: np.ndarray) -> Masked:
@@ -155,7 +142,7 @@ def make_plan(rows: Rows, recipe: Recipe, protected: list[int], source: str = "c
         histogram = Histogram(values.dtype)
         histogram.add(values)
         tau = threshold(histogram, quantile_of(recipe), high=recipe.selection.high, again=lambda: [values])
-        assert tau == naive_tau(recipe, values.astype(float).tolist())
+        assert tau == naive_tau(quantile_of(recipe), values.astype(float).tolist(), high=recipe.selection.high)
     return MaskPlan(
         recipe=recipe,
         source=source,
@@ -679,7 +666,7 @@ def test_golden_masks() -> None:
         "\n\nTHE MASKS HAVE CHANGED. Published datasets were made with the numbers in golden_masks.json; for the same"
         "\nseed and recipe this code now gives others. If that was not meant, the change is a bug. If it was, raise"
         "\nFORMAT_VERSION in entrodrop_prep/masking/counter.py, say so in the changelog, and write the file again with"
-        "\n    python tests/masking/test_mask.py > tests/golden_masks.json"
+        "\n    python tests/masking/test_mask.py > tests/masking/golden_masks.json"
     )
 
 

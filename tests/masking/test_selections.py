@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from entrodrop_prep import MaskedRows
-from entrodrop_prep.config import MaterializeConfig
+from entrodrop_prep.config import MaterializeConfig, Recipe
 from entrodrop_prep.errors import ConfigError, IntegrityError
 from entrodrop_prep.export.job import open_job
 from entrodrop_prep.export.materialize import materialize
@@ -20,6 +20,7 @@ from entrodrop_prep.store.rows import Rows
 from entrodrop_prep.verification.inspect import show
 from entrodrop_prep.verification.report import report
 from entrodrop_prep.verification.run import verify
+from helpers.contract import naive_selection, naive_tau
 from helpers.scored import FIRST_PLAIN_ID, VOCABULARY, all_bytes, manifest_of, some_rows, write_scored
 from helpers.tokenizers import byte_bpe
 
@@ -57,11 +58,6 @@ def expected_labels(rows: Rows, score: np.ndarray, eligible: Any) -> list[list[i
     return result
 
 
-def edge(values: np.ndarray, q: float, high: bool) -> float:
-    ordered, count = sorted(values.astype(np.float64).tolist()), math.ceil(q * len(values))
-    return ordered[len(ordered) - count] if high else ordered[count - 1]
-
-
 @pytest.mark.parametrize("side", ["low", "high"])
 @pytest.mark.parametrize("name", ["surprisal", "excess"])
 @pytest.mark.parametrize("given", [{"quantile": 0.3}, {"threshold": 0.916}], ids=str)
@@ -72,8 +68,8 @@ def test_a_selection_is_what_its_formula_says(both: Any, tmp_path: Path, side: s
         score = other.logprob.astype(np.float32) - rows.logprob
     more = {"against_scores": two} if name == "excess" else {}
     made = MaskedRows.open(one, select=f"{side}-{name}", cache_dir=tmp_path, **more, **given, **ALL)
-    tau = given["threshold"] if "threshold" in given else edge(score[rows.trainable], 0.3, side == "high")
-    wanted = expected_labels(rows, score, (lambda x: x >= tau) if side == "high" else (lambda x: x <= tau))
+    selects = naive_selection(Recipe(epochs=1, select=f"{side}-{name}", **given), score[rows.trainable].tolist())  # type: ignore[arg-type]
+    wanted = expected_labels(rows, score, selects)
     assert [row["labels"] for row in made] == wanted
     assert any(-100 in labels[1:] for labels in wanted)
 
@@ -127,7 +123,7 @@ def test_in_a_mixture_each_masked_source_has_scores_to_compare_with(both: Any, t
     assert "content digests differ" in wrong[0]
     taus = manifest_of(tmp_path / "masked")["tau_nats"]
     score = other.logprob.astype(np.float32) - rows.logprob
-    assert taus["a"] == edge(score[rows.trainable], 0.5, high=True)
+    assert taus["a"] == naive_tau(0.5, score[rows.trainable].tolist(), high=True)
     with pytest.raises(ConfigError, match="2 sources are masked"):
         open_job(replace(config, against_scores=named[:1]))
 
