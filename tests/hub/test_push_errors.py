@@ -22,17 +22,12 @@ from entrodrop_prep.publish import check, local
 from entrodrop_prep.publish.client import _store_errors
 from entrodrop_prep.publish.plan import LocalFile
 from helpers.hub import WRITER, Fault, Hub
-from helpers.pushes import ROOT, changed, commits_of, fails, masked_directory, push, start
+from helpers.pushes import ROOT, changed, commits_of, fails, push, start
 from helpers.scored import copy
 
 pytestmark = pytest.mark.network
 
 CARD = b"---\nlicense: mit\n---\n# Mine\n\nWords of mine.\n"
-
-
-@pytest.fixture(scope="module")
-def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return masked_directory(tmp_path_factory.mktemp("data"), rows=40, epochs=2)
 
 
 # --- reading the card that is there

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from helpers.hub import Fault, Hub
-from helpers.pushes import FAST, commits_of, holds, masked_directory, parquet_paths, push, put_rows, start
+from helpers.pushes import FAST, commits_of, holds, parquet_paths, push, put_rows, start
 
 pytestmark = pytest.mark.network
 
@@ -43,11 +43,6 @@ class Outcome:
     left: list[Fault]
     again_uploaded: int
     again_commits: int
-
-
-@pytest.fixture(scope="module")
-def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return masked_directory(tmp_path_factory.mktemp("data"), epochs=2)
 
 
 def each(kind: str, steps: tuple[str, ...] = STEPS, **more: Any) -> list[Fault]:

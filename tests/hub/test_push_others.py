@@ -26,11 +26,6 @@ from helpers.scored import copy, some_rows, write_scored
 pytestmark = pytest.mark.network
 
 
-@pytest.fixture(scope="module")
-def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return masked_directory(tmp_path_factory.mktemp("data"), rows=40, epochs=2)
-
-
 def verified(hub: Hub, home: Path, *arguments: str) -> tuple[int, str]:
     process = start(hub, home, "verify", *arguments)
     out, err = process.communicate()
