@@ -180,7 +180,11 @@ def _message(raw: object, notes: set[str]) -> tuple[bool | None, Message]:
         raise RowError("has no role")
     if not isinstance(role, str):
         raise RowError(f"has a role that is {kind_of(role)}, not a string")
-    message["role"] = (SHAREGPT_ROLES if sharegpt else ROLES).get(role, role)
+    roles = SHAREGPT_ROLES if sharegpt else ROLES
+    meant = role.strip().lower()
+    if role != meant and meant in (*roles, *SHAREGPT_ROLES.values(), "system"):
+        raise RowError(f"has the role {role!r}", fix=f"write it {meant!r}: of another role nothing is trained on")
+    message["role"] = roles.get(role, role)
     switch = _switch(message)
     for key in ("name", "tool_call_id", *THOUGHTS):
         if not isinstance(message.get(key, ""), str):
