@@ -147,6 +147,8 @@ def test_a_message_without_content_is_said() -> None:
         ({"role": "assistant", "content": "x", "weight": "1"}, "has weight '1'"),
         ({"role": "user", "content": "x", "weight": -1}, "has weight -1"),
         ({"role": "assistant", "content": "x", "train": "no"}, "has train 'no'"),
+        ({"role": "assistant", "content": "x", "loss": False}, "has loss False"),
+        ({"role": "assistant", "content": "x", "training": 0.5}, "has training 0.5"),
         ({"role": "assistant", "content": "x", "train": 1}, "has train 1"),
         ({"role": "assistant", "content": "x", "train": True, "weight": 0}, "contradict each other"),
         ({"from": "function_call", "value": "f()"}, "is a function_call whose value is not JSON"),
