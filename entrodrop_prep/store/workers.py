@@ -259,9 +259,10 @@ class Workers:
             touched, owner = os.fstat(handle).st_mtime, os.read(handle, 1000)
         finally:
             os.close(handle)
-        if not owner:  # its worker is just writing to it, or was killed before it did
+        try:
+            host, pid = json.loads(owner)
+        except (ValueError, TypeError):  # its worker is just writing to it, or it or the machine ended before it had
             return self._now() - touched > min(SIGNING, self._timeout)
-        host, pid = json.loads(owner)
         gone = host is not None and host == self._host and not _is_running(pid)
         return gone or self._now() - touched > self._timeout
 

@@ -62,6 +62,10 @@ def test_one_worker_has_a_claim(tmp_path: Path) -> None:
         assert (len(one._claims), len(other._claims)) == (0, 2)
 
 
+TORN = {"zeros": bytes(60), "cut": b'[["boot", 1], 1', "other": b"7", "no text": b"\xff\xfe"}
+"""What a machine may leave that lost its power."""
+
+
 def test_a_claim_is_taken_over_when_its_time_is_over(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with worker(out, 60.0) as one:
@@ -69,10 +73,13 @@ def test_a_claim_is_taken_over_when_its_time_is_over(tmp_path: Path) -> None:
         claim_of(out, "new", ELSEWHERE, 55)
         claim_of(out, "of one killed while it made it", b"", 11)
         claim_of(out, "of one that is making it", b"", 9)
+        for name, data in TORN.items():
+            claim_of(out, name, data, 11)
         assert one.take("old")
         assert not one.take("new")
         assert one.take("of one killed while it made it")
         assert not one.take("of one that is making it")
+        assert all(map(one.take, TORN))
 
 
 def test_a_claim_of_a_process_that_ended_here_is_taken_over_at_once(tmp_path: Path) -> None:
