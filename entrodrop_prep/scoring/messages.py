@@ -202,7 +202,8 @@ def _message(raw: object, notes: set[str]) -> tuple[bool | None, Message]:
 
 def _switch(message: Message) -> bool | None:
     """Take ``train`` and ``weight`` out of a message: True, False, or None where neither is there."""
-    for key in ("loss", "trainable", "training"):  # as other programs call it
+    names = ("loss", "trainable", "training") if message["role"] == "assistant" else ()  # as other programs call it
+    for key in names:
         if isinstance(message.get(key), (bool, int, float)) and message[key] != 1:
             raise RowError(f"has {key} {message[key]!r}", fix="write train: false or weight: 0 in its place")
     said: dict[str, bool] = {}

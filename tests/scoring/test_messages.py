@@ -436,6 +436,7 @@ def test_flags_of_other_roles_and_of_all_turns() -> None:
     assert one.notes == {"trained_role"}
     assert not any({"train", "weight"} & m.keys() for m in one.messages)
     assert not chat({**USER, "weight": 0}, BOT).notes
+    assert chat({**USER, "loss": False}, {**BOT, "loss": True}).trained == [False, True]
     assert "every one has train: false or weight: 0" in why(USER, {**BOT, "weight": 0})
     assert "(roles: user)" in why(USER)
 
