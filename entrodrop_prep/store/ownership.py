@@ -239,8 +239,12 @@ class Owned:
 
     def _may_be_ours(self, name: str) -> bool:
         parts = PurePosixPath(name).parts
-        plain = "/".join(parts) == name and not {"..", "/"} & set(parts)
-        return plain and (name in self.contents.files or (parts[0] in self.contents.folders and len(parts) > 1))
+        plain = "/".join(parts) == name and not {"..", "/"} & set(parts) and name.isprintable()
+        return (
+            plain
+            and name != ""
+            and (name in self.contents.files or (parts[0] in self.contents.folders and len(parts) > 1))
+        )
 
 
 def remove_files(directory: Path, names: Iterable[str]) -> None:

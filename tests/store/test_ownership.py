@@ -21,6 +21,8 @@ from entrodrop_prep.errors import DiskSpaceError, OutputError
 from entrodrop_prep.export import derived
 from entrodrop_prep.export.materialize import materialize
 from entrodrop_prep.store import disk, manifest
+from entrodrop_prep.store.ownership import Owned
+from entrodrop_prep.store.schema import MASKED
 from entrodrop_prep.verification.run import verify
 from helpers.models import random_rows, run_score, save_model, tiny_llama, write_rows
 from helpers.scored import all_bytes, some_rows, write_scored
@@ -216,6 +218,12 @@ def test_begun_by_an_earlier_version_it_is_finished(place: Path, tmp_path: Path)
 
 
 # A directory that is lost on the way.
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/", "jsonl", "jsonl/", "jsonl/\0", "jsonl/../scored", "jsonl//x"])
+def test_a_note_names_no_file_that_is_not_ours(name: str, tmp_path: Path) -> None:
+    manifest.write_state(tmp_path, {"schema": MASKED, "files": [[name, "0" * 64]]})
+    assert name not in Owned(tmp_path, derived.CONTENTS)._proved
 
 
 @pytest.mark.parametrize("how", ["removed", "replaced"])
