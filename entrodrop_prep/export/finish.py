@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from entrodrop_prep.store.layout import VALIDATION
 from entrodrop_prep.store.ownership import Owned
 from entrodrop_prep.store.schema import MASKED
 from entrodrop_prep.store.shards import Footer, read_footer
+
+log = logging.getLogger(__name__)
 
 Written = tuple[Footer, dict[str, Any]]
 """A file's footer, and what ``manifest.file_entry`` says of it."""
@@ -45,6 +48,13 @@ def finish(
     gathered = {part: _gathered(out, part, files, job, made) for part in parts}
     table = [figures for part, figures in gathered.items() if part.epoch is not None]
     others = {part.folder: figures for part, figures in gathered.items() if part.epoch is None}
+    absent = [
+        s.name for s in job.sources.all if job.sources.named and not any(s.name in e.get("sources", {}) for e in table)
+    ]
+    if absent:
+        log.warning(
+            "no epoch has a row of %s: its weight is too small, or its rows have nothing to train on", ", ".join(absent)
+        )
     if job.validation_rows:
         others[VALIDATION]["rows_without_loss"] = job.validation_rows.rows_without_loss
     if job.eval:

@@ -415,6 +415,12 @@ def test_nothing_to_train_on(tmp_path: Path) -> None:
 # What is said, read and proved.
 
 
+def test_a_source_that_no_epoch_has_is_named(made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    few = write_scored(tmp_path / "few", some_rows(3))
+    run(tmp_path / "out", scored=[f"few={few}:0.001", f"code={made / 'code'}"], epochs=2)
+    assert ["no epoch has a row of few" in r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [True]
+
+
 def test_what_is_said(made: Path, tmp_path: Path, capfd: Any) -> None:
     given = arguments(made)
     command = ["materialize", *given["scored"], "--plain", given["plain"][0], "--scope", "source"]
