@@ -115,6 +115,7 @@ class FormatReader:
         left = self._common([asked, unasked], at_end=True)
         opens, goes_on = before.endswith(left), final.startswith(asked)
         asks = (opens and (goes_on or not prompt.strip())) or (left == unasked and goes_on and not prompt.strip())
+        asks = asks and not (prompt.strip() and left == asked.partition(_ASKED[0])[2])  # which is the user's end
         dangling = left if left.strip() and asks and middle.count(left) > 1 else ""
         if dangling:  # written whether it is asked for or not
             prompt, header = (dangling + prompt, dangling + header) if prompt.strip() else (dangling, dangling)
@@ -147,7 +148,7 @@ class FormatReader:
         calls = call_form(self._tokenizer, common, tools=tools, lead=lead)
         called, whole = self._with_a_call(rendered, calls)
         called = called.removesuffix(dangling)
-        ends += [token for token in self._call_ends(called, whole, bool(appended)) if token not in ends]
+        ends += [token for token in self._call_ends(called, whole, not self._tokens(behind)) if token not in ends]
         between_roles = [final.partition(_ASKED[0])[2], middle.partition(_ASKED[1])[2], whole.partition(_ASKED[1])[2]]
         gaps = dict.fromkeys(_before(text, header) for text in between_roles if header and header in text)
         opening = between.removeprefix(closing) if closing else ""

@@ -18,7 +18,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from entrodrop_prep.errors import RowError
 from entrodrop_prep.scoring.chat import Span
-from entrodrop_prep.scoring.messages import Chat
+from entrodrop_prep.scoring.messages import Chat, with_calls
+from entrodrop_prep.scoring.tool_calls import PROBE_TOOL
 from entrodrop_prep.scoring.turns import TurnFinder
 from helpers.tokenizers import byte_bpe
 
@@ -64,6 +65,8 @@ class Template:
         self.system = one(["own", "own", "merged", "default"])
         self.always = self.prompt == "none" and self.note is None and chance.random() < 0.3
         self.trim, self.between = one(["", " | trim"]), one(["", "", "\n", " "])
+        self.call = one([("<tool_call>\n", "\n</tool_call>"), ("<tool_call>", ""), ("[TOOL_CALLS]", "")])
+        self.answer = one([("tool", "", ""), ("user", "<tool_response>\n", "\n</tool_response>")])
         self.text = self._text()
 
     def _text(self) -> str:
@@ -82,7 +85,9 @@ class Template:
         user = note if self.note == "before user" else ""
         user += says(header("user")) + merged + "{{- m.content" + self.trim + " -}}" + says(end["u"])
         text += when("m.role == 'user'", user)
-        text += when("m.role == 'tool'", says(header("tool")) + "{{- m.content -}}" + says(end["t"]))
+        role, before, behind = self.answer
+        answer = says(header(role) + before) + "{{- m.content -}}" + says(behind + end[role[0]])
+        text += when("m.role == 'tool'", answer)
         text += when("m.role == 'assistant'", says(prompt) + self._turn() + (note if self.note == "after turn" else ""))
         text += "{%- endfor -%}"
         if self.last == "eos":
@@ -104,6 +109,8 @@ class Template:
             content = f"(m.content if loop.last else {content})"
         text = "{{- begins -}}" + (when("loop.last", empty) if self.thought == "empty last" else "")
         text += (empty if self.thought == "empty" else "") + "{{- (" + content + ")" + self.trim + " -}}"
+        call = says(self.call[0]) + "{{- c.function | tojson -}}" + says(self.call[1])
+        text += when("m.tool_calls", "{%- for c in m.tool_calls -%}" + call + "{%- endfor -%}")
         if self.last == "no end":
             text += when("not loop.last or add_generation_prompt", says(end))
         elif self.last == "no blank":
@@ -128,14 +135,17 @@ class Template:
         messages = [said("system")] if chance.random() < 0.4 else []
         for _ in range(chance.randint(1, 4)):
             roles = ["user"] + ["user"] * (chance.random() < 0.05) + ["assistant"] * (1 + (chance.random() < 0.08))
-            roles += ["tool", "assistant"] * (chance.random() < 0.1)
+            roles += ["tool", "assistant"] * (chance.random() < 0.2)
             messages += map(said, roles)
+            if "tool" in roles:
+                calls = [{"type": "function", "function": {"name": "f", "arguments": {"x": chance.choice(own)}}}]
+                messages[-3] |= {"content": chance.choice(PLAIN), "tool_calls": calls * chance.randint(1, 2)}
         return messages[:-1] if len(messages) > 3 and chance.random() < 0.1 else messages
 
 
-def turns_of(template: str, messages: list[dict[str, Any]], tokenizer: Any) -> tuple[str, list[Span]]:
+def turns_of(template: str, messages: list[dict[str, Any]], tools: Any, tokenizer: Any) -> tuple[str, list[Span]]:
     """The chat as text, and its assistant's turns."""
-    given: Any = {**tokenizer.special_tokens_map, "begins": BEGIN, "ends": END}
+    given: Any = {**tokenizer.special_tokens_map, "tools": tools, "begins": BEGIN, "ends": END}
     result: Any = render_jinja_template([messages], chat_template=template, **given)
     text, spans, start = "", [], None
     for piece in re.split(f"([{BEGIN}{END}])", result[0][0]):
@@ -177,9 +187,12 @@ def check(seed: int, templates: int) -> Counter[str]:
             trained = [m["role"] == "assistant" for m in messages]
             if not any(trained):
                 continue
-            text, wanted = turns_of(template.text, messages, tokenizer)
+            tools = [PROBE_TOOL] if any("tool_calls" in m for m in messages) else None
+            form = finder.format_of({"tools": tools})
+            chat = with_calls(Chat([dict(m) for m in messages], trained, {"tools": tools}), form.calls)
+            text, wanted = turns_of(template.text, chat.messages, tools, tokenizer)
             try:
-                turns = finder.find(Chat([dict(m) for m in messages], trained, {"tools": None}))
+                turns = finder.find(chat)
             except RowError:
                 counts["refused"] += 1
                 continue
