@@ -23,7 +23,7 @@ from entrodrop_prep.masking.histogram import BINS, PER_NAT, EntropyHistogram
 from entrodrop_prep.store.manifest import read
 from entrodrop_prep.store.schema import MASKED, masked_schema
 from entrodrop_prep.verification.run import verify
-from helpers.scored import rewrite_manifest, some_rows, write_scored
+from helpers.scored import rewrite_manifest, seal, some_rows, write_scored
 
 SOURCE = {"kind": "hub", "dataset": "org/texts", "config": "default", "split": "train", "revision": "ab" * 20}
 ROWS = some_rows(40)
@@ -42,6 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             identity={**described["identity"], "source": SOURCE},
             source={**described["source"], "name": "org/texts", "card": card},
         )
+        seal(folder / name)
     materialize(settings(folder, folder / "masked", eval=str(folder / "held"), plain_config=True))
     return folder
 

@@ -25,7 +25,7 @@ from entrodrop_prep.export.card.values import _feature, values
 from entrodrop_prep.store.manifest import read
 from entrodrop_prep.store.schema import MASKED
 from entrodrop_prep.store.scored import ScoredDataset
-from helpers.scored import rewrite_manifest, some_rows, write_scored
+from helpers.scored import rewrite_manifest, seal, some_rows, write_scored
 
 THEIRS = "---\nlicense: cc-by-4.0\npretty_name: Mine\nmy: 1\n---\n# T\n\nwords\n"
 NOTES = "\n\n## Notes\n\nThe dta is good.\n"
@@ -43,6 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         identity={**described["identity"], "source": source},
         source={**described["source"], "name": "org/texts", "card": {"license": "mit", "language": ["en"]}},
     )
+    seal(folder / "scored")
     materialize(MaterializeConfig(scored=str(folder / "scored"), out=str(folder / "masked"), epochs=2))
     return folder
 
