@@ -191,10 +191,7 @@ class _Search:
             for begin in (len(given), len(given) + blanks):
                 if form.header.strip() and text.startswith(form.header, begin):
                     return begin + len(form.header)
-            plain = self._rendered(i)
-            if plain is not None and form.prompt and given.startswith(plain) and given[len(plain) :].strip():
-                return len(given)  # another generation prompt than usual
-            if form.prompt:  # DeepSeek has no header after a tool's answer
+            if form.prompt:  # another prompt than usual, or no header: DeepSeek behind a tool's answer
                 own = self._region(i)
                 if own is None or self._reader.words(text[len(given) : own[0]]).strip():
                     raise RowError("the chat template writes something between this turn and what is before it")
