@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -115,7 +116,7 @@ def test_score_against_a_server_that_serve_starts(tmp_path: Path) -> None:
     model, port = gemma_as_published(tmp_path / "model"), free_port()
     _, serve, score = commands(PAGE)
     with (tmp_path / "said").open("w+") as said:
-        server = VLLM.popen(arguments(serve, port, model), stdout=said, env=environment(), start_new_session=True)
+        server = subprocess.Popen(arguments(serve, port, model), stdout=said, env=environment(), start_new_session=True)
         try:
             deadline = time.monotonic() + 400
             while "ready: " not in (tmp_path / "said").read_text() and time.monotonic() < deadline:
