@@ -105,29 +105,7 @@ class FormatReader:
         prompted, middle = rendered(ask, prompt=True) or asked, rendered(ask, reply, again, other) or ""
         behind = final[final.index(_REPLIES[0]) + len(_REPLIES[0]) :]
         between = _between(middle, _REPLIES[0], _ASKED[1])
-        prompt = asks_for = prompted[self._asked(asked, prompted) :]
-        openings = [
-            text[self._asked(asked, text) : text.index(_REPLIES[0])] for text in (final, middle) if _REPLIES[0] in text
-        ]
-        header = self._common([prompt, *openings] if prompt.strip() else openings)
-        before = _THOUGHT.sub("", final.partition(_REPLIES[0])[0]).removesuffix(header if prompt.strip() else "")
-        unasked = self._opening(behind, between) if between else ""
-        left = self._common([asked, unasked], at_end=True)
-        opens, goes_on = before.endswith(left), final.startswith(asked)
-        asks = (opens and (goes_on or not prompt.strip())) or (left == unasked and goes_on and not prompt.strip())
-        asks = asks and not (prompt.strip() and left == asked.partition(_ASKED[0])[2])  # which is the user's end
-        dangling = left if left.strip() and asks and middle.count(left) > 1 else ""
-        if dangling:  # written whether it is asked for or not
-            prompt, header = (dangling + prompt, dangling + header) if prompt.strip() else (dangling, dangling)
-        elif not prompt.strip():
-            prompt, header = "", header if header.strip() else ""
-        elif header != prompt:
-            header, whole = _OPENED.sub("", header), self._common(openings)
-            others = (prompt.removeprefix(header), whole.removeprefix(header))
-            if not header.strip() or any(self.words(other).strip() for other in others):
-                prompt, header = "", whole if whole.strip() else ""  # turns have another header than the prompt
-        if dangling == "" and asks_for.strip() and asks_for in behind:
-            dangling = behind[behind.index(asks_for) :]
+        prompt, header, dangling = self._header(asked, prompted, final, middle)
         behind = behind.removesuffix(dangling)
         closing = self._closing(self._common([behind, between]) if between else behind)
         if self.words(behind.removeprefix(closing)).strip():
@@ -150,10 +128,55 @@ class FormatReader:
         called = called.removesuffix(dangling)
         ends += [token for token in self._call_ends(called, whole, not self._tokens(behind)) if token not in ends]
         between_roles = [final.partition(_ASKED[0])[2], middle.partition(_ASKED[1])[2], whole.partition(_ASKED[1])[2]]
-        gaps = dict.fromkeys(_before(text, header) for text in between_roles if header and header in text)
+        gaps = dict.fromkeys(_gap(text, header) for text in between_roles if header and header in text)
         opening = between.removeprefix(closing) if closing else ""
         opening = opening if any(token in opening for token in ends) else ""
         return TurnFormat(prompt, header, closing, tuple(ends), appended, dangling, opening, tuple(gaps), calls, parts)
+
+    def _header(self, asked: str, prompted: str, final: str, middle: str) -> tuple[str, str, str]:
+        """``prompt``, ``header`` and, of ``dangling``, the header that nobody asked for.
+
+        Args:
+            asked: the chat of one question.
+            prompted: the same with a generation prompt.
+            final: with the reply.
+            middle: with another question and reply behind that.
+        """
+        asks_for = prompt = prompted[self._asked(asked, prompted) :]
+        openings = [
+            text[self._asked(asked, text) : text.index(_REPLIES[0])] for text in (final, middle) if _REPLIES[0] in text
+        ]
+        header = self._common([prompt, *openings] if prompt.strip() else openings)
+        dangling = self._unasked(asked, final, middle, prompt, header)
+        if dangling:
+            return (
+                (dangling + prompt, dangling + header, dangling) if prompt.strip() else (dangling, dangling, dangling)
+            )
+        if not prompt.strip():
+            prompt, header = "", header if header.strip() else ""
+        elif header != prompt:
+            header, whole = _OPENED.sub("", header), self._common(openings)
+            others = (prompt.removeprefix(header), whole.removeprefix(header))
+            if not header.strip() or any(self.words(other).strip() for other in others):
+                prompt, header = "", whole if whole.strip() else ""  # turns have another header than the prompt
+        behind = final.partition(_REPLIES[0])[2]
+        if asks_for.strip() and asks_for in behind:
+            dangling = behind[behind.index(asks_for) :]
+        return prompt, header, dangling
+
+    def _unasked(self, asked: str, final: str, middle: str, prompt: str, header: str) -> str:
+        """What opens a turn, or the first part of it, and is written whether it is asked for or not; else ""."""
+        between = _between(middle, _REPLIES[0], _ASKED[1])
+        unasked = self._opening(final.partition(_REPLIES[0])[2], between) if between else ""
+        left = self._common([asked, unasked], at_end=True)
+        if not left.strip() or middle.count(left) < 2:
+            return ""
+        before, goes_on = _THOUGHT.sub("", final.partition(_REPLIES[0])[0]), final.startswith(asked)
+        if prompt.strip():
+            is_it = before.removesuffix(header).endswith(left) and goes_on and left != asked.partition(_ASKED[0])[2]
+        else:
+            is_it = before.endswith(left) or (left == unasked and goes_on)
+        return left if is_it else ""
 
     @staticmethod
     def _with_a_call(rendered: Callable[..., str | None], form: CallForm) -> tuple[str, str]:
@@ -237,7 +260,7 @@ def in_parts(message: Message) -> Message:
     return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
-def _before(text: str, header: str) -> str:
+def _gap(text: str, header: str) -> str:
     """What is before a turn's header in the text behind another role's; a header of blanks is next to the reply."""
     if header.strip():
         return text.partition(header)[0]

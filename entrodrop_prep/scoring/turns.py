@@ -245,8 +245,6 @@ class _Search:
                 raise RowError("the chat template writes something else behind the last turn than behind a probe's")
             return len(text) - len(form.dangling)
         stop = self._before(i + 1, start)
-        if stop is not None:  # a system message may be written before the user's text
-            stop = min([stop, *(begin for begin, _ in self._others.values() if begin >= start)])
         if stop is not None and (found := self._last_end(start, stop)) is not None:
             return found
         turn = self._rendered(i + 1)
@@ -271,8 +269,10 @@ class _Search:
     def _before(self, i: int, start: int) -> int | None:
         """Where the turn before message ``i``, which starts at ``start``, ends at the latest; None where unknown."""
         stop, opening = self._others[i][0] if i in self._others else None, self._form.opening
-        if stop is None or not opening:
-            return stop
+        if stop is None:
+            return None
+        if not opening:  # a system message may be written before the user's text
+            return min([stop, *(begin for begin, _ in self._others.values() if begin >= start)])
         is_it = self._messages[i]["role"] == "user" and self.text.endswith(opening, start, stop)
         return stop - len(opening) if is_it else None
 
